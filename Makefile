@@ -1,0 +1,34 @@
+# Two commands: `make demo` and `make test`. Everything they need is installed into .venv on first use.
+DATA ?= builtin
+SOURCE ?=
+NIGHTS ?= 4
+DEMO_HOME ?= demo/$(DATA)
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test lint docs clean
+
+demo: .venv/installed
+	$(BIN)/mmrec demo --data $(DATA) $(if $(SOURCE),--source $(SOURCE)) --home $(DEMO_HOME) --nights $(NIGHTS)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check mmrec tests
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m mmrec.docs --check
+
+docs: .venv/installed
+	$(BIN)/python -m mmrec.docs
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "mmrec needs Python 3.11: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf .venv demo .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,106 @@
+"""Bundles: one folder per model version, sealed by one sha256 over all its files.
+
+In: a folder with `bundle.json`, an item map and ONNX graphs. Out: a `Bundle` that was checked before a byte of
+it was parsed. Nothing in it is pickled; every file is JSON, Parquet or ONNX.
+Trade-off: the digest is over whole files, so a changed comment in bundle.json makes another bundle; that is the
+price of a check that needs no knowledge of what the files mean.
+
+Kinds: `popularity` (no graph: the items' decayed counts rank for everybody; version 0) and `two_tower`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmrec.errors import InputError, QualityError
+
+_SEAL = "digest.json"
+KINDS = ("popularity", "two_tower")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle: `about` is bundle.json; paths lie in `folder`."""
+
+    folder: Path
+    digest: str
+    about: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return self.about["kind"]
+
+    @property
+    def encoders(self) -> dict[str, str]:
+        """Modality -> encoder version whose embeddings it was trained on."""
+        return self.about.get("encoders", {})
+
+
+def seal(folder: Path, about: dict[str, Any]) -> str:
+    """Write bundle.json and the digest over everything in `folder`; returns the digest."""
+    if about.get("kind") not in KINDS:
+        raise InputError("no such kind of bundle", where="bundle.json: kind", value=about.get("kind"), valid=KINDS)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bundle.json").write_text(json.dumps(about, sort_keys=True, indent=1))
+    files = _files(folder)
+    digest = _digest(files)
+    (folder / _SEAL).write_text(json.dumps({"sha256": digest, "files": files}, sort_keys=True, indent=1))
+    return digest
+
+
+def load(folder: Path, expected: str | None = None) -> Bundle:
+    """Check a bundle's digest, then read it.
+
+    Args:
+        expected: the digest that the registry or the manifest names; None: the bundle's own seal.
+
+    Raises:
+        QualityError: a file was changed, added or lost since it was sealed. InputError: no bundle there.
+    """
+    seal_file = folder / _SEAL
+    if not seal_file.is_file():
+        raise InputError(
+            "there is no bundle here", where=str(folder), valid="a folder made by mmrec export", next="mmrec init"
+        )
+    sealed = json.loads(seal_file.read_text())
+    files = _files(folder)
+    digest = _digest(files)
+    if digest != sealed["sha256"] or (expected is not None and digest != expected):
+        changed = sorted(n for n in {*files, *sealed["files"]} if files.get(n) != sealed["files"].get(n))
+        raise QualityError(
+            "the model bundle was altered since it was sealed",
+            where=str(folder),
+            value=changed or digest,
+            valid=expected or sealed["sha256"],
+            next="mmrec promote --help",
+        )
+    return Bundle(folder, digest, json.loads((folder / "bundle.json").read_text()))
+
+
+def install(folder: Path, target: Path) -> Path:
+    """Copy a sealed bundle to where versions live, whole or not at all."""
+    load(folder)
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(folder, part)
+    if target.exists():
+        shutil.rmtree(target)
+    part.replace(target)
+    return target
+
+
+def _files(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _SEAL):
+        with path.open("rb") as handle:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return found
+
+
+def _digest(files: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

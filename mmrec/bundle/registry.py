@@ -1,0 +1,139 @@
+"""MLflow's registry as mmrec uses it, and the bundles on disk that scoring uses.
+
+In: settings, sealed bundles. Out: registered versions with aliases `challenger`, `champion`, `previous`; the bundle
+of a version in `<home>/bundles/<version>`. Version 0 is the popularity bundle of `mmrec init`; it is on disk only,
+and is what a home without a champion publishes.
+Trade-off: a run's bundle is copied to disk at registration, so a night needs MLflow only to resolve one alias.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmrec.bundle.bundle import Bundle, install, load, seal
+from mmrec.config import Config
+from mmrec.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+NAME = "mmrec"
+ZERO = "0"
+
+
+def client(config: Config) -> MlflowClient:
+    """A client of the configured tracking server and registry; makes the registered model on first use."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=config.tracking, registry_uri=config.tracking)
+
+
+def init_version_zero(config: Config) -> Bundle:
+    """Make the popularity bundle, if the home has none."""
+    folder = config.bundles / ZERO
+    if not (folder / "digest.json").is_file():
+        seal(folder, {"kind": "popularity", "name": "popularity", "encoders": {}, "as_of": None,
+                      "config": {"half_life_days": config.night.half_life_days}})  # fmt: skip
+    return load(folder)
+
+
+def champion(config: Config, as_of: datetime | None = None) -> tuple[Bundle, str]:
+    """The bundle a night of `as_of` is scored with, and its version.
+
+    The champion alias, unless that model was trained on what lies after `as_of`: a backtest takes the newest
+    promoted version that knew nothing later, else version 0.
+
+    Raises: QualityError: the bundle on disk is not the one that was registered.
+    """
+    for version, digest, trained in _promoted(config):
+        if as_of is None or trained is None or datetime.fromisoformat(trained) <= as_of:
+            return load(config.bundles / version, digest), version
+    return init_version_zero(config), ZERO
+
+
+def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -> str:
+    """Register the sealed bundle in `folder`, logged as artifact `bundle` of an MLflow run, as challenger.
+
+    Returns: the version's number, also the name of its folder under `<home>/bundles`.
+    """
+    c = client(config)
+    bundle = load(folder)
+    if not any(m.name == NAME for m in c.search_registered_models(filter_string=f"name = '{NAME}'")):
+        c.create_registered_model(NAME, description="Two-tower models that mmrec's nights are scored with.")
+    tags = {"sha256": bundle.digest, "as_of": str(about["as_of"]), "kind": bundle.kind}
+    made = c.create_model_version(
+        NAME, source=f"runs:/{run_id}/bundle", run_id=run_id, tags=tags, description=about.get("summary", "")
+    )
+    version = str(made.version)
+    install(folder, config.bundles / version)
+    c.set_registered_model_alias(NAME, "challenger", version)
+    return version
+
+
+def crown(config: Config, version: str) -> str:
+    """Point `champion` at `version` and `previous` at the one it replaces; returns the version replaced."""
+    c = client(config)
+    aliases = _aliases(c)
+    before = aliases.get("champion", ZERO)
+    if before not in (ZERO, version):
+        c.set_registered_model_alias(NAME, "previous", before)
+    c.set_model_version_tag(NAME, version, "promoted", "true")
+    c.set_registered_model_alias(NAME, "champion", version)
+    if aliases.get("challenger") == version:
+        c.delete_registered_model_alias(NAME, "challenger")
+    return before
+
+
+def challenger(config: Config) -> str | None:
+    """The version that waits for the gate; None where none does."""
+    return None if _empty(config) else _aliases(client(config)).get("challenger")
+
+
+def tag(config: Config, version: str, key: str, value: str) -> None:
+    """Write a tag on a registered version, where its users look for it."""
+    client(config).set_model_version_tag(NAME, version, key, value[:5000])
+
+
+def _promoted(config: Config) -> list[tuple[str, str, str | None]]:
+    """(version, digest, as_of) of the champion, then of every version once promoted, newest first."""
+    if _empty(config):
+        return []
+    c = client(config)
+    aliases = _aliases(c)
+    found = c.search_model_versions(f"name = '{NAME}'") if aliases else []
+    current = aliases.get("champion")
+    once = [v for v in found if v.tags.get("promoted") == "true" or str(v.version) == current]
+    once.sort(key=lambda v: (str(v.version) != current, -int(v.version)))
+    for v in once:
+        if not (config.bundles / str(v.version)).is_dir():
+            raise InputError(
+                "a promoted bundle is not on this disk",
+                where=str(config.bundles / str(v.version)),
+                value=f"version {v.version}",
+                next="mmrec train && mmrec promote",
+            )
+    return [(str(v.version), v.tags["sha256"], v.tags.get("as_of")) for v in once]
+
+
+def _aliases(c: MlflowClient) -> dict[str, str]:
+    found = c.search_registered_models(filter_string=f"name = '{NAME}'")
+    return {k: str(v) for k, v in found[0].aliases.items()} if found else {}
+
+
+def _empty(config: Config) -> bool:
+    # opening a registry that isn't there would create one, which costs seconds
+    return config.mlflow_uri is None and not (config.home / "mlflow.db").is_file()
+
+
+def about_of(folder: Path) -> dict[str, Any]:
+    """bundle.json of a folder that is being built, before it is sealed."""
+    return json.loads((folder / "bundle.json").read_text())

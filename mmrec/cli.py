@@ -1,0 +1,322 @@
+"""The command line: every station, the night, and the ways to look at what it made.
+
+In: typed words. Out: text for people, JSON for programs (`--json`), and the exit codes of errors.py.
+Trade-off: every knob lives in mmrec.toml; flags are for what differs between two calls of one day.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mmrec import config as settings
+from mmrec import dates, schema, screen
+from mmrec.errors import MmrecError
+from mmrec.steps import STEPS
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Nightly multimodal recommendations: one audited list per user, every night.",
+)
+out, err = Console(), Console(stderr=True)
+
+Home = Annotated[Path, typer.Option("--home", envvar="MMREC_HOME", help="folder of the lake, models and reports")]
+Day = Annotated[str, typer.Option("--date", help="run_date, YYYY-MM-DD")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
+HOME = Path("mmrec-home")
+
+
+def main() -> None:
+    """Entry point; turns mmrec's errors into a message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except MmrecError as error:
+        err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        err.print(str(error), markup=False, highlight=False)
+        _leave(error.exit_code)
+    _leave(0)
+
+
+def _leave(code: int) -> None:
+    from mmrec.lake.session import ENGINES, stop
+
+    for engine in ENGINES:
+        stop(engine)
+    sys.exit(code)
+
+
+def show_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str, allow_nan=False))
+
+
+@app.command()
+def init(
+    home: Home = HOME,
+    source: Annotated[str, typer.Option(help="builtin, movielens-small, amazon:..., files")] = "builtin",
+    root: Annotated[Path | None, typer.Option(help="folder of the source")] = None,
+    zone: Annotated[str, typer.Option(help="the shop's time zone")] = "UTC",
+    seed: Annotated[int, typer.Option(help="seed of the built-in world")] = 0,
+    size: Annotated[str, typer.Option(help="size of the built-in world: tiny or small")] = "small",
+) -> None:
+    """Make a home: mmrec.toml, empty tables with their constraints, and version 0, a popularity bundle."""
+    from mmrec.run import make_home
+
+    made = make_home(home, source=source, root=root, zone=zone, seed=seed, size=size)
+    out.print(f"home [bold]{made.home}[/] with {len(schema.TABLES)} tables and model version 0 (popularity)")
+    out.print(f"next: mmrec run --home {home} --date YYYY-MM-DD")
+
+
+@app.command()
+def run(
+    day: Day,
+    home: Home = HOME,
+    force: Annotated[bool, typer.Option(help="resolve anew, under a new run_id")] = False,
+    replay: Annotated[bool, typer.Option(help="repeat from the recorded manifest and compare hashes")] = False,
+    train: Annotated[bool | None, typer.Option("--train/--no-train", help="train now, or not at all")] = None,
+    as_json: Json = False,
+) -> None:
+    """Training if due, then the night. Of a published date: nothing, unless --force or --replay."""
+    from mmrec import run as nights
+
+    cfg, when = settings.load(home), dates.parse(day)
+    with progress(as_json) as tell:
+        result = (
+            nights.replay(cfg, when, tell) if replay else nights.run(cfg, when, force=force, train=train, tell=tell)
+        )
+    show_json(result) if as_json else screen.print_run(out, result)
+
+
+@app.command()
+def backfill(
+    start: Annotated[str, typer.Option("--from", help="first run_date")],
+    end: Annotated[str, typer.Option("--to", help="last run_date, included")],
+    home: Home = HOME,
+    force: bool = False,
+    as_json: Json = False,
+) -> None:
+    """The night of every date of a range, oldest first; none of them trains."""
+    from mmrec import run as nights
+
+    cfg = settings.load(home)
+    results = []
+    with progress(as_json) as tell:
+        for when in dates.days(dates.parse(start, "--from"), dates.parse(end, "--to")):
+            results.append(nights.run(cfg, when, force=force, train=False, tell=tell))
+            if not as_json:
+                screen.print_run(out, results[-1])
+    if as_json:
+        show_json(results)
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="builtin or movielens-small")] = "builtin",
+    source: Annotated[Path | None, typer.Option(help="folder of the data; none: it is downloaded")] = None,
+    home: Home = Path("demo"),
+    nights: Annotated[int, typer.Option(min=1, help="nights in a row")] = 4,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Nights on the built-in world, or on real films, ending with a few users' lists."""
+    from mmrec import run as room
+
+    with progress(as_json) as tell:
+        result = room.demo(home, data=data, source=source, nights=nights, seed=seed, tell=tell)
+    show_json(result) if as_json else screen.print_demo(out, home, result)
+
+
+@app.command()
+def tables(
+    name: Annotated[str | None, typer.Argument(help="one table's columns")] = None,
+    home: Home = HOME,
+    as_json: Json = False,
+) -> None:
+    """The tables there are, with rows and versions; or one table's columns."""
+    from mmrec.lake.store import Lake
+
+    if name:
+        t = schema.table(name)
+        if as_json:
+            show_json(
+                {
+                    "name": t.name,
+                    "grain": t.grain,
+                    "key": t.key,
+                    "checks": t.checks,
+                    "mode": t.mode,
+                    "columns": [{"name": c.name, "type": c.type, "comment": c.comment} for c in t.columns],
+                }
+            )
+            return
+        grid = Table(
+            title=f"{t.name}: one row is {t.grain}", caption=f"key: {', '.join(t.key)}; written by {t.step}, {t.mode}"
+        )
+        for head in ("column", "type", "what it is"):
+            grid.add_column(head)
+        for c in t.columns:
+            grid.add_row(c.name, c.type + (" or null" if c.nullable else ""), c.comment)
+        out.print(grid)
+        return
+    lake = Lake(settings.load(home).lake)
+    found = []
+    for t in schema.TABLES.values():
+        if lake.exists(t.name):
+            found.append(
+                {
+                    "table": t.name,
+                    "view": t.view,
+                    "version": lake.version(t.name),
+                    "rows": lake.dataset(t.name).count_rows(),
+                    "grain": t.grain,
+                }
+            )
+    if as_json:
+        show_json(found)
+        return
+    grid = Table(title=str(lake.root))
+    for head in ("table", "in SQL", "version", "rows", "one row is"):
+        grid.add_column(head, justify="right" if head in ("version", "rows") else "left", overflow="fold")
+    for row in found:
+        grid.add_row(row["table"], row["view"], str(row["version"]), f"{row['rows']:,}", row["grain"])
+    out.print(grid)
+
+
+@app.command()
+def sql(statement: str, home: Home = HOME, as_json: Json = False) -> None:
+    """One DuckDB statement over the tables; `mmrec tables` names them."""
+    from mmrec.lake.sql import query
+    from mmrec.lake.store import Lake
+
+    rows = query(Lake(settings.load(home).lake), statement)
+    if as_json:
+        show_json(rows.to_pylist())
+        return
+    grid = Table()
+    for field in rows.schema:
+        grid.add_column(
+            field.name, justify="right" if str(field.type) in ("int32", "int64", "float", "double") else "left"
+        )
+    for row in rows.slice(0, 200).to_pylist():
+        grid.add_row(*("" if v is None else str(v) for v in row.values()))
+    out.print(grid)
+    if rows.num_rows > 200:
+        out.print(f"{rows.num_rows:,} rows, 200 shown; --json gives all")
+
+
+@app.command()
+def show(
+    user: str, home: Home = HOME, day: Annotated[str | None, typer.Option("--date")] = None, as_json: Json = False
+) -> None:
+    """One user: what they did lately, beside what they are offered and why."""
+    from mmrec.lake.store import Lake
+    from mmrec.monitor.show import render, user_page
+
+    cfg = settings.load(home)
+    page = user_page(Lake(cfg.lake), user, dates.parse(day) if day else None, cfg.zone)
+    show_json(page.to_json()) if as_json else out.print(render(page))
+
+
+@app.command()
+def verify(home: Home = HOME, as_json: Json = False) -> None:
+    """Check every promise that can be checked on the tables as they are; exit 3 if one is broken."""
+    from mmrec.verify import verify as check
+
+    findings = check(settings.load(home))
+    bad = [f for f in findings if not f["ok"]]
+    if as_json:
+        show_json({"ok": not bad, "checks": findings})
+    else:
+        grid = Table()
+        for head in ("check", "result", "detail"):
+            grid.add_column(head, overflow="fold")
+        for f in findings:
+            grid.add_row(f["check"], "[green]ok[/]" if f["ok"] else "[bold red]broken[/]", f["detail"])
+        out.print(grid)
+        out.print("every check holds" if not bad else f"[bold red]{len(bad)} of {len(findings)} checks are broken[/]")
+    if bad:
+        _leave(3)
+
+
+@app.command(hidden=True)
+def learn(day: Day, home: Home = HOME, as_json: Json = False) -> None:
+    """train, evaluate, export, register and promote, in one process."""
+    from mmrec.learn import chain
+
+    with progress(as_json and not err.is_terminal) as tell:
+        told = chain(settings.load(home), dates.parse(day), tell)
+    show_json(told) if as_json else screen.print_counts(out, "learn", told)
+
+
+def _station(name: str, summary: str) -> None:
+    def command(day: Day, home: Home = HOME, as_json: Json = False) -> None:
+        from mmrec import run as nights
+
+        with progress(as_json) as tell:
+            counts = nights.station(settings.load(home), name, dates.parse(day), tell)
+        show_json(counts) if as_json else screen.print_counts(out, name, counts)
+
+    command.__doc__ = summary[0].upper() + summary[1:] + "."
+    app.command(name, rich_help_panel="Stations, in the order of the night")(command)
+
+
+for _step in STEPS:
+    _station(_step.name, _step.summary)
+
+
+class progress:
+    """Bars with rate and time left on a terminal; a line a station elsewhere; nothing beside JSON."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.quiet = quiet
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+            disable=quiet or not err.is_terminal,
+        )
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Any:
+        self.bars.start()
+        return self.tell
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def tell(self, what: str, done: int, of: int) -> None:
+        if of < 0:  # a finished station
+            if not self.quiet and not err.is_terminal:
+                err.print(f"{what}: {done / 1000:.1f} s", highlight=False)
+            return
+        if what not in self.tasks:
+            for task in self.tasks.values():
+                self.bars.update(task, visible=False)
+            self.tasks[what] = self.bars.add_task(what, total=of or None, rate="")
+        task = self.tasks[what]
+        self.bars.update(task, completed=done, total=of or None)
+        speed = self.bars.tasks[self.bars.task_ids.index(task)].speed
+        self.bars.update(task, rate=f"{speed:,.0f}/s" if speed else "")
+        if of and done >= of:
+            self.bars.update(task, visible=False)

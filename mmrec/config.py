@@ -1,0 +1,152 @@
+"""Settings: one frozen tree, `<home>/mmrec.toml` < `MMREC_*` < flags.
+
+In: a home folder. Out: `Config`. Unknown keys are errors; every field says what it is and in which unit.
+Trade-off: what changes the content of a list is in `night` and goes into every manifest; the rest (threads,
+engine, device) must not change a byte, and is left out of a run's identity.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
+
+from mmrec.errors import InputError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceConfig(_Part):
+    spec: str = Field("builtin", description="builtin, movielens-small, movielens-..., amazon, or files")
+    root: Path | None = Field(None, description="folder of the source; null: the home's own, or downloaded")
+    seed: int = Field(0, description="seed of the built-in world")
+    size: str = Field("small", description="size of the built-in world: tiny or small")
+    earliest: str = Field("1990-01-01", description="events before this day are quarantined")
+    max_bad_share: float = Field(0.5, description="a delivery with a larger share of bad rows stops the night")
+    min_share: float = Field(0.1, description="a delivery below this share of the previous one stops the night")
+
+
+class NightConfig(_Part):
+    k: int = Field(20, ge=1, description="items in a list")
+    sequence_length: int = Field(200, ge=1, description="a user's last interactions that features keep")
+    half_life_days: float = Field(30, gt=0, description="half-life of popularity, days")
+    min_share: float = Field(0.5, description="lists below this share of the last night's are refused")
+    text: str = Field("minilm", description="text encoder; empty: none")
+    image: str = Field("efficientnet-lite0", description="picture encoder; empty: none")
+    audio: str = Field("logmel", description="sound encoder; empty: none")
+
+
+class TrainConfig(_Part):
+    every_days: int = Field(7, ge=1, description="the champion is retrained when it is older, days")
+    recipe: str = Field("default", description="named recipe of mmrec.train.fit")
+    seed: int = Field(0, description="seed of initialisation, order and negatives")
+
+
+class EvaluateConfig(_Part):
+    rolling_days: int = Field(91, ge=1, description="length of a rolling test window, days")
+    rolling_cuts: int = Field(16, ge=1, description="rolling test windows, counted back from as_of")
+    rolling_fits: int = Field(4, ge=1, description="fits shared by those windows")
+    per_user_share: float = Field(0.2, gt=0, lt=1, description="last share of a user's interactions that is the test")
+    min_history: int = Field(5, ge=1, description="distinct earlier items a user needs to be asked")
+    bootstrap: int = Field(2000, ge=100, description="bootstrap samples of an interval")
+
+
+class Config(BaseSettings):
+    """The whole tree; see the module."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="MMREC_", env_nested_delimiter="__")
+
+    home: Path = Field(description="folder of the lake, models, runs and reports")
+    engine: Literal["local"] = Field("local", description="what computes table code: local (Sail)")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where encoders and scoring run")
+    threads: int = Field(2, ge=1, description="threads of encoders and scoring")
+    zone: str = Field("UTC", description="the shop's time zone, IANA name")
+    max_age_hours: float = Field(36, gt=0, description="an input older than this is stale, hours")
+    mlflow_uri: str | None = Field(None, description="tracking server; null: SQLite in the home")
+    source: SourceConfig = SourceConfig()
+    night: NightConfig = NightConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: Any, init_settings: Any, env_settings: Any, dotenv_settings: Any, file_secret_settings: Any
+    ) -> tuple[Any, ...]:
+        home = Path(init_settings.init_kwargs["home"])
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, home / "mmrec.toml")
+
+    @property
+    def lake(self) -> Path:
+        return self.home / "lake"
+
+    @property
+    def runs(self) -> Path:
+        return self.home / "runs"
+
+    @property
+    def bundles(self) -> Path:
+        return self.home / "bundles"
+
+    @property
+    def cache(self) -> Path:
+        return self.home / "cache"
+
+    @property
+    def tracking(self) -> str:
+        return self.mlflow_uri or f"sqlite:///{self.home.absolute()}/mlflow.db"
+
+
+def load(home: Path, **flags: Any) -> Config:
+    """The settings of a home. InputError names the key, its value and what would be right."""
+    try:
+        return Config(home=home.absolute(), **{k: v for k, v in flags.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"a setting is wrong: {first['msg'].lower()}",
+            where=f"{home / 'mmrec.toml'}: {key}",
+            value=first.get("input"),
+            valid=_valid(first["loc"]),
+            next="edit mmrec.toml",
+        ) from None
+    except ValueError as error:
+        raise InputError(
+            f"the settings can't be read: {error}", where=str(home / "mmrec.toml"), valid="TOML", next="edit mmrec.toml"
+        ) from None
+
+
+def write(home: Path, sections: dict[str, Any]) -> Path:
+    """Write `<home>/mmrec.toml` from top-level values and one level of sections."""
+    home.mkdir(parents=True, exist_ok=True)
+    lines = [f"{k} = {_toml(v)}" for k, v in sections.items() if not isinstance(v, dict) and v is not None]
+    for name, values in sections.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{name}]"] + [f"{k} = {_toml(v)}" for k, v in values.items() if v is not None]
+    target = home / "mmrec.toml"
+    target.write_text("\n".join(lines) + "\n")
+    return target
+
+
+def _toml(value: Any) -> str:
+    import json
+
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    return json.dumps(str(value))
+
+
+def _valid(where: tuple[Any, ...]) -> str:
+    model: Any = Config
+    for part in where[:-1]:
+        model = model.model_fields[part].annotation
+    fields = model.model_fields
+    if where[-1] in fields:
+        return fields[where[-1]].description
+    return "one of " + ", ".join(fields)

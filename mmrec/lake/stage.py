@@ -1,0 +1,121 @@
+"""Staging: an engine frame or an Arrow stream becomes files inside the table's own folder.
+
+In: a frame or record batches. Out: a `Stage`: a small Delta table in `<table>/stage-<run_id>-<n>`, whose log
+lists the files; nothing of it is visible to readers of the table.
+Trade-off: a stage writes a log of its own that is thrown away after adoption; that log is what gives both
+engines' files names, sizes and statistics in one form, and it costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import pyarrow as pa
+from deltalake import write_deltalake
+
+from mmrec import schema
+from mmrec.errors import InputError
+from mmrec.lake.store import Lake
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    path: str  # within the stage
+    size: int
+    partition: dict[str, str | None]
+    stats: str
+    modified: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Files written for `table` and not yet adopted."""
+
+    table: str
+    folder: Path
+    files: tuple[StagedFile, ...]
+
+    def discard(self) -> None:
+        """Remove the files: for a stage that was refused or turned out not to be needed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def stage_frame(lake: Lake, name: str, frame: DataFrame, run_id: str) -> Stage:
+    """Let the engine write `frame`, columns in schema.py's order and types.
+
+    Raises:
+        InputError: the frame lacks a column of the table, or has one that the table does not.
+    """
+    from pyspark.sql import functions as F
+
+    t = schema.table(name)
+    wanted, got = [c.name for c in t.columns], list(frame.columns)
+    if set(wanted) != set(got):
+        raise InputError(
+            "the frame does not have the table's columns",
+            where=name,
+            value=got,
+            valid=wanted,
+            next=f"correct the step {t.step}",
+        )
+    folder = _fresh(lake, name, run_id)
+    cast = frame.select([F.col(c.name).cast(c.type.lower()).alias(c.name) for c in t.columns])
+    writer = cast.write.format("delta").mode("error")
+    if t.partition:
+        writer = writer.partitionBy(t.partition)
+    writer.save(str(folder))
+    return read_stage(name, folder)
+
+
+def stage_arrow(lake: Lake, name: str, data: pa.Table | Iterator[pa.RecordBatch], run_id: str) -> Stage:
+    """Write Arrow rows, which are cast to the table's types without loss; no engine is involved.
+
+    Raises:
+        InputError: a value does not fit the table's type.
+    """
+    t = schema.table(name)
+    folder = _fresh(lake, name, run_id)
+    try:
+        if isinstance(data, pa.Table):
+            data = data.select(t.arrow.names).cast(t.arrow)
+        else:
+            data = pa.RecordBatchReader.from_batches(
+                t.arrow, (pa.RecordBatch.from_arrays([b.column(n).cast(t.arrow.field(n).type) for n in t.arrow.names],
+                                                     schema=t.arrow) for b in data))  # fmt: skip
+        write_deltalake(str(folder), data, mode="error", partition_by=[t.partition] if t.partition else None)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, ValueError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(
+            f"the rows do not fit the table: {error}", where=name, valid=t.ddl, next=f"correct the step {t.step}"
+        ) from error
+    return read_stage(name, folder)
+
+
+def read_stage(name: str, folder: Path) -> Stage:
+    """The stage in `folder`, from the log its writer left."""
+    files = []
+    for log in sorted((folder / "_delta_log").glob("*.json")):
+        for line in log.read_text().splitlines():
+            add = json.loads(line).get("add")
+            if add:
+                files.append(StagedFile(unquote(add["path"]), add["size"], add.get("partitionValues") or {},
+                                        add.get("stats") or "{}", add["modificationTime"]))  # fmt: skip
+    return Stage(name, folder, tuple(files))
+
+
+def _fresh(lake: Lake, name: str, run_id: str) -> Path:
+    # not "_" or "." in front: vacuum must see an orphaned stage
+    root = lake.path(name)
+    n = 0
+    while (root / f"stage-{run_id}-{n}").exists():
+        n += 1
+    return root / f"stage-{run_id}-{n}"

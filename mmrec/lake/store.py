@@ -1,0 +1,125 @@
+"""Where tables live and how they are read: always at a version, never "whatever is there now".
+
+In: a lake folder, table names of schema.py. Out: Arrow tables, engine frames, versions, fences, file lists.
+Trade-off: reads go through pyarrow datasets with an explicit local file system; delta-rs's own
+`to_pyarrow_table` and `to_pandas` are a line shorter and can abort the process at exit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+from mmrec import schema
+from mmrec.errors import InputError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+
+class Lake:
+    """Tables in a folder: `<root>/<layer>/<table>`. Opening one creates nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+
+    def path(self, name: str) -> Path:
+        schema.table(name)
+        layer, short = name.split(".")
+        return self.root / layer / short
+
+    def exists(self, name: str) -> bool:
+        return (self.path(name) / "_delta_log").is_dir()
+
+    def handle(self, name: str, version: int | None = None) -> DeltaTable:
+        """A delta-rs handle at `version` (None: the newest). InputError where the table or version is missing."""
+        try:
+            return DeltaTable(str(self.path(name)), version=version)
+        except TableNotFoundError:
+            raise InputError(
+                "the table does not exist yet",
+                where=name,
+                value=str(self.path(name)),
+                valid="a home made by mmrec init",
+                next="mmrec init --home HOME",
+            ) from None
+
+    def create(self, name: str) -> None:
+        """Make the empty table with its NOT NULL columns, comments and CHECKs; leaves an existing one alone."""
+        if self.exists(name):
+            return
+        t = schema.table(name)
+        fields = [c.arrow.with_metadata({"comment": c.comment}) for c in t.columns]
+        handle = DeltaTable.create(
+            str(self.path(name)),
+            pa.schema(fields),
+            partition_by=[t.partition] if t.partition else None,
+            name=name,
+            description=f"Grain: {t.grain}. {t.comment}",
+        )
+        for check, condition in t.checks.items():
+            handle.alter.add_constraint({check: condition})
+
+    def create_all(self) -> None:
+        for name in schema.TABLES:
+            self.create(name)
+
+    def version(self, name: str) -> int:
+        return self.handle(name).version()
+
+    def versions(self) -> dict[str, int]:
+        """Every table that exists -> its newest version."""
+        return {name: self.version(name) for name in schema.TABLES if self.exists(name)}
+
+    def dataset(self, name: str, version: int | None = None) -> ds.Dataset:
+        handle = self.handle(name, version)
+        root = str(self.path(name))
+        return handle.to_pyarrow_dataset(filesystem=SubTreeFileSystem(root, LocalFileSystem()))
+
+    def arrow(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        columns: list[str] | None = None,
+        where: ds.Expression | None = None,
+    ) -> pa.Table:
+        """Rows at `version` as Arrow, in schema.py's column order and types; row order is not defined."""
+        t = schema.table(name)
+        names = columns or [c.name for c in t.columns]
+        table = self.dataset(name, version).to_table(columns=names, filter=where)
+        return table.cast(pa.schema([t.arrow.field(n) for n in names]))
+
+    def batches(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        columns: list[str] | None = None,
+        where: ds.Expression | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """The same, a record batch at a time: for tables that need not fit in memory."""
+        yield from self.dataset(name, version).to_batches(columns=columns, filter=where)
+
+    def day(self, name: str, run_date: date, version: int | None = None, columns: list[str] | None = None) -> pa.Table:
+        """One partition of a table that is partitioned by run_date."""
+        return self.arrow(name, version, columns=columns, where=ds.field("run_date") == run_date)
+
+    def frame(self, spark: SparkSession, name: str, version: int) -> DataFrame:
+        """The same rows as an engine frame, pinned."""
+        return spark.read.format("delta").option("versionAsOf", version).load(str(self.path(name)))
+
+    def run_dates(self, name: str = "gold.recommendations") -> list[date]:
+        """The run_dates that a table partitioned by run_date holds, ascending; from the log, no file is read."""
+        if not self.exists(name):
+            return []
+        parts = self.handle(name).partitions()
+        return sorted({date.fromisoformat(str(p["run_date"])) for p in parts})

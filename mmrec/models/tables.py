@@ -1,0 +1,90 @@
+"""From Arrow tables to the dense views of data.py.
+
+In: item rows, interactions, embeddings as Arrow. Out: `Items`, `Log`, and the content vectors of any item list.
+Trade-off: ids are sorted once here and everything after works on positions; the sort is the price of ties that
+mean the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmrec.models.data import Items, Log
+
+NEVER = np.iinfo(np.int64).max
+
+
+def content_of(
+    embeddings: pa.Table, versions: Mapping[str, str], keys: Mapping[str, Sequence[str | None]]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Content vectors of items.
+
+    Args:
+        embeddings: rows of gold.item_embeddings. versions: modality -> encoder version to read.
+        keys: modality -> (N,) content_sha256 an item, None where it has no such content.
+
+    Returns: modality -> (N, D) float32 (zero rows where absent or refused), modality -> (N,) bool.
+    """
+    content, present = {}, {}
+    for modality, version in versions.items():
+        rows = embeddings.filter(pc.equal(embeddings["encoder_version"], version))
+        rows = rows.filter(pc.greater(rows["dim"], 0))
+        dim = rows["dim"][0].as_py() if rows.num_rows else 1
+        at = {sha: i for i, sha in enumerate(rows["content_sha256"].to_pylist())}
+        flat = rows["embedding"].combine_chunks()
+        flat = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
+        vectors = flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+        position = np.array([at.get(k, -1) if k else -1 for k in keys[modality]], np.int64)
+        found = position >= 0
+        matrix = np.zeros((len(position), dim), np.float32)
+        matrix[found] = vectors[position[found]]
+        content[modality], present[modality] = matrix, found
+    return content, present
+
+
+def items_from(rows: pa.Table, embeddings: pa.Table, versions: Mapping[str, str]) -> Items:
+    """`Items` of rows with item_id, categories, available_us, withdrawn_us and <modality>_sha256 columns."""
+    rows = rows.sort_by("item_id")
+    keys = {m: rows[f"{m}_sha256"].to_pylist() for m in versions}
+    content, present = content_of(embeddings, versions, keys)
+    category = np.array([(c or [""])[0] for c in rows["categories"].to_pylist()], object)
+    return Items(
+        ids=np.array(rows["item_id"].to_pylist(), object),
+        content=content,
+        present=present,
+        category=category,
+        available_us=rows["available_us"].to_numpy().astype(np.int64),
+        withdrawn_us=rows["withdrawn_us"].fill_null(NEVER).to_numpy().astype(np.int64),
+    )
+
+
+def log_from(interactions: pa.Table, items: Items) -> Log:
+    """`Log` of as-of interactions (user_id, item_id, event_type, event_us, available_us, weight); rows of items that
+    are not in `items` are left out."""
+    item = np.array([items.index.get(i, -1) for i in interactions["item_id"].to_pylist()], np.int64)
+    interactions = interactions.filter(pa.array(item >= 0))
+    item = item[item >= 0].astype(np.int32)
+    users, user = _codes(interactions["user_id"])
+    types, event = _codes(interactions["event_type"])
+    ts = interactions["event_us"].to_numpy().astype(np.int64)
+    order = np.lexsort((event, item, ts, user))
+    return Log(
+        user_ids=users,
+        event_types=tuple(types),
+        user=user[order].astype(np.int32),
+        item=item[order],
+        ts_us=ts[order],
+        weight=interactions["weight"].to_numpy().astype(np.float32)[order],
+        event=event[order].astype(np.int16),
+        available_us=interactions["available_us"].to_numpy().astype(np.int64)[order],
+    )
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    values = np.array(sorted(pc.unique(column).to_pylist(), key=lambda s: s.encode()), object)
+    at = {v: i for i, v in enumerate(values)}
+    return values, np.array([at[v] for v in column.to_pylist()], np.int64)

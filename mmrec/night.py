@@ -1,0 +1,420 @@
+"""The stations of the night, each a thin function from a `Night` to counts; the rooms do the work.
+
+In: a `Night` (settings, run_date, lakes). Out: counts for the log; tables and files are the result.
+Stations before `plan` are idempotent by source digest and content hash; those after it read only the manifest.
+Trade-off: stations of one process share an engine session and nothing else, so that each can also be run alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import mmrec
+from mmrec import dates, schema
+from mmrec.config import Config
+from mmrec.errors import InputError, QualityError
+from mmrec.lake import commit, content, stage
+from mmrec.lake.audit import audit
+from mmrec.lake.manifest import Manifest
+from mmrec.lake.session import session
+from mmrec.lake.store import Lake
+
+SILVER = ("items", "users", "interactions", "relations", "impressions")
+TARGETS = ("gold.user_sequences", "gold.item_features", "gold.user_vectors", "gold.recommendations", "ops.freshness")
+
+
+def _quiet(_what: str, _done: int, _of: int) -> None:
+    pass
+
+
+@dataclass
+class Night:
+    """One run_date of one home.
+
+    Attributes:
+        out: where gold is written: the lake itself, or a scratch lake of a replay.
+        progress: called with (what, done, of) by long stations; of is 0 where it is not known.
+        replayed: the recorded manifest that a replay follows.
+    """
+
+    config: Config
+    run_date: date
+    progress: Callable[[str, int, int], None] = _quiet
+    replayed: Manifest | None = None
+    out: Lake = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lake = Lake(self.config.lake)
+        self.out = self.lake
+        if not self.lake.exists("gold.recommendations"):
+            raise InputError(
+                "this home has no lake yet",
+                where="--home",
+                value=str(self.config.home),
+                valid="a folder made by mmrec init",
+                next=f"mmrec init --home {self.config.home}",
+            )
+
+    @property
+    def as_of(self) -> datetime:
+        return dates.as_of(self.run_date, self.config.zone)
+
+    @property
+    def _pointer(self) -> Path:
+        return self.config.runs / f"planned-{self.run_date}.json"
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest that `plan` wrote for this run_date."""
+        if self.replayed:
+            return self.replayed
+        if not self._pointer.is_file():
+            raise InputError(
+                "this run_date is not planned yet",
+                where=f"run_date {self.run_date}",
+                valid="a planned run_date",
+                next=f"mmrec plan --date {self.run_date}",
+            )
+        run_id = json.loads(self._pointer.read_text())["run_id"]
+        return Manifest.from_json((self.config.runs / run_id / "manifest.json").read_text())
+
+    @property
+    def folder(self) -> Path:
+        """Files of this run: manifest, stage pointer."""
+        return self.config.runs / self.manifest.run_id
+
+    def planned(self, manifest: Manifest) -> None:
+        manifest.save(self.config.runs)
+        part = self._pointer.with_suffix(".part")
+        part.write_text(json.dumps({"run_id": manifest.run_id}))
+        part.replace(self._pointer)
+        self.__dict__.pop("manifest", None)
+
+
+def world(night: Night) -> dict[str, Any]:
+    """Let the built-in world deliver every day before run_date; other sources deliver by themselves."""
+    source = night.config.source
+    if source.spec != "builtin":
+        return {}
+    from mmrec.worlds.builtin import World
+
+    generator = World(source.seed, source.size)
+    folder = _source_root(night.config)
+    counts = {"days": 0}
+    history = folder / "history.done"
+    if not history.is_file():
+        generator.write_history(folder)
+        history.touch()
+    day = generator.first_run_date
+    while day < night.run_date:
+        done = folder / f"{day}.done"
+        if not done.is_file():
+            shown = night.lake.day("gold.recommendations", day) if day in night.lake.run_dates() else None
+            generator.write_day(folder, day, shown)
+            done.touch()
+            counts["days"] += 1
+        day += timedelta(days=1)
+    return counts
+
+
+def ingest(night: Night) -> dict[str, Any]:
+    """See worlds/ingest.py."""
+    from mmrec.worlds import ingest as room
+    from mmrec.worlds.sources import open_source
+
+    source = night.config.source
+    spec = "files" if source.spec == "builtin" else source.spec
+    opened = open_source(spec, _source_root(night.config), night.config.cache)
+    return room.ingest(
+        night.lake,
+        opened,
+        min_share=source.min_share,
+        progress=lambda file, rows: night.progress(f"ingest {file}", rows, 0),
+    )
+
+
+def validate(night: Night) -> dict[str, Any]:
+    """Bronze to silver: every bronze row that is in neither silver nor quarantine gets its place."""
+    from mmrec.features import silver
+
+    lake, spark = night.lake, session(night.config.engine)
+    earliest = dates.as_of(dates.parse(night.config.source.earliest, "source.earliest"))
+    clock = lake.arrow("bronze.files", columns=["ingested_at"]).column(0)
+    latest = (pc.max(clock).as_py() or datetime.now(UTC)) + timedelta(days=1)
+    counts: dict[str, Any] = {}
+    for kind in SILVER:
+        name = f"silver.{kind}"
+        pinned, pinned_bad = commit.fence(lake, name), commit.fence(lake, "ops.quarantine")
+        pending = silver.pending(
+            kind,
+            lake.frame(spark, f"bronze.{kind}", lake.version(f"bronze.{kind}")),
+            lake.frame(spark, name, lake.version(name)),
+            lake.frame(spark, "ops.quarantine", lake.version("ops.quarantine")),
+        )
+        known = lake.frame(spark, "silver.items", lake.version("silver.items")).select("item_id").distinct()
+        good, bad = silver.to_silver(
+            kind, pending, known if kind in ("interactions", "impressions") else None, earliest=earliest, latest=latest
+        )
+        bad_rows = silver.unrecorded(bad, lake.frame(spark, "ops.quarantine", lake.version("ops.quarantine"))).toArrow()
+        run_id = f"validate-{kind}"
+        # quarantine first: a kill in between leaves good rows pending, never a bad row without its reason
+        bad_done = commit.write(lake, "ops.quarantine", bad_rows, run_id=run_id, pinned=pinned_bad)
+        good_done = commit.write(lake, name, good, run_id=run_id, pinned=pinned)
+        counts[kind], counts[f"{kind}_quarantined"] = good_done.rows, bad_done.rows
+        new = good_done.rows + bad_done.rows
+        if new >= 100 and bad_done.rows > night.config.source.max_bad_share * new:
+            raise QualityError(
+                "most rows of a delivery are bad",
+                where=f"bronze.{kind}",
+                value=f"{bad_done.rows} of {new} quarantined",
+                valid=f"at most {night.config.source.max_bad_share:.0%}",
+                next='mmrec sql "select rule, count(*) from ops_quarantine group by 1"',
+            )
+    return counts
+
+
+def embed(night: Night) -> dict[str, Any]:
+    """See content/embed.py."""
+    from mmrec.content import embed as room
+    from mmrec.features.windows import content_text
+
+    return room.embed(
+        night.lake,
+        encoders(night.config),
+        run_id=f"embed-{night.run_date}",
+        progress=night.progress,
+        text_of=lambda row: content_text(row["title"], row["categories"], row["text"]),
+    )
+
+
+def encoders(config: Config) -> list[Any]:
+    """The encoders that config names, ready to encode."""
+    from mmrec.content.encoders import encoder
+
+    names = (config.night.text, config.night.image, config.night.audio)
+    return [encoder(name, config.cache / "encoders") for name in names if name]
+
+
+def plan(night: Night) -> dict[str, Any]:
+    """Pin table versions, model, settings and fences; the manifest's digest is the run_id."""
+    from mmrec.bundle.registry import champion
+
+    lake, config = night.lake, night.config
+    pinned = [f"silver.{k}" for k in SILVER] + ["gold.item_embeddings"]
+    bundle, version = champion(config, night.as_of)
+    manifest = Manifest(
+        run_date=str(night.run_date),
+        as_of=night.as_of.isoformat(),
+        tables={n: lake.version(n) for n in pinned},
+        model_version=version,
+        model_digest=bundle.digest,
+        encoders=bundle.encoders,
+        config=config.night.model_dump() | {"zone": config.zone},
+        fences={n: commit.fence(lake, n, night.run_date) for n in TARGETS},
+        code=mmrec.__version__,
+    )
+    night.planned(manifest)
+    return {"run_id": manifest.run_id, "model_version": version, "tables": manifest.tables}
+
+
+def features(night: Night) -> dict[str, Any]:
+    """Write the day's user_sequences and item_features from the pinned silver tables."""
+    from mmrec.features import asof, sequences, windows
+
+    m, lake, spark = night.manifest, night.lake, session(night.config.engine)
+    frames = {k: lake.frame(spark, f"silver.{k}", m.tables[f"silver.{k}"]) for k in ("interactions", "items", "users")}
+    interactions = asof.interactions(frames["interactions"], m.moment)
+    items = asof.items(frames["items"], m.moment)
+    users = asof.users(frames["users"], m.moment)
+    made = {
+        "gold.user_sequences": sequences.user_sequences(
+            interactions, users, m.day, m.moment, m.config["sequence_length"], m.run_id
+        ),
+        "gold.item_features": windows.item_features(
+            interactions, items, m.day, m.moment, m.config["half_life_days"], m.run_id
+        ),
+    }
+    return {
+        name: commit.write(
+            night.out,
+            name,
+            frame,
+            run_id=m.run_id,
+            pinned=_pin(night, name),
+            partition=m.day,
+            metadata={"inputs": json.dumps(m.tables, sort_keys=True)},
+        ).rows
+        for name, frame in made.items()
+    }
+
+
+def recommend(night: Night) -> dict[str, Any]:
+    """Score every user against every item on offer and stage the lists; nothing is visible yet."""
+    from mmrec.bundle import bundle as bundles
+    from mmrec.recommend.score import vectors
+    from mmrec.recommend.slate import Stamp, slates
+
+    m = night.manifest
+    folder = night.config.bundles / m.model_version
+    model = bundles.load(folder, m.model_digest)
+    users = night.out.day("gold.user_sequences", m.day).sort_by("user_id")
+    items = night.out.day("gold.item_features", m.day).sort_by("item_id")
+    if not items.num_rows:
+        raise QualityError(
+            "no item is on offer",
+            where=f"gold.item_features run_date={m.day}",
+            value=0,
+            valid="at least one item",
+            next="mmrec tables silver.items",
+        )
+    scored = vectors(model, users, items, night.lake, m, device=night.config.device, threads=night.config.threads)
+    stamp = Stamp(m.day, m.run_id, m.model_version)
+    if scored is not None:
+        table = pa.table(
+            {
+                "run_date": [m.day] * users.num_rows,
+                "user_id": users["user_id"],
+                "vector": pa.array(list(scored.user_UD), pa.list_(pa.float32())),
+                "model_version": [m.model_version] * users.num_rows,
+                "run_id": [m.run_id] * users.num_rows,
+            }
+        )
+        commit.write(
+            night.out,
+            "gold.user_vectors",
+            table,
+            run_id=m.run_id,
+            pinned=_pin(night, "gold.user_vectors"),
+            partition=m.day,
+        )
+    counts: dict[str, int] = {}
+    staged = stage.stage_arrow(
+        night.out, "gold.recommendations", slates(users, items, scored, m.config["k"], stamp, counts), m.run_id
+    )
+    night.folder.mkdir(parents=True, exist_ok=True)
+    (night.folder / "stage.json").write_text(json.dumps({"folder": str(staged.folder), "counts": counts}))
+    return counts
+
+
+def publish(night: Night) -> dict[str, Any]:
+    """Look at the staged lists once more, then make them the day's one commit."""
+    from mmrec.recommend.check import check_slates
+
+    m, name = night.manifest, "gold.recommendations"
+    done = commit.published_run_id(night.out, name, m.day) == m.run_id
+    if not done:
+        pointer = night.folder / "stage.json"
+        if not pointer.is_file():
+            raise InputError(
+                "there is nothing staged to publish",
+                where=f"run_date {m.day}, run {m.run_id}",
+                next=f"mmrec recommend --date {m.day}",
+            )
+        staged = stage.read_stage(name, Path(json.loads(pointer.read_text())["folder"]))
+        users, items = (night.out.day(t, m.day) for t in ("gold.user_sequences", "gold.item_features"))
+        before = [d for d in night.out.run_dates() if d < m.day]
+        previous = night.out.day(name, before[-1], columns=["rank"]).num_rows if before else 0
+        audited = audit(
+            night.out, staged, partition=str(m.day), previous_rows=previous, min_share=m.config["min_share"]
+        )
+        check_slates([staged.folder / f.path for f in staged.files], users, items, m.config["k"])
+        commit.adopt(
+            night.out,
+            audited,
+            run_id=m.run_id,
+            pinned=_pin(night, name),
+            partition=m.day,
+            metadata={"model_version": m.model_version},
+        )
+        pointer.unlink()
+    rows = night.out.day(name, m.day)
+    digest = content.content_hash(rows, name)
+    recorded = night.out.arrow("ops.runs", columns=["run_id"]).column(0).to_pylist()
+    counts = {
+        "rows": rows.num_rows,
+        "users": pc.count_distinct(rows["user_id"]).as_py(),
+        "content_hash": digest,
+        "changed": not done,
+    }
+    if m.run_id not in recorded:
+        record = {
+            "run_id": m.run_id,
+            "run_date": m.day,
+            "manifest": m.to_json(),
+            "content_hash": digest,
+            "model_version": m.model_version,
+            "users": counts["users"],
+            "rows": counts["rows"],
+            "table_version": night.out.version(name),
+            "finished_at": datetime.now(UTC),
+        }
+        commit.write(
+            night.out,
+            "ops.runs",
+            pa.Table.from_pylist([record], schema.table("ops.runs").arrow),
+            run_id=m.run_id,
+            pinned=commit.fence(night.out, "ops.runs"),
+        )
+    return counts
+
+
+def monitor(night: Night) -> dict[str, Any]:
+    """Counts of the night, freshness of its inputs, and report.html."""
+    from mmrec.monitor import health, report
+
+    m, lake = night.manifest, night.lake
+    fresh = health.freshness(lake, m.tables, m.day, m.moment, night.config.max_age_hours, m.run_id)
+    commit.write(
+        lake,
+        "ops.freshness",
+        fresh,
+        run_id=m.run_id,
+        pinned=commit.fence(lake, "ops.freshness", m.day),
+        partition=m.day,
+    )
+    pinned = commit.fence(lake, "ops.metrics")
+    numbers = health.night_metrics(lake, m.day, m.run_id, m.model_version, m.config["k"])
+    record_metrics(lake, numbers, m.run_id, pinned)
+    path = report.write_report(
+        lake,
+        m.day,
+        night.config.home / "reports" / str(m.day),
+        zone=night.config.zone,
+        seconds=getattr(night, "seconds", None),
+        versions=m.tables,
+        curves=_curves(night),
+    )
+    return {"report": str(path), "stale": pc.sum(fresh["stale"]).as_py() or 0}
+
+
+def record_metrics(lake: Lake, numbers: pa.Table, run_id: str, pinned: int) -> int:
+    """Append to ops.metrics what is not there yet, by key; a number once written is not replaced."""
+    keys = list(schema.table("ops.metrics").key)
+    fresh = numbers.join(lake.arrow("ops.metrics", columns=keys), keys=keys, join_type="left anti")
+    fresh = fresh.select(schema.table("ops.metrics").arrow.names)
+    return commit.write(lake, "ops.metrics", fresh, run_id=run_id, pinned=pinned).rows
+
+
+def _curves(night: Night) -> list[dict[str, Any]] | None:
+    path = night.config.bundles / night.manifest.model_version / "curves.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _pin(night: Night, name: str) -> int:
+    """The fence the manifest pinned; a replay's scratch lake starts at 0."""
+    return night.manifest.fences[name] if night.out is night.lake else commit.fence(night.out, name, night.run_date)
+
+
+def _source_root(config: Config) -> Path | None:
+    if config.source.spec == "builtin":
+        return config.source.root or config.home / "source"
+    return config.source.root

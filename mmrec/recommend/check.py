@@ -1,0 +1,61 @@
+"""The last look at finished slates, on what is staged, before they are published.
+
+In: rows of gold.recommendations, the day's users and items. Out: nothing, or a QualityError naming each fault:
+seen_item, not_on_offer, unknown_user, gap_in_ranks, repeated_item, too_long, order.
+Trade-off: it repeats what the scorer promised, on purpose and by other means (joins in DuckDB, not the kernel).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from mmrec.errors import QualityError
+
+_FAULTS = {
+    "seen_item": "SELECT r.user_id, r.item_id FROM lists r SEMI JOIN seen s USING (user_id, item_id)",
+    "not_on_offer": "SELECT r.user_id, r.item_id FROM lists r ANTI JOIN items i ON i.item_id = r.item_id",
+    "unknown_user": "SELECT r.user_id FROM lists r ANTI JOIN users u ON u.user_id = r.user_id",
+    "gap_in_ranks": """SELECT user_id, count(*) FROM lists GROUP BY arm, user_id
+                       HAVING max(rank) <> count(*) OR min(rank) <> 1""",
+    "repeated_item": "SELECT user_id, item_id FROM lists GROUP BY arm, user_id, item_id HAVING count(*) > 1",
+    "too_long": "SELECT user_id, max(rank) FROM lists GROUP BY arm, user_id HAVING max(rank) > $k",
+    "order": """SELECT user_id, rank FROM (SELECT *, lag(score) OVER w AS before, lag(item_id) OVER w AS id FROM lists
+                WINDOW w AS (PARTITION BY arm, user_id, source ORDER BY rank))
+                WHERE score > before OR (score = before AND item_id < id)""",
+}
+
+
+def check_slates(files: list[Path], users: pa.Table, items: pa.Table, k: int) -> int:
+    """Check staged slates.
+
+    Args:
+        files: Parquet files of one day. users: gold.user_sequences (user_id, seen_item_ids). items: gold.item_features.
+        k: places in a list.
+
+    Returns: users with a list. Raises: QualityError with `report["faults"]`.
+    """
+    con = duckdb.connect()
+    try:
+        con.from_parquet([str(f) for f in files], hive_partitioning=False).create_view("lists")
+        con.register("users", users.select(["user_id", "seen_item_ids"]))
+        con.register("items", items.select(["item_id"]))
+        con.execute("CREATE TEMP TABLE seen AS SELECT user_id, unnest(seen_item_ids) AS item_id FROM users")
+        faults = {}
+        for name, query in _FAULTS.items():
+            found = con.execute(query, {"k": k} if "$k" in query else None).fetchall()
+            if found:
+                faults[name] = f"{len(found)} times, as {found[0]}"
+        if faults:
+            raise QualityError(
+                "the finished lists break a promise: " + "; ".join(f"{n}: {t}" for n, t in faults.items()),
+                where="gold.recommendations, staged",
+                valid="lists that keep every promise of docs/promises.md",
+                next="mmrec run --date D --force",
+                report={"faults": faults},
+            )
+        return con.execute("SELECT count(DISTINCT user_id) FROM lists").fetchall()[0][0]
+    finally:
+        con.close()

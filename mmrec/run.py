@@ -1,0 +1,234 @@
+"""A night from end to end, its replay, and the demo: stations in order, timed.
+
+In: settings and a run_date. Out: a summary a program can read; tables, models and reports are the result.
+Training runs in a process of its own, so that the process that scores never loads torch.
+Trade-off: a night whose training fails still publishes with the champion it has; the failure is in the summary
+and in the exit code of `mmrec learn`, not in the night's.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from mmrec import config as settings
+from mmrec import schema
+from mmrec.config import Config
+from mmrec.errors import InputError, QualityError
+from mmrec.lake import commit, content
+from mmrec.lake.manifest import Manifest
+from mmrec.lake.store import Lake
+from mmrec.night import Night
+from mmrec.steps import step
+
+Tell = Callable[[str, int, int], None]
+_BEFORE, _AFTER = ("world", "ingest", "validate", "embed"), ("plan", "features", "recommend", "publish", "monitor")
+
+
+def make_home(
+    home: Path,
+    *,
+    source: str = "builtin",
+    root: Path | None = None,
+    zone: str = "UTC",
+    seed: int = 0,
+    size: str = "small",
+) -> Config:
+    """Write mmrec.toml, create every table, make version 0. A home that exists is completed, never overwritten."""
+    from mmrec.bundle.registry import init_version_zero
+
+    if root is not None and not root.is_dir():
+        raise InputError(
+            "the source folder does not exist",
+            where="--root",
+            value=str(root),
+            valid="a folder",
+            next="mmrec init --help",
+        )
+    if not (home / "mmrec.toml").is_file():
+        about: dict[str, Any] = {"spec": source, "root": root.absolute() if root else None}
+        if source == "builtin":
+            about |= {"seed": seed, "size": size}
+        settings.write(home, {"zone": zone, "source": about})
+    config = settings.load(home)
+    Lake(config.lake).create_all()
+    init_version_zero(config)
+    return config
+
+
+def station(config: Config, name: str, when: date, tell: Tell) -> dict[str, Any]:
+    """Run one station of one run_date; returns its counts."""
+    return step(name).load()(Night(config, when, tell))
+
+
+def run(config: Config, when: date, *, force: bool = False, train: bool | None = None, tell: Tell) -> dict[str, Any]:
+    """Training if due, then the night of `when`.
+
+    Args:
+        force: publish again what is published, under a new run_id.
+        train: True now, False not at all, None when the champion is older than `train.every_days`.
+
+    Returns: run_date, run_id, users, items, lists, metrics, seconds, peak_memory_mb, counts, published.
+    """
+    begun = time.monotonic()
+    night = Night(config, when, tell)
+    if when in night.lake.run_dates() and not force:
+        run_id = commit.published_run_id(night.lake, "gold.recommendations", when)
+        return _summary(night, str(run_id), {}, {"total": round(time.monotonic() - begun, 2)}, published=False)
+    counts: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    night.seconds = seconds  # type: ignore[attr-defined]
+    for name in _BEFORE:
+        _timed(name, night, counts, seconds, tell)
+    if train or (train is None and _due(config, night)):
+        counts["training"] = _learn(config, when, seconds, quiet=tell is _silent)
+    for name in _AFTER:
+        _timed(name, night, counts, seconds, tell)
+    seconds["total"] = round(time.monotonic() - begun, 2)
+    return _summary(night, night.manifest.run_id, counts, seconds, published=True)
+
+
+def replay(config: Config, when: date, tell: Tell) -> dict[str, Any]:
+    """Repeat a published night from its recorded manifest, beside the lake, and compare content hashes.
+
+    Raises: QualityError: the lists came out different. InputError: the date was never published.
+    """
+    begun = time.monotonic()
+    lake = Lake(config.lake)
+    run_id = commit.published_run_id(lake, "gold.recommendations", when)
+    recorded = lake.arrow("ops.runs", where=ds.field("run_id") == run_id).to_pylist() if run_id else []
+    if not recorded:
+        raise InputError(
+            "this run_date was never published",
+            where="--date",
+            value=str(when),
+            valid=[str(d) for d in lake.run_dates()] or "none yet",
+            next=f"mmrec run --date {when}",
+        )
+    night = Night(config, when, tell, replayed=Manifest.from_json(recorded[0]["manifest"]))
+    scratch = config.runs / f"replay-{run_id}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    night.out = Lake(scratch)
+    night.out.create_all()
+    seconds: dict[str, float] = {}
+    counts: dict[str, Any] = {}
+    try:
+        for name in ("features", "recommend", "publish"):
+            _timed(name, night, counts, seconds, tell)
+        hashes = {
+            t: [content.content_hash(lk.day(t, when), t) for lk in (lake, night.out)]
+            for t in ("gold.user_sequences", "gold.item_features", "gold.recommendations")
+        }
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    differ = [t for t, (old, new) in hashes.items() if old != new]
+    if differ or hashes["gold.recommendations"][0] != recorded[0]["content_hash"]:
+        raise QualityError(
+            "the replay gave other rows than were published",
+            where=f"run_date {when}, run {run_id}",
+            value=differ or "ops.runs records another hash",
+            valid="the same content hash",
+            next="mmrec verify",
+        )
+    seconds["total"] = round(time.monotonic() - begun, 2)
+    return _summary(night, str(run_id), counts, seconds, published=False) | {
+        "replayed": True,
+        "content_hash": hashes["gold.recommendations"][1],
+    }
+
+
+def demo(home: Path, *, data: str, source: Path | None, nights: int, seed: int, tell: Tell) -> dict[str, Any]:
+    """Nights in a row in a fresh home; returns the last night's summary with all nights under `nights`."""
+    if data == "builtin":
+        from mmrec.worlds.builtin import World
+
+        first = World(seed, "small").first_run_date
+    else:
+        from mmrec.worlds.sources import last_day
+
+        first = None
+    config = make_home(home, source=data, root=source, seed=seed)
+    if first is None:
+        first = last_day(data, source, config.cache) - timedelta(days=nights - 2)
+    done = [run(config, first + timedelta(days=n), tell=tell) for n in range(nights)]
+    peak = max(n["peak_memory_mb"] for n in done)
+    return done[-1] | {"nights": done, "peak_memory_mb": peak, "home": str(home)}
+
+
+def _timed(name: str, night: Night, counts: dict[str, Any], seconds: dict[str, float], tell: Tell) -> None:
+    begun = time.monotonic()
+    counts[name] = step(name).load()(night)
+    seconds[name] = round(time.monotonic() - begun, 2)
+    tell(name, int(seconds[name] * 1000), -1)
+
+
+def _silent(_what: str, _done: int, _of: int) -> None:
+    pass
+
+
+def _due(config: Config, night: Night) -> bool:
+    """Training is due when nothing was trained within `train.every_days`, and never for a date in the past."""
+    published = night.lake.run_dates()
+    if published and night.run_date < published[-1]:
+        return False
+    marker = config.runs / "last-training.json"
+    if not marker.is_file():
+        return True
+    last = datetime.fromisoformat(json.loads(marker.read_text())["as_of"])
+    return night.as_of - last >= timedelta(days=config.train.every_days)
+
+
+def _learn(config: Config, when: date, seconds: dict[str, float], *, quiet: bool) -> dict[str, Any]:
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "mmrec", "learn", "--home", str(config.home), "--date", str(when), "--json"]
+    child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if quiet else None, text=True)
+    if child.returncode != 0:
+        seconds["training"] = round(time.monotonic() - begun, 2)
+        return {"failed": child.returncode, "message": (child.stderr or "").strip()[-2000:]}
+    told = json.loads(child.stdout)
+    seconds.update(told["seconds"])
+    return {k: v for k, v in told.items() if k != "seconds"}
+
+
+def _summary(
+    night: Night, run_id: str, counts: dict[str, Any], seconds: dict[str, float], *, published: bool
+) -> dict[str, Any]:
+    lake, day = night.lake, night.run_date
+    lists = lake.day("gold.recommendations", day, columns=["user_id", "model_version"])
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {
+        "run_date": str(day), "run_id": run_id, "published": published,
+        "model_version": lists["model_version"][0].as_py() if lists.num_rows else None,
+        "users": lake.day("gold.user_sequences", day, columns=["user_id"]).num_rows,
+        "items": lake.day("gold.item_features", day, columns=["item_id"]).num_rows,
+        "lists": pc.count_distinct(lists["user_id"]).as_py(), **metrics_of(lake, day),
+        "seconds": seconds, "peak_memory_mb": round(peak / 1024), "counts": counts,
+    }  # fmt: skip
+
+
+def metrics_of(lake: Lake, day: date) -> dict[str, Any]:
+    """Test metrics of the newest evaluation up to `day`: `metrics` on the default protocol, and by protocol."""
+    rows = lake.arrow("ops.metrics", where=(ds.field("split") == "test") & (ds.field("slice") == "all")
+                      & (ds.field("run_date") <= day)).to_pylist()  # fmt: skip
+    newest = max((r["run_date"] for r in rows), default=None)
+    by: dict[str, dict[str, dict[str, float]]] = {}
+    for r in rows:
+        if r["run_date"] == newest:
+            by.setdefault(r["protocol"], {}).setdefault(r["model"], {})[r["metric"]] = r["value"]
+    return {"metrics": by.get("rolling", {}), "metrics_by_protocol": by, "metrics_of": str(newest) if newest else None}
+
+
+def tables_of(lake: Lake) -> list[str]:
+    """Names of the tables that exist, in schema.py's order."""
+    return [n for n in schema.TABLES if lake.exists(n)]

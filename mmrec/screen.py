@@ -1,0 +1,88 @@
+"""What a person sees at the end of a run: rich tables of the summaries that `run` returns.
+
+In: summaries. Out: text on a console. Trade-off: nothing is computed here, so JSON and screen can't disagree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mmrec import config as settings
+from mmrec.lake.store import Lake
+
+_COLUMNS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20", "mrr@10", "coverage@10")
+
+
+def print_counts(out: Console, name: str, counts: dict[str, Any]) -> None:
+    """A station's counts, a line each."""
+    if not counts:
+        out.print(f"{name}: nothing to do")
+    for key, value in counts.items():
+        out.print(f"{name} {key}: {value}", highlight=False)
+
+
+def print_run(out: Console, result: dict[str, Any]) -> None:
+    """One night: what was published, how long each station took, how good the model is."""
+    word = (
+        "replayed, the same content hash"
+        if result.get("replayed")
+        else ("published" if result["published"] else "published already, nothing to do")
+    )
+    out.print(
+        f"[bold]{result['run_date']}[/] {word}: {result['lists']} lists from {result['items']} items, "
+        f"model version {result['model_version']}, run {result['run_id']}",
+        highlight=False,
+    )
+    failed = result["counts"].get("training", {}).get("failed")
+    if failed:
+        out.print(f"[yellow]training failed (exit {failed}); the lists are the champion's[/]")
+    spent = "  ".join(f"{k} {v:.1f}" for k, v in result["seconds"].items())
+    out.print(f"  seconds: {spent}; peak memory {result['peak_memory_mb']} MB", highlight=False)
+
+
+def print_metrics(out: Console, result: dict[str, Any]) -> None:
+    """Test metrics, a table a protocol."""
+    for protocol, models in result["metrics_by_protocol"].items():
+        grid = Table(title=f"test, {protocol}, full catalogue (as of {result['metrics_of']})")
+        grid.add_column("model")
+        shown = [c for c in _COLUMNS if any(c in m for m in models.values())]
+        for column in shown:
+            grid.add_column(column, justify="right")
+        for model, values in sorted(models.items(), key=lambda m: -m[1].get("ndcg@10", 0)):
+            grid.add_row(model, *(f"{values[c]:.4f}" if c in values else "" for c in shown))
+        out.print(grid)
+
+
+def print_demo(out: Console, home: Path, result: dict[str, Any]) -> None:
+    """The nights, the metrics, a few users' lists, where things are, what to try next."""
+    from mmrec.monitor.show import render, user_page
+
+    for night in result["nights"]:
+        print_run(out, night)
+    print_metrics(out, result)
+    config = settings.load(home)
+    lake = Lake(config.lake)
+    for user in example_users(lake, result["run_date"]):
+        out.print(render(user_page(lake, user, None, config.zone)))
+    out.print(f"tables: {config.lake}\nreport: {config.home / 'reports' / result['run_date'] / 'report.html'}\nnext:")
+    user = example_users(lake, result["run_date"])[0]
+    for command in (
+        f"mmrec show {user} --home {home}",
+        f'mmrec sql --home {home} "select source, count(*) from latest_recommendations group by 1"',
+        f"mmrec run --home {home} --date {result['run_date']} --replay",
+    ):
+        out.print(f"  .venv/bin/{command}", highlight=False)
+
+
+def example_users(lake: Lake, run_date: str, n: int = 3) -> list[str]:
+    """Users of a night whose histories are neither the longest nor empty: quartiles by length."""
+    from mmrec import dates
+
+    rows = lake.day("gold.user_sequences", dates.parse(run_date), columns=["user_id", "n_interactions"])
+    rows = rows.sort_by([("n_interactions", "ascending"), ("user_id", "ascending")])
+    ids = rows["user_id"].to_pylist()
+    return [ids[len(ids) * (i + 1) // (n + 1)] for i in range(n)] if len(ids) > n else ids
