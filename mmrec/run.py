@@ -155,12 +155,11 @@ def demo(home: Path, *, data: str, source: Path | None, nights: int, seed: int, 
 
         first = World(seed, "small").first_run_date
     else:
-        from mmrec.worlds.sources import last_day
+        from mmrec.worlds.movielens import MovieLens, download
 
-        first = None
+        root = source or download(data, home / "cache")
+        first = MovieLens(data, root).last_day() - timedelta(days=nights - 2)
     config = make_home(home, source=data, root=source, seed=seed)
-    if first is None:
-        first = last_day(data, source, config.cache) - timedelta(days=nights - 2)
     done = [run(config, first + timedelta(days=n), tell=tell) for n in range(nights)]
     peak = max(n["peak_memory_mb"] for n in done)
     return done[-1] | {"nights": done, "peak_memory_mb": peak, "home": str(home)}

@@ -150,7 +150,7 @@ _ALL = (
     *(_bronze(kind) for kind in _RAW),
     Table(
         "bronze.files", "one delivered file at one content", "What ingest has read, so that it reads it once.",
-        "ingest", "append_new", ("source", "file", "sha256"),
+        "ingest", "append_new", ("source", "file", "kind", "sha256"),
         (
             _c("source", _STR, "name of the source"),
             _c("file", _STR, "path within the source"),

@@ -52,14 +52,16 @@ def ingest(
     run_id = "ingest-" + hashlib.sha256(source.name.encode()).hexdigest()[:8]
     pinned = {k: fence(lake, f"bronze.{k}") for k in (*_KINDS, "files", "media")}
     files = lake.arrow("bronze.files").to_pylist()
-    known_files = {(f["source"], f["file"], f["sha256"]) for f in files}
+    known_files = {(f["source"], f["file"], f["kind"], f["sha256"]) for f in files}
     known_media = set(lake.arrow("bronze.media", columns=["sha256"]).column("sha256").to_pylist())
     media = _Media(source, known_media)
     ledger: list[dict[str, Any]] = []
     fresh: dict[str, list[pa.Table]] = {}
     deliveries = [(d, _file_sha256(d)) for d in source.deliveries()]
     for kind in _KINDS:
-        todo = [(d, sha) for d, sha in deliveries if d.kind == kind and (source.name, d.file, sha) not in known_files]
+        todo = [
+            (d, sha) for d, sha in deliveries if d.kind == kind and (source.name, d.file, kind, sha) not in known_files
+        ]
         known = _known(lake, f"bronze.{kind}") if todo else set()
         for delivery, sha in todo:
             rows, table = _read(delivery, kind, source.name, known, stamp, media)

@@ -1,0 +1,83 @@
+"""gold.user_sequences: what a user did lately, in order, and everything they have seen.
+
+In: as-of interactions and users. Out: one row a user, cold ones included.
+Trade-off: the last `length` events are kept as arrays in one row, which a scorer reads without a join and an
+analyst unnests; the whole history is kept only as the set of seen items.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from mmrec import schema
+from mmrec.dates import micros
+
+_DAY = 86_400_000_000
+
+
+def user_sequences(
+    interactions: DataFrame, users: DataFrame, run_date: date, as_of: datetime, length: int, run_id: str
+) -> DataFrame:
+    """Rows of gold.user_sequences; order within a user is (event time, item id, event type)."""
+    now = F.lit(micros(as_of)).cast("bigint")
+    events = interactions.select(
+        "user_id",
+        "item_id",
+        "event_type",
+        F.unix_micros("event_ts").alias("us"),
+        F.floor(F.col("weight") * 1e6 + 0.5).cast("bigint").alias("weight_micro"),
+    )
+    last = Window.partitionBy("user_id").orderBy(
+        F.col("us").desc(), F.col("item_id").desc(), F.col("event_type").desc()
+    )
+    ranked = events.withColumn("n", F.row_number().over(last)).withColumn("next_us", F.lag("us").over(last))
+    kept = (
+        ranked.where(F.col("n") <= length)
+        .groupBy("user_id")
+        .agg(
+            F.sort_array(
+                F.collect_list(
+                    F.struct(
+                        F.col("us"),
+                        F.col("item_id"),
+                        F.col("event_type"),
+                        F.col("weight_micro"),
+                        F.floor((F.coalesce(F.col("next_us"), now) - F.col("us")) / 1_000_000)
+                        .cast("bigint")
+                        .alias("gap_s"),
+                    )
+                )
+            ).alias("e")
+        )
+    )
+    age = now - F.col("us")
+    counts = events.groupBy("user_id").agg(
+        F.sort_array(F.collect_set("item_id")).alias("seen_item_ids"),
+        F.count(F.lit(1)).alias("n_interactions"),
+        *(F.count(F.when(age <= days * _DAY, F.lit(1))).alias(f"n_{days}d") for days in (7, 30, 90)),
+    )
+    known = users.select("user_id", "attributes")
+    rows = counts.join(kept, "user_id").join(known, "user_id", "full_outer")
+    empty = F.array()
+
+    def part(name: str, kind: str) -> Column:
+        return F.coalesce(F.col(f"e.{name}"), empty.cast(f"array<{kind}>"))
+
+    made = rows.select(
+        F.lit(run_date).alias("run_date"),
+        "user_id",
+        part("item_id", "string").alias("item_ids"),
+        part("event_type", "string").alias("event_types"),
+        part("us", "bigint").alias("event_us"),
+        part("gap_s", "bigint").alias("gap_s"),
+        part("weight_micro", "bigint").alias("weight_micro"),
+        F.coalesce(F.col("seen_item_ids"), empty.cast("array<string>")).alias("seen_item_ids"),
+        *(F.coalesce(F.col(c), F.lit(0)).alias(c) for c in ("n_interactions", "n_7d", "n_30d", "n_90d")),
+        F.coalesce(F.col("attributes"), F.lit("{}")).alias("attributes"),
+        F.lit(run_id).alias("run_id"),
+    )
+    t = schema.table("gold.user_sequences")
+    return made.select([F.col(c.name).cast(c.type.lower()).alias(c.name) for c in t.columns])

@@ -1,0 +1,80 @@
+"""gold.item_features: behaviour counts of every item on offer, beside the keys of its content.
+
+In: as-of interactions and items. Out: one row an item on offer; an item nobody touched has zero counts.
+Popularity is the decayed count of users, each by their latest event on the item, in integer millionths: weights
+by whole days of age are made here in Python, because engines disagree in the last digit of an exponential.
+Trade-off: an event's age is counted in whole days, so popularity moves at midnight, not by the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, datetime
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from mmrec import schema
+from mmrec.dates import micros
+
+_DAY = 86_400_000_000
+
+
+def content_text(title: str | None, categories: Sequence[str] | None, text: str | None) -> str | None:
+    """The text of an item that is hashed and encoded; None where it has none. `_text` is the same on the engine."""
+    parts = [title or "", ", ".join(categories or ()), text or ""]
+    return ". ".join(p for p in parts if p) or None
+
+
+def _text() -> Column:
+    empty = F.array().cast("array<string>")
+    parts = F.array(
+        F.coalesce(F.col("title"), F.lit("")),
+        F.array_join(F.coalesce(F.col("categories"), empty), ", "),
+        F.coalesce(F.col("text"), F.lit("")),
+    )
+    joined = F.array_join(F.filter(parts, lambda p: p != F.lit("")), ". ")
+    return F.when(joined != F.lit(""), joined)
+
+
+def item_features(
+    interactions: DataFrame, items: DataFrame, run_date: date, as_of: datetime, half_life_days: float, run_id: str
+) -> DataFrame:
+    """Rows of gold.item_features."""
+    now = F.lit(micros(as_of)).cast("bigint")
+    events = interactions.select("user_id", "item_id", F.unix_micros("event_ts").alias("us"))
+    age = now - F.col("us")
+    counts = events.groupBy("item_id").agg(
+        F.count(F.lit(1)).alias("n_interactions"),
+        F.count_distinct("user_id").alias("n_users"),
+        *(F.count(F.when(age <= days * _DAY, F.lit(1))).alias(f"n_{days}d") for days in (7, 30, 90)),
+    )
+    latest = events.groupBy("user_id", "item_id").agg(F.max("us").alias("us"))
+    # beyond the table a weight is below half a millionth of a user
+    reach = int(half_life_days * 21) + 2
+    weights = F.lit([int(1e6 * 0.5 ** (d / half_life_days)) for d in range(reach)])
+    day = F.floor(age / _DAY).cast("int")
+    decayed = latest.select(
+        "item_id",
+        F.when(day < reach - 1, F.element_at(weights, F.least(day, F.lit(reach - 1)) + 1))
+        .otherwise(F.lit(0))
+        .cast("bigint")
+        .alias("w"),
+    )
+    popularity = decayed.groupBy("item_id").agg(F.sum("w").alias("popularity_micro"))
+    rows = items.join(counts, "item_id", "left").join(popularity, "item_id", "left")
+    zero = ("n_interactions", "n_users", "n_7d", "n_30d", "n_90d", "popularity_micro")
+    made = rows.select(
+        F.lit(run_date).alias("run_date"),
+        "item_id",
+        "title",
+        "categories",
+        F.sha2(_text(), 256).alias("text_sha256"),
+        "image_sha256",
+        "audio_sha256",
+        *(F.coalesce(F.col(c), F.lit(0)).alias(c) for c in zero),
+        F.unix_micros("valid_from").alias("available_us"),
+        F.lit(run_id).alias("run_id"),
+    )
+    t = schema.table("gold.item_features")
+    return made.select([F.col(c.name).cast(c.type.lower()).alias(c.name) for c in t.columns])

@@ -1,0 +1,131 @@
+"""The scorer: a bundle's ONNX encoders turn a day's features into the two sides of a dot product. No torch.
+
+In: a checked bundle, gold.user_sequences and gold.item_features of the day, the embedding cache at the pinned
+version. Out: user and item vectors in the order of those rows; a row of NaN for a user the model can't speak for.
+Batches are padded to one fixed size: a row's bits then never depend on its companions.
+Trade-off: a history item that is no longer on offer has no vector and is left out of the history.
+
+Shape legend: B users or items of a batch, L history length, D vector size, M modality vector size.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from mmrec.bundle.bundle import Bundle
+from mmrec.bundle.ort import session
+from mmrec.errors import QualityError
+from mmrec.lake.manifest import Manifest
+from mmrec.lake.store import Lake
+from mmrec.models.tables import content_of
+from mmrec.recommend.slate import Vectors
+
+_BATCH = 256
+
+
+def vectors(
+    bundle: Bundle, users: pa.Table, items: pa.Table, lake: Lake, m: Manifest, *, device: str, threads: int
+) -> Vectors | None:
+    """Both sides of the dot product; None for a popularity bundle.
+
+    Raises: QualityError: a modality's embeddings are not the encoder version the bundle was trained on.
+    """
+    if bundle.kind == "popularity":
+        return None
+    item_in, item_vec = _items(bundle, items, lake, m, device, threads)
+    user_vec = _users(bundle, users, items, item_in, device, threads)
+    return Vectors(user_vec, item_vec)
+
+
+def _items(
+    bundle: Bundle, items: pa.Table, lake: Lake, m: Manifest, device: str, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    versions = bundle.encoders
+    keys = {k: items[f"{k}_sha256"].to_pylist() for k in versions}
+    rows = lake.arrow(
+        "gold.item_embeddings",
+        m.tables["gold.item_embeddings"],
+        where=ds.field("encoder_version").isin(list(versions.values())),
+    )
+    content, present = content_of(rows, versions, keys)
+    dims: dict[str, int] = bundle.about["content_dims"]
+    known = {item: i + 1 for i, item in enumerate(json.loads((bundle.folder / "item_map.json").read_text()))}
+    feeds: dict[str, np.ndarray] = {
+        "id_index": np.array([known.get(i, 0) for i in items["item_id"].to_pylist()], np.int64),
+        "popularity": items["popularity_micro"].to_numpy().astype(np.float32) / np.float32(1e6),
+    }
+    for k, dim in dims.items():
+        if present[k].any() and content[k].shape[1] != dim:
+            raise QualityError(
+                "embeddings of another size than the model was trained on",
+                where=f"gold.item_embeddings, {k}",
+                value=content[k].shape[1],
+                valid=str(dim),
+                next="mmrec train --date D",
+            )
+        feeds[k] = content[k] if present[k].any() else np.zeros((items.num_rows, dim), np.float32)
+        feeds[f"{k}_present"] = present[k].astype(np.float32)
+    graph = session(bundle.folder / "item_encoder.onnx", device, threads)
+    out = _run(graph, feeds, items.num_rows)
+    return out["item_in"], out["item_vec"]
+
+
+def _users(
+    bundle: Bundle, users: pa.Table, items: pa.Table, item_in: np.ndarray, device: str, threads: int
+) -> np.ndarray:
+    about: dict[str, Any] = bundle.about
+    length: int = about["length"]
+    place = {i: n for n, i in enumerate(items["item_id"].to_pylist())}
+    events = {e: n + 1 for n, e in enumerate(about["event_types"])}
+    graph = session(bundle.folder / "user_encoder.onnx", device, threads)
+    parts = []
+    columns = [users[c].to_pylist() for c in ("item_ids", "event_types", "gap_s", "weight_micro")]
+    for start in range(0, users.num_rows, _BATCH):
+        block = [c[start : start + _BATCH] for c in columns]
+        n = len(block[0])
+        item_BL = np.full((n, length), -1, np.int64)
+        event_BL = np.zeros((n, length), np.int64)
+        gap_BL, weight_BL = np.zeros((n, length), np.float32), np.zeros((n, length), np.float32)
+        for b, (ids, types, gaps, weights) in enumerate(zip(*block, strict=True)):
+            kept = [(place[i], events.get(t, 0), g, w) for i, t, g, w in zip(ids, types, gaps, weights, strict=True)
+                    if i in place][-length:]  # fmt: skip
+            if kept:
+                at = slice(length - len(kept), length)  # right-aligned: the newest is last
+                item_BL[b, at], event_BL[b, at] = [k[0] for k in kept], [k[1] for k in kept]
+                gap_BL[b, at] = np.log1p(np.maximum(np.array([k[2] for k in kept], np.float64), 0)).astype(np.float32)
+                weight_BL[b, at] = np.array([k[3] for k in kept], np.float64).astype(np.float32) / np.float32(1e6)
+        mask_BL = item_BL >= 0
+        feeds = {
+            "item_in": np.where(mask_BL[..., None], item_in[np.maximum(item_BL, 0)], 0).astype(np.float32),
+            "event": event_BL,
+            "gap_log": gap_BL,
+            "weight": weight_BL,
+            "mask": mask_BL.astype(np.float32),
+        }
+        vec = _run(graph, feeds, n)["user_vec"].astype(np.float32)
+        vec[~mask_BL.any(1)] = np.nan
+        parts.append(vec)
+    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+
+def _run(graph: Any, feeds: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+    """Run a graph in padded batches; inputs that the graph doesn't have are left out."""
+    wanted = {i.name for i in graph.get_inputs()}
+    names = [o.name for o in graph.get_outputs()]
+    feeds = {k: v for k, v in feeds.items() if k in wanted}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for start in range(0, n, _BATCH):
+        batch = {}
+        for k, v in feeds.items():
+            chunk = v[start : start + _BATCH]
+            if len(chunk) < _BATCH:
+                chunk = np.concatenate([chunk, np.zeros((_BATCH - len(chunk), *v.shape[1:]), v.dtype)])
+            batch[k] = chunk
+        for name, value in zip(names, graph.run(names, batch), strict=True):
+            parts[name].append(value[: min(_BATCH, n - start)])
+    return {name: np.concatenate(values) for name, values in parts.items()}

@@ -1,0 +1,201 @@
+"""A shop's own files: dated folders in the standard layout, or any files described by a small TOML mapping.
+
+In: a folder. With `mmrec-source.toml` in it, the files that it names; without, `<YYYY-MM-DD>/<kind>.csv|jsonl`
+with the standard columns (docs/sources.md). Out: deliveries of strings.
+Trade-off: a mapping renames columns and sets constants, no more; what needs computing belongs in the shop's export.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from mmrec import schema
+from mmrec.errors import InputError
+from mmrec.worlds.sources import Delivery, batches, csv_rows, media_bytes, records
+
+KINDS = ("interactions", "items", "users", "relations", "impressions")
+MAPPING = "mmrec-source.toml"
+_DATED = re.compile(r"^\d{4}-\d{2}-\d{2}$")
+_TIMES = ("event_ts", "available_at", "valid_from", "withdrawn_at", "shown_at")
+_KEYS = ("file", "format", "delimiter", "columns", "constants", "time", "zone")
+
+
+class FilesSource:
+    """See the module. `name` is the folder's name, or `name` in the mapping."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        mapping = root / MAPPING
+        self.mapping = _read_mapping(mapping) if mapping.is_file() else None
+        self.name = str((self.mapping or {}).get("name", "files"))
+
+    def deliveries(self) -> list[Delivery]:
+        return self._mapped() if self.mapping is not None else self._dated()
+
+    def media(self, reference: str) -> bytes | None:
+        return media_bytes(self.root, reference)
+
+    def _dated(self) -> list[Delivery]:
+        found = []
+        for folder in sorted(p for p in self.root.iterdir() if p.is_dir() and _DATED.match(p.name)):
+            # a day's folder is complete when the day is over
+            arrived = datetime.fromisoformat(folder.name).replace(tzinfo=UTC) + timedelta(days=1)
+            for kind in KINDS:
+                for suffix in ("csv", "jsonl"):
+                    path = folder / f"{kind}.{suffix}"
+                    if path.is_file():
+                        found.append(
+                            Delivery(
+                                kind,
+                                f"{folder.name}/{path.name}",
+                                path,
+                                arrived,
+                                _reader(kind, path, suffix, ",", _standard(kind, folder.name)),
+                            )
+                        )
+        return found
+
+    def _mapped(self) -> list[Delivery]:
+        found = []
+        for kind in KINDS:
+            rule = (self.mapping or {}).get(kind)
+            if rule is None:
+                continue
+            for path in sorted(self.root.glob(rule["file"])):
+                form = rule.get("format", path.suffix.lstrip("."))
+                if form not in ("csv", "jsonl"):
+                    raise InputError(
+                        "a format that can't be read",
+                        where=f"{MAPPING}: {kind}.format",
+                        value=form,
+                        valid=("csv", "jsonl"),
+                        next=f"edit {MAPPING}",
+                    )
+                found.append(
+                    Delivery(
+                        kind,
+                        str(path.relative_to(self.root)),
+                        path,
+                        None,
+                        _reader(kind, path, form, rule.get("delimiter", ","), _renamed(kind, rule)),
+                    )
+                )
+        return found
+
+
+def _reader(
+    kind: str, path: Path, form: str, delimiter: str, convert: Callable[[dict[str, Any]], dict[str, str | None]]
+) -> Callable[[], Iterator[Any]]:
+    rows = (lambda: csv_rows(path, delimiter)) if form == "csv" else (lambda: _jsonl(path))
+    return lambda: batches(kind, rows(), convert)
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | None, str, str | None]]:
+    # a JSON record never spans lines, whatever its quotes look like
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for number, raw in enumerate(data[:-1] if data and not data[-1] else data, 1):
+        text = raw.decode(errors="replace").rstrip("\r")
+        try:
+            value = json.loads(raw)
+            error = None if isinstance(value, dict) else "not a JSON object"
+        except ValueError as wrong:
+            value, error = None, f"not JSON: {wrong}"
+        yield number, None if error else value, text, error
+
+
+def _columns(kind: str) -> list[str]:
+    names = [c.name for c in schema.table(f"bronze.{kind}").columns]
+    return [n for n in names[: names.index("raw")] if not n.endswith("_sha256")]
+
+
+def _text(value: Any) -> str | None:
+    """A value as its canonical string; JSON for lists and objects."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _standard(kind: str, day: str) -> Callable[[dict[str, Any]], dict[str, str | None]]:
+    names = _columns(kind)
+
+    def convert(row: dict[str, Any]) -> dict[str, str | None]:
+        made = {n: _text(row.get(n)) for n in names}
+        for medium in ("image", "audio"):
+            if made.get(medium):
+                made[medium] = f"{day}/{made[medium]}"
+        return made
+
+    return convert
+
+
+def _renamed(kind: str, rule: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, str | None]]:
+    columns, constants = rule.get("columns", {}), rule.get("constants", {})
+    form, zone = rule.get("time", "iso"), ZoneInfo(rule.get("zone", "UTC"))
+    names = _columns(kind)
+
+    def convert(row: dict[str, Any]) -> dict[str, str | None]:
+        made: dict[str, str | None] = {}
+        for n in names:
+            value = _text(constants[n]) if n in constants else _text(row.get(columns.get(n, n)))
+            made[n] = _moment(value, form, zone) if n in _TIMES and value else value
+        return made
+
+    return convert
+
+
+def _moment(value: str, form: str, zone: ZoneInfo) -> str:
+    if form == "iso":
+        return value
+    try:
+        if form in ("epoch_s", "epoch_ms"):
+            seconds = float(value) / (1000 if form == "epoch_ms" else 1)
+            return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).isoformat()
+        return datetime.strptime(value, form).replace(tzinfo=zone).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        return value  # validate names it
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        mapping = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"the mapping is not TOML: {error}", where=str(path), next=f"edit {MAPPING}") from error
+    for kind, rule in mapping.items():
+        if kind == "name":
+            continue
+        if kind not in KINDS:
+            raise InputError(
+                "no such kind of rows",
+                where=f"{path}: [{kind}]",
+                value=kind,
+                valid=("name", *KINDS),
+                next=f"edit {MAPPING}",
+            )
+        if "file" not in rule:
+            raise InputError(
+                "a kind names no file", where=f"{path}: [{kind}]", valid='file = "orders*.csv"', next=f"edit {MAPPING}"
+            )
+        for key in rule:
+            if key not in _KEYS:
+                raise InputError(
+                    "no such key", where=f"{path}: [{kind}] {key}", value=key, valid=_KEYS, next=f"edit {MAPPING}"
+                )
+        for name in (*rule.get("columns", {}), *rule.get("constants", {})):
+            if name not in _columns(kind):
+                raise InputError(
+                    "no such column",
+                    where=f"{path}: [{kind}]",
+                    value=name,
+                    valid=_columns(kind),
+                    next=f"edit {MAPPING}",
+                )
+    return mapping

@@ -1,0 +1,188 @@
+"""Sources: what a shop delivers, as batches of strings, never losing a row.
+
+In: a folder and a name for its layout. Out: `Delivery` objects in a stable order, and the bytes of media.
+A row that can't be parsed comes out too, with `raw` and `parse_error`; nothing is judged here, that is validate's.
+Trade-off: sources are parsed in Python, a line at a time where quotes are about: engines stop at the first bad
+line, and a row that vanishes is worse than a second of parsing.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from mmrec.errors import InputError
+
+_BATCH = 50_000
+_MAX_MEDIA = 50 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One file of one kind.
+
+    Attributes:
+        kind: interactions, items, users, relations or impressions.
+        file: path within the source. path: the real file.
+        available_at: the file's own delivery time, for rows that carry none; None: rows carry it or do without.
+        read: yields batches of string columns (the kind's raw columns, available_at, raw, parse_error) and `line`.
+    """
+
+    kind: str
+    file: str
+    path: Path
+    available_at: datetime | None
+    read: Callable[[], Iterator[pa.RecordBatch]]
+
+
+class Source(Protocol):
+    """Where deliveries come from."""
+
+    name: str
+
+    def deliveries(self) -> list[Delivery]: ...
+
+    def media(self, reference: str) -> bytes | None: ...
+
+
+def open_source(spec: str, root: Path | None, cache: Path) -> Source:
+    """The source called `spec`: "files", "movielens-small" or another MovieLens size, "amazon"."""
+    if spec == "files":
+        from mmrec.worlds.files import FilesSource
+
+        return FilesSource(_folder(root, spec))
+    if spec.startswith("movielens-"):
+        from mmrec.worlds.movielens import MovieLens, download
+
+        return MovieLens(spec, root or download(spec, cache))
+    if spec == "amazon":
+        from mmrec.worlds.amazon import Amazon
+
+        return Amazon(_folder(root, spec))
+    raise InputError(
+        "no such source",
+        where="source.spec",
+        value=spec,
+        valid=["builtin", "files", "movielens-small", "movielens-25m", "movielens-32m", "amazon"],
+        next="mmrec init --help",
+    )
+
+
+def media_bytes(root: Path, reference: str) -> bytes | None:
+    """Bytes of `root / reference`; None where there is no such file, or where the reference leaves the folder."""
+    if "://" in reference or "\0" in reference:
+        return None
+    path = root / reference
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+        if not inside or not path.is_file() or path.stat().st_size > _MAX_MEDIA:
+            return None
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def records(path: Path) -> Iterator[tuple[int, str, str | None]]:
+    """Lines of a UTF-8 text file: (line number, text, error); a torn last line and bad bytes carry an error.
+
+    A quoted field may hold line breaks if its quote closes within 100 lines; an unclosed quote costs its own line.
+    """
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    torn = bool(data) and not data.endswith(b"\n")
+    lines = data.split(b"\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    i = 0
+    while i < len(lines):
+        start, raw = i, lines[i].removesuffix(b"\r")
+        i += 1
+        if raw.count(b'"') % 2:
+            for j in range(i, min(i + 100, len(lines))):
+                if lines[j].count(b'"') % 2:
+                    raw = b"\n".join([raw, *(x.removesuffix(b"\r") for x in lines[i : j + 1])])
+                    i = j + 1
+                    break
+        try:
+            text, error = raw.decode(), None
+        except UnicodeDecodeError as bad:
+            text, error = raw.decode(errors="replace"), f"byte {bad.start} is not UTF-8"
+        if not error and torn and i == len(lines):
+            error = "torn" if raw.count(b'"') % 2 else None
+        yield start + 1, text, error
+
+
+def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, str] | None, str, str | None]]:
+    """Rows of a csv with a header: (line, values by column, raw text, error); values are None where there is an error."""
+    source = records(path)
+    head = next(source, None)
+    if head is None:
+        return
+    header = next(csv.reader([head[1]], delimiter=delimiter), [])
+    csv.field_size_limit(2**31 - 1)
+    for line, text, bad in source:
+        error, fields = bad, []
+        if not error:
+            try:
+                fields = _fields(text, delimiter)
+                if len(fields) != len(header):
+                    error = f"{len(fields)} fields, the header has {len(header)}"
+            except csv.Error as wrong:
+                error = f"not csv: {wrong}"
+        yield line, None if error else dict(zip(header, fields, strict=True)), text, error
+
+
+def _fields(text: str, delimiter: str) -> list[str]:
+    if '"' not in text:
+        return text.split(delimiter)
+    rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True))
+    if len(rows) != 1:
+        raise csv.Error("more than one record")
+    return rows[0]
+
+
+def batches(
+    kind: str,
+    rows: Iterator[tuple[int, dict[str, Any] | None, str, str | None]],
+    convert: Callable[[dict[str, Any]], dict[str, str | None]],
+) -> Iterator[pa.RecordBatch]:
+    """Arrow batches of converted rows; where `convert` fails, the row keeps its text and says why."""
+    from mmrec import schema
+
+    names = [c.name for c in schema.table(f"bronze.{kind}").columns]
+    names = [n for n in names[: names.index("source")] if not n.endswith("_sha256")]
+    out: list[dict[str, Any]] = []
+    fields = pa.schema([*(pa.field(n, pa.string()) for n in names), pa.field("line", pa.int64())])
+    for line, values, text, bad in rows:
+        made: dict[str, Any] = {"line": line}
+        error = bad
+        if values is not None:
+            try:
+                made |= convert(values)
+            except (KeyError, ValueError, TypeError, OverflowError) as wrong:
+                error = f"{type(wrong).__name__}: {wrong}"
+        if error:
+            made |= {"raw": text, "parse_error": error}
+        out.append(made)
+        if len(out) >= _BATCH:
+            yield pa.RecordBatch.from_pylist(out, fields)
+            out = []
+    if out:
+        yield pa.RecordBatch.from_pylist(out, fields)
+
+
+def _folder(root: Path | None, spec: str) -> Path:
+    if root is None or not root.is_dir():
+        raise InputError(
+            "the source folder does not exist",
+            where="source.root",
+            value=str(root),
+            valid="a folder",
+            next=f"mmrec init --source {spec} --root FOLDER",
+        )
+    return root
