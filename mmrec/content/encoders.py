@@ -76,7 +76,7 @@ class _Lazy:
                 child = subprocess.run([sys.executable, "-m", "mmrec.content.onnx_export", self.name, str(self.path)],
                                        capture_output=True, text=True)  # fmt: skip
                 if child.returncode != 0:
-                    raise TransientError("an encoder could not be exported", where=self.name, next="mmrec embed --date D",
+                    raise TransientError("an encoder could not be exported", where=self.name, next="mmrec embed",
                                          value=(child.stderr or child.stdout).strip()[-500:])  # fmt: skip
             self.opened = session(self.path, self.device, self.threads)
         return self.opened.run(None, feeds)[0]

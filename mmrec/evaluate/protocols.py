@@ -8,13 +8,14 @@ Trade-off: scores are computed in blocks of dense rows (cases x items), which ke
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mmrec import metrics
-from mmrec.models.baselines import Recommender
+from mmrec.errors import InputError
+from mmrec.models.baselines import EASE, ItemKNN, Popularity, Recommender
 from mmrec.models.data import Fold, Items, Log
 from mmrec.topk.exact import select
 
@@ -29,7 +30,9 @@ class CaseMetrics:
     Attributes:
         name: the model. user: (C,) user index of each case, the unit of the bootstrap.
         values: metric@k -> (C,) float64. ranked: (C, 20) item indices, -1 behind a short list.
-        lists: metric@k -> one number for the whole set of lists (coverage, novelty, diversity).
+        lists: metric@k -> one number for the whole set of lists (coverage, novelty, popularity_bias, diversity).
+        not_finite: (case, item) scores that were NaN or infinite where a candidate was asked for; such an item is
+            left out of that case's list and disturbs no other.
     """
 
     name: str
@@ -37,6 +40,7 @@ class CaseMetrics:
     values: dict[str, np.ndarray]
     ranked: np.ndarray
     lists: dict[str, float]
+    not_finite: int = 0
 
     def mean(self, metric: str) -> float:
         return float(self.values[metric].mean()) if len(self.user) else 0.0
@@ -48,15 +52,28 @@ def evaluate(
     """Rank and measure.
 
     Args:
+        model: fitted; a name is all it needs where `scorer` is given.
         scorer: replaces `model.score` (a masked modality, an oracle): slice of cases -> (B, N) scores.
+        block: cases scored at a time; memory is block x N x 4 bytes.
+
+    Raises:
+        InputError: scores of another shape than (B, N).
     """
     ranked = np.full((fold.n_cases, max(KS)), -1, np.int32)
+    not_finite = 0
     score = scorer or (lambda cases: model.score(items, log, fold, cases))
     for start in range(0, fold.n_cases, block):
         cases = slice(start, min(start + block, fold.n_cases))
         ptr = fold.hist_ptr[cases.start : cases.stop + 1]
         seen = (ptr - ptr[0], log.item[fold.hist_row[ptr[0] : ptr[-1]]])
-        ranked[cases] = select(score(cases), max(KS), seen=seen, allowed=fold.catalogue).item
+        score_BN = np.asarray(score(cases), np.float32)
+        want = (cases.stop - cases.start, items.n)
+        if score_BN.shape != want:
+            raise InputError(
+                "Scores don't fit.", where=f"{model.name}, {fold.name}", value=score_BN.shape, valid=str(want)
+            )
+        not_finite += int((~np.isfinite(score_BN[:, fold.catalogue])).sum())
+        ranked[cases] = select(score_BN, max(KS), seen=seen, allowed=fold.catalogue).item
     values = metrics.ranking(ranked, fold.target_ptr, fold.target_item, KS)
     train = fold.train
     pairs = np.unique(log.user[train].astype(np.int64) * items.n + log.item[train]) % items.n
@@ -66,13 +83,20 @@ def evaluate(
     for k in KS:
         lists[f"coverage@{k}"] = metrics.coverage(ranked, int(fold.catalogue.sum()), k)
         lists[f"novelty@{k}"] = metrics.novelty(ranked, users_N, len(np.unique(log.user[train])), k)
+        lists[f"popularity_bias@{k}"] = metrics.popularity_bias(ranked, users_N, k)
         if content is not None:
             lists[f"diversity@{k}"] = metrics.diversity(ranked, content, k)
-    return CaseMetrics(model.name, fold.case_user, values, ranked, lists)
+    return CaseMetrics(model.name, fold.case_user, values, ranked, lists, not_finite)
 
 
-def pool(parts: list[CaseMetrics]) -> CaseMetrics:
-    """Cases of several folds as one set; list metrics are averaged by number of cases."""
+def pool(parts: Sequence[CaseMetrics]) -> CaseMetrics:
+    """Cases of several folds as one set, in the order given; list metrics are averaged by number of cases.
+
+    Raises:
+        InputError: no part, or parts of different models.
+    """
+    if len({p.name for p in parts}) != 1:
+        raise InputError("Only the folds of one model can be pooled.", value=[p.name for p in parts])
     size = np.array([len(p.user) for p in parts], float)
     share = size / max(size.sum(), 1)
     return CaseMetrics(
@@ -81,6 +105,7 @@ def pool(parts: list[CaseMetrics]) -> CaseMetrics:
         {m: np.concatenate([p.values[m] for p in parts]) for m in parts[0].values},
         np.concatenate([p.ranked for p in parts]),
         {m: float(sum(s * p.lists[m] for s, p in zip(share, parts, strict=True))) for m in parts[0].lists},
+        sum(p.not_finite for p in parts),
     )
 
 
@@ -89,17 +114,44 @@ def restrict(fold: Fold, keep_target: np.ndarray, catalogue: np.ndarray | None =
     keep = keep_target[fold.target_item]
     case = np.repeat(np.arange(fold.n_cases), np.diff(fold.target_ptr))
     count = np.bincount(case[keep], minlength=fold.n_cases)
-    cases = np.flatnonzero(count)
-    rows = [fold.hist_row[fold.hist_ptr[c] : fold.hist_ptr[c + 1]] for c in cases]
-    return Fold(
-        fold.name,
-        fold.train,
-        fold.fit_at_us,
-        fold.case_user[cases],
-        fold.case_at_us[cases],
-        np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64),
-        np.concatenate(rows) if rows else np.zeros(0, np.int64),
-        np.concatenate([[0], np.cumsum(count[cases])]).astype(np.int64),
-        fold.target_item[keep],
-        fold.catalogue if catalogue is None else catalogue,
+    stay = count > 0
+    size = np.diff(fold.hist_ptr)
+    return replace(
+        fold,
+        case_user=fold.case_user[stay],
+        case_at_us=fold.case_at_us[stay],
+        hist_ptr=np.concatenate([[0], np.cumsum(size[stay])]).astype(np.int64),
+        hist_row=fold.hist_row[np.repeat(stay, size)],
+        target_ptr=np.concatenate([[0], np.cumsum(count[stay])]).astype(np.int64),
+        target_item=fold.target_item[keep],
+        catalogue=fold.catalogue if catalogue is None else catalogue,
     )
+
+
+def tune(
+    items: Items, log: Log, folds: Sequence[Fold], metric: str = "ndcg@10"
+) -> tuple[dict[str, Recommender], dict[str, float]]:
+    """The baselines with the setting that is best on validation folds, from a small fixed grid.
+
+    Half-life 30, 90, 365 days or none; item-kNN with 20, 50, 100, 200 neighbours; EASE with lambda 50 to 1000.
+
+    Args:
+        folds: validation folds, all of which lie before any test fold.
+
+    Returns: name -> the best candidate (the earliest of equals), to be fitted again on what it is tested on; and the
+        pooled mean of `metric` of every candidate, by its repr.
+    """
+    grid: list[Recommender] = [
+        *(Popularity(days) for days in (30, 90, 365, float("inf"))),
+        *(ItemKNN(k) for k in (20, 50, 100, 200)),
+        *(EASE(lam) for lam in (50, 100, 250, 500, 1000)),
+    ]
+    best: dict[str, Recommender] = {}
+    found: dict[str, float] = {}
+    for candidate in grid:
+        parts = [evaluate(candidate.fit(items, log, f), items, log, f) for f in folds if f.n_cases]
+        found[repr(candidate)] = pool(parts).mean(metric)
+        rival = best.setdefault(candidate.name, candidate)
+        if found[repr(candidate)] > found[repr(rival)]:
+            best[candidate.name] = candidate
+    return best, found

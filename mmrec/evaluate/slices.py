@@ -7,6 +7,8 @@ Trade-off: cold users are relative to the data at hand, because no fixed length 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from mmrec.evaluate.protocols import restrict
@@ -14,7 +16,11 @@ from mmrec.models.data import Fold, Items, Log
 
 
 def slices(items: Items, log: Log, fold: Fold) -> dict[str, Fold]:
-    """Slices that have at least one case."""
+    """Slices that have at least one case.
+
+    Train and history stay as they are, so a model fitted on the fold is evaluated on its slices without a new fit.
+    Slices of one fold have different cases: compare models on a slice, never slices with each other.
+    """
     touched = np.zeros(items.n, bool)
     touched[log.item[fold.train]] = True
     cold = ~touched & fold.catalogue
@@ -31,15 +37,12 @@ def slices(items: Items, log: Log, fold: Fold) -> dict[str, Fold]:
 def _cases(fold: Fold, keep: np.ndarray) -> Fold:
     case = np.repeat(keep, np.diff(fold.target_ptr))
     hist = np.repeat(keep, np.diff(fold.hist_ptr))
-    return Fold(
-        fold.name,
-        fold.train,
-        fold.fit_at_us,
-        fold.case_user[keep],
-        fold.case_at_us[keep],
-        np.concatenate([[0], np.cumsum(np.diff(fold.hist_ptr)[keep])]),
-        fold.hist_row[hist],
-        np.concatenate([[0], np.cumsum(np.diff(fold.target_ptr)[keep])]),
-        fold.target_item[case],
-        fold.catalogue,
+    return replace(
+        fold,
+        case_user=fold.case_user[keep],
+        case_at_us=fold.case_at_us[keep],
+        hist_ptr=np.concatenate([[0], np.cumsum(np.diff(fold.hist_ptr)[keep])]).astype(np.int64),
+        hist_row=fold.hist_row[hist],
+        target_ptr=np.concatenate([[0], np.cumsum(np.diff(fold.target_ptr)[keep])]).astype(np.int64),
+        target_item=fold.target_item[case],
     )

@@ -22,7 +22,8 @@ _KEYS = {
 }  # fmt: skip
 _MOMENTS = {
     "interactions": ("event_ts", "available_at"), "items": ("valid_from", "withdrawn_at", "available_at"),
-    "users": ("withdrawn_at", "available_at"), "relations": ("available_at",), "impressions": ("shown_at", "available_at"),
+    "users": ("withdrawn_at", "available_at"), "relations": ("available_at",),
+    "impressions": ("shown_at", "available_at"),
 }  # fmt: skip
 _BOUNDED = {"interactions": ("event_ts", "available_at"), "impressions": ("shown_at", "available_at")}
 _NUMBERS = {"interactions": ("weight",), "impressions": ("propensity",)}
@@ -141,7 +142,8 @@ def _rules(kind: str, earliest: datetime, latest: datetime, items: bool) -> list
         rules.append(("bad_json", ~_blank(c) & (parsed.isNull() | ~braced), _shown(c)))
     if kind == "items":
         listed = F.from_json(F.col("categories"), "array<string>")
-        rules.append(("bad_json", ~_blank("categories") & (listed.isNull() | ~F.trim(F.col("categories")).startswith("[")),
+        unlisted = listed.isNull() | ~F.trim(F.col("categories")).startswith("[")
+        rules.append(("bad_json", ~_blank("categories") & unlisted,
                       _shown("categories")))  # fmt: skip
     if kind == "relations":
         rules.append(("unknown_kind", ~F.coalesce(F.col("kind").isin("item", "user"), F.lit(False)), _shown("kind")))

@@ -2,9 +2,9 @@
 
 In: `Items`, `Log`, `Fold`. Out: scores of every item for every case, (B, N) float32.
 Every baseline is fitted on the fold's train rows alone, and ranks from the case's history.
-Trade-off: dense N x N similarities (EASE in its dual form, U x N) are exact and simple up to about 20,000 items.
+Trade-off: EASE solves one dense system, R x R or N x N, whichever is smaller: exact and simple up to about 20,000.
 
-Shape legend: B cases of a block, N items, U users, D content vector size.
+Shape legend: B cases of a block, N items, U users, R users with a train row, D content vector size.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 from scipy import sparse
+from scipy.linalg import cho_factor, cho_solve, lapack
 
 from mmrec.models.data import Fold, Items, Log
 
@@ -24,9 +25,15 @@ class Recommender(Protocol):
 
     name: str
 
-    def fit(self, items: Items, log: Log, fold: Fold) -> Recommender: ...
+    def fit(self, items: Items, log: Log, fold: Fold) -> Recommender:
+        """Learn from the `fold.train` rows and `fold.fit_at_us`, and from nothing else of the log; returns itself."""
+        ...
 
-    def score(self, items: Items, log: Log, fold: Fold, cases: slice) -> np.ndarray: ...
+    def score(self, items: Items, log: Log, fold: Fold, cases: slice) -> np.ndarray:
+        """(B, N) float32 for the fold's cases start:stop, from their history rows; greater is better.
+
+        Seen items and items not on offer are taken out by whoever ranks."""
+        ...
 
 
 def train_matrix(log: Log, fold: Fold, n_items: int) -> sparse.csr_matrix:
@@ -55,12 +62,14 @@ class Popularity:
     def __init__(self, half_life_days: float = np.inf) -> None:
         self.half_life_days = half_life_days
 
+    def __repr__(self) -> str:
+        return f"Popularity(half_life_days={self.half_life_days:g})"
+
     def fit(self, items: Items, log: Log, fold: Fold) -> Popularity:
-        last = np.zeros((0,))
         rows = np.flatnonzero(fold.train)
         pair = log.user[rows].astype(np.int64) * items.n + log.item[rows]
         order = np.lexsort((log.ts_us[rows], pair))
-        last = np.append(pair[order][1:] != pair[order][:-1], True)
+        last = np.append(pair[order][1:] != pair[order][:-1], True)[: len(rows)]
         kept = rows[order][last]
         age = (fold.fit_at_us - log.ts_us[kept]) / _DAY
         weight = np.exp2(-np.maximum(age, 0) / self.half_life_days)
@@ -72,25 +81,35 @@ class Popularity:
 
 
 class ItemKNN:
-    """Sum of cosine similarities to the history's items, `k` neighbours an item (Deshpande and Karypis, TOIS 2004)."""
+    """Sum of similarities to the history's items, of which each item keeps the `k` nearest (Deshpande and Karypis,
+    TOIS 2004, section 4); users of both / (sqrt(users of one * users of the other) + shrinkage), so the cosine where
+    shrinkage is 0. Neighbours that tie with the k-th are all kept."""
 
     name = "item_knn"
 
-    def __init__(self, k: int = 100) -> None:
-        self.k = k
+    def __init__(self, k: int = 100, shrinkage: float = 0.0) -> None:
+        self.k, self.shrinkage = k, shrinkage
+
+    def __repr__(self) -> str:
+        return f"ItemKNN(k={self.k}, shrinkage={self.shrinkage:g})"
 
     def fit(self, items: Items, log: Log, fold: Fold) -> ItemKNN:
         x = train_matrix(log, fold, items.n)
-        norm = np.sqrt(np.asarray(x.sum(0)).ravel())
-        unit = x @ sparse.diags(1 / np.maximum(norm, 1))
+        users = np.asarray(x.sum(0), np.float64).ravel()
+        x_NU = x.T.tocsr()
         parts = []
         for start in range(0, items.n, 1024):
-            s = np.asarray((unit[:, start : start + 1024].T @ unit).todense())
-            s[np.arange(len(s)), np.arange(start, start + len(s))] = 0
-            if self.k < items.n:
-                kth = -np.partition(-s, self.k - 1, axis=1)[:, self.k - 1 : self.k]
-                s[s < kth] = 0
-            parts.append(sparse.csr_matrix(s))
+            s = (x_NU[start : start + 1024] @ x).tocsr()
+            row = np.repeat(np.arange(s.shape[0]), np.diff(s.indptr)) + start
+            # the root of the whole product, in fp64: 3 / sqrt(27) and 1 / sqrt(3) then tie in fp32, as they should
+            scale = np.sqrt(users[row] * users[s.indices]) + self.shrinkage
+            s.data = np.where(row == s.indices, 0, s.data / np.maximum(scale, 1)).astype(np.float32)
+            for low, high in zip(s.indptr[:-1], s.indptr[1:], strict=True):
+                if high - low > self.k:
+                    values = s.data[low:high]
+                    values[values < np.partition(values, -self.k)[-self.k]] = 0
+            s.eliminate_zeros()
+            parts.append(s)
         self.sim = sparse.vstack(parts).T.tocsr()  # (N, N): column j holds the neighbours of j
         return self
 
@@ -101,8 +120,11 @@ class ItemKNN:
 class EASE:
     """Linear autoencoder in closed form (Steck, WWW 2019, eq. 8), solved in the users' space where it is smaller.
 
-    P = (X'X + lambda I)^-1 = (I - X'(XX' + lambda I)^-1 X) / lambda, so B = I - P diag(1 / diag P) needs no N x N
-    matrix: the score of an item outside the history is x X' A / (lambda diag P), A = (XX' + lambda I)^-1 X.
+    P = (X'X + lambda I)^-1. With fewer users than items it is (I - X'(XX' + lambda I)^-1 X) / lambda, so that
+    B = I - P diag(1 / diag P) needs no N x N matrix: the score of an item outside the history is x X' A / (lambda
+    diag P), A = (XX' + lambda I)^-1 X.
+    Otherwise B itself is held, and the fit needs one N x N float64 matrix. The score of an item of the history
+    differs between the two forms and means nothing.
     """
 
     name = "ease"
@@ -110,20 +132,40 @@ class EASE:
     def __init__(self, lam: float = 200.0) -> None:
         self.lam = lam
 
+    def __repr__(self) -> str:
+        return f"EASE(lam={self.lam:g})"
+
     def fit(self, items: Items, log: Log, fold: Fold) -> EASE:
         x = train_matrix(log, fold, items.n)
         x = x[np.asarray(x.sum(1)).ravel() > 0]
-        gram = np.asarray((x @ x.T).todense(), np.float64)
-        gram[np.diag_indices_from(gram)] += self.lam
-        dense = np.asarray(x.todense(), np.float64)
-        a_UN = np.linalg.solve(gram, dense)
-        diag_N = (1 - (dense * a_UN).sum(0)) / self.lam
-        self.x, self.out_UN = x, (a_UN / (self.lam * diag_N)).astype(np.float32)
+        self.x_RN: sparse.csr_matrix | None = x if x.shape[0] < items.n else None
+        self.out = (self._dual if self.x_RN is not None else self._primal)(x)
         return self
+
+    def _dual(self, x: sparse.csr_matrix) -> np.ndarray:
+        """(R, N) float32: A / (lambda diag P)."""
+        dense_RN = x.toarray().astype(np.float64)
+        gram_RR = (x @ x.T).toarray().astype(np.float64)
+        gram_RR[np.diag_indices_from(gram_RR)] += self.lam
+        a_RN = cho_solve(cho_factor(gram_RR, lower=True), dense_RN) if len(gram_RR) else dense_RN
+        return (a_RN / (1 - (dense_RN * a_RN).sum(0))).astype(np.float32)
+
+    def _primal(self, x: sparse.csr_matrix) -> np.ndarray:
+        """(N, N) float32: B. Factor and inverse overwrite the Gram matrix, lower triangle only."""
+        p_NN = np.asfortranarray((x.T @ x).toarray(), np.float64)
+        p_NN[np.diag_indices_from(p_NN)] += self.lam
+        p_NN, _ = lapack.dpotrf(p_NN, lower=True, overwrite_a=True)
+        p_NN, _ = lapack.dpotri(p_NN, lower=True, overwrite_c=True)
+        diag_N = np.diag(p_NN).copy()
+        b_NN = np.tril(p_NN, -1).astype(np.float32)
+        del p_NN
+        b_NN += b_NN.T.copy()
+        b_NN /= -diag_N[None].astype(np.float32)
+        return b_NN
 
     def score(self, items: Items, log: Log, fold: Fold, cases: slice) -> np.ndarray:
         h = history_matrix(log, fold, cases, items.n)
-        return np.asarray((h @ self.x.T).todense(), np.float32) @ self.out_UN
+        return (h if self.x_RN is None else (h @ self.x_RN.T).toarray()) @ self.out
 
 
 class ContentNN:

@@ -2,56 +2,105 @@
 
 In: `Log` and `Items`. Out: `Fold`s of the protocols `rolling` (global time cuts, the default), `per_user` (each
 user's last share) and `leave_one_out` (published benchmarks).
-A target is an item the user has not had before and that is on offer; others are left out, as no list could hold them.
+A target is an item the user has not had before and that is on offer; others are left out, as no list could hold
+them, and counted.
 Trade-off: `per_user` lets a model be fitted on other users' later interactions; it has many more cases on small data,
 which is why it is kept, and it is not how a night works, which is why it is not the default.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
 import numpy as np
 
+from mmrec.errors import InputError
 from mmrec.models.data import Fold, Items, Log
 
 _DAY = 86_400_000_000
 
 
+@dataclass(frozen=True)
+class CountedFold(Fold):
+    """A `Fold` that knows what it left out.
+
+    Attributes:
+        dropped_targets: (case, item) pairs that were new to the user but not on offer, so that no list could hold them.
+    """
+
+    dropped_targets: int = 0
+
+
 def rolling(
     log: Log, items: Items, end_us: int, *, days: int, cuts: int, skip: int = 0, min_history: int = 5
-) -> list[Fold]:
+) -> list[CountedFold]:
     """Global time cuts, oldest first: window i is [end - (skip + cuts - i) days, + days).
 
-    A case is a user with at least `min_history` distinct items before the cut and a new item inside the window.
+    A case is a user with at least `min_history` distinct items before the cut and a new item inside the window that
+    is on offer at the cut. Rows before the cut count where they were also delivered before it. A window nobody has a
+    case in is a fold without cases.
 
     Args:
         end_us: end of the last window, exclusive. skip: windows left out at the end (validation lies before test).
+
+    Returns: `cuts` folds, named "rolling/<UTC date of the cut>".
+
+    Raises:
+        InputError: days, cuts or min_history below 1, skip below 0.
     """
+    if min(days, cuts, min_history, skip + 1) < 1:
+        given = {"days": days, "cuts": cuts, "skip": skip, "min_history": min_history}
+        raise InputError("These windows can't be cut.", value=given, valid="1 or more; skip 0 or more")
     found = []
     for i in range(cuts):
         cut = end_us - (skip + cuts - i) * days * _DAY
         before = (log.ts_us < cut) & (log.available_us < cut)
         inside = (log.ts_us >= cut) & (log.ts_us < cut + days * _DAY)
-        found.append(_fold(f"rolling/{i}", log, items, before, inside, min_history, cut, None))
+        name = f"rolling/{(datetime(1970, 1, 1) + timedelta(microseconds=cut)).date().isoformat()}"
+        found.append(_fold(name, log, items, before, before, inside, min_history, cut, None))
     return found
 
 
-def per_user(log: Log, items: Items, *, share: float = 0.2, min_history: int = 5, validation: bool = False) -> Fold:
-    """The last `share` of every user's interactions, by time; with `validation`, the last share of what is before it."""
+def per_user(
+    log: Log, items: Items, *, share: float = 0.2, min_history: int = 5, validation: bool = False
+) -> CountedFold:
+    """The last `share` of every user's interactions (rounded down), by time; with `validation`, the last share of what
+    is before it.
+
+    Raises:
+        InputError: share not between 0 and 1, min_history below 1.
+    """
+    if not 0 < share < 1 or min_history < 1:
+        raise InputError(
+            "This share can't be split off.", value=(share, min_history), valid="0 < share < 1, min_history >= 1"
+        )
     rank = np.arange(len(log.user)) - log.ptr[log.user]
-    size = np.diff(log.ptr)
-    first_test = size - (size * share).astype(np.int64)
+    first_test = _first(np.diff(log.ptr), share)
     train, test = rank < first_test[log.user], rank >= first_test[log.user]
     if validation:
-        first_val = first_test - (first_test * share).astype(np.int64)
+        first_val = _first(first_test, share)
         train, test = rank < first_val[log.user], train & (rank >= first_val[log.user])
-    return _fold("per_user", log, items, train, test, min_history, None, int(log.ts_us.max(initial=0)) + 1)
+    name = "per_user/validation" if validation else "per_user"
+    return _fold(name, log, items, train, train, test, min_history, None, int(log.ts_us.max(initial=0)) + 1)
 
 
-def leave_one_out(log: Log, items: Items, *, validation: bool = False) -> Fold:
-    """The last interaction of every user; with `validation`, the one before it (and the last one nowhere)."""
+def leave_one_out(log: Log, items: Items, *, validation: bool = False) -> CountedFold:
+    """The last interaction of every user; with `validation`, the one before it (and the last one nowhere).
+
+    As published numbers are made: train is every row but a user's last two in both variants, and the history of a
+    test case holds the validation row (Kang and McAuley, ICDM 2018, section IV, but ranked against all items).
+    """
     back = log.ptr[log.user + 1] - 1 - np.arange(len(log.user))
     place = 1 if validation else 0
-    return _fold("leave_one_out", log, items, back > place, back == place, 1, None, int(log.ts_us.max(initial=0)) + 1)
+    name = "leave_one_out/validation" if validation else "leave_one_out"
+    offer_us = int(log.ts_us.max(initial=0)) + 1
+    return _fold(name, log, items, back > 1, back > place, back == place, 1, None, offer_us)
+
+
+def _first(size: np.ndarray, share: float) -> np.ndarray:
+    # 100 * 0.29 is 28.999...: a hair is added so that a whole number stays one
+    return size - np.floor(size * share + 1e-9).astype(np.int64)
 
 
 def _fold(
@@ -59,37 +108,40 @@ def _fold(
     log: Log,
     items: Items,
     train: np.ndarray,
+    history: np.ndarray,
     test: np.ndarray,
     min_history: int,
     cut: int | None,
     offer_us: int | None,
-) -> Fold:
-    # `cut`: one moment for all; otherwise each user's own: the time of their first target
+) -> CountedFold:
+    # `cut`: one moment for all; otherwise each user's own: the time of their first test row
     catalogue = items.catalogue_at(cut if cut is not None else offer_us or 0)
-    users, at, hist_ptr, hist, target_ptr, target = [], [], [0], [], [0], []
-    for u in np.unique(log.user[test]):
-        rows = np.arange(log.ptr[u], log.ptr[u + 1])
-        past, future = rows[train[rows]], rows[test[rows]]
-        had = set(log.item[past].tolist())
-        wanted = list(dict.fromkeys(i for i in log.item[future].tolist() if i not in had and catalogue[i]))
-        if len(had) < min_history or not wanted:
-            continue
-        users.append(u)
-        at.append(cut if cut is not None else int(log.ts_us[future[0]]))
-        hist.append(past)
-        hist_ptr.append(hist_ptr[-1] + len(past))
-        target.extend(wanted)
-        target_ptr.append(target_ptr[-1] + len(wanted))
-    fit_at = cut if cut is not None else int(log.ts_us[train].max(initial=0)) + 1
-    return Fold(
-        name,
-        train,
-        fit_at,
-        np.array(users, np.int32),
-        np.array(at, np.int64),
-        np.array(hist_ptr, np.int64),
-        np.concatenate(hist) if hist else np.zeros(0, np.int64),
-        np.array(target_ptr, np.int64),
-        np.array(target, np.int32),
-        catalogue,
+    width = max(items.n, 1)
+    pair = log.user.astype(np.int64) * width + log.item
+    had = np.unique(pair[history])
+    wanted, at_row = np.unique(pair[test], return_index=True)
+    enough = np.bincount(had // width, minlength=log.n_users) >= min_history
+    new = ~np.isin(wanted, had, assume_unique=True) & enough[wanted // width]
+    asked = new & catalogue[wanted % width]
+    # targets in the order of time within a user, as the log has them
+    asked_row = np.sort(np.flatnonzero(test)[at_row[asked]])
+    count_U = np.bincount(log.user[asked_row], minlength=log.n_users)
+    users = np.flatnonzero(count_U).astype(np.int32)
+    hist_row = np.flatnonzero(history & (count_U > 0)[log.user])
+    hist_U = np.bincount(log.user[hist_row], minlength=log.n_users)
+    at_U = np.zeros(log.n_users, np.int64)
+    earliest = np.flatnonzero(test)[::-1]
+    at_U[log.user[earliest]] = log.ts_us[earliest]  # of a user's rows the first is written last
+    return CountedFold(
+        name=name,
+        train=train,
+        fit_at_us=cut if cut is not None else int(log.ts_us[train].max(initial=0)) + 1,
+        case_user=users,
+        case_at_us=np.full(len(users), cut, np.int64) if cut is not None else at_U[users],
+        hist_ptr=np.concatenate([[0], np.cumsum(hist_U[users])]).astype(np.int64),
+        hist_row=hist_row.astype(np.int64),
+        target_ptr=np.concatenate([[0], np.cumsum(count_U[users])]).astype(np.int64),
+        target_item=log.item[asked_row].astype(np.int32),
+        catalogue=catalogue,
+        dropped_targets=int((new & ~asked).sum()),
     )

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 from mmrec import schema
 from mmrec.errors import InputError
-from mmrec.worlds.sources import Delivery, batches, csv_rows, media_bytes, records
+from mmrec.worlds.sources import Delivery, batches, csv_rows, media_bytes
 
 KINDS = ("interactions", "items", "users", "relations", "impressions")
 MAPPING = "mmrec-source.toml"

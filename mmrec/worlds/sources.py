@@ -118,7 +118,7 @@ def records(path: Path) -> Iterator[tuple[int, str, str | None]]:
 
 
 def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, str] | None, str, str | None]]:
-    """Rows of a csv with a header: (line, values by column, raw text, error); values are None where there is an error."""
+    """Rows of a csv with a header: (line, values by column, raw text, error); values are None where it has an error."""
     source = records(path)
     head = next(source, None)
     if head is None:

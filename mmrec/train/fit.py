@@ -1,0 +1,379 @@
+"""The main model: a sequence tower and a linear head in one dot product, fitted, blended, saved.
+
+In: `Items`, `Log`, `Fold`s. Out: a `Champion`, which ranks like any baseline and is served like no baseline: user
+vector = [sequence | linear | content profile | 1], item vector = [fused item | linear | content | popularity].
+Epochs, blend weights, half-life and history decay are chosen on a validation fold; `recipe.fixed(chosen)` repeats a
+fit with them and without one.
+Trade-off: the blend is three numbers found by coordinate search, not learned end to end; it costs seconds, can't
+overfit, and any part can be switched off to see what it adds.
+
+Shape legend: B cases, L history, T targets of a batch, N items, D model size, R rank of the linear head, C content.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from scipy import sparse
+
+from mmrec.errors import QualityError
+from mmrec.models.baselines import Popularity, train_matrix
+from mmrec.models.data import Fold, Items, Log
+from mmrec.models.fusion import ItemEncoder
+from mmrec.models.linear import Likeness, LinearHead, fit_linear, history_weights
+from mmrec.models.losses import sampled_softmax
+from mmrec.models.towers import UserEncoder
+from mmrec.train.batches import Batch, batches
+from mmrec.train.blend import blend, first_cases, mask, ndcg
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a fit. Those marked * are chosen on validation where a validation fold is given."""
+
+    d: int = 64
+    layers: int = 1
+    heads: int = 2
+    context: int = 64  # events the sequence tower attends to
+    length: int = 1024  # events the linear head and the content profile see
+    dropout: float = 0.2
+    part_dropout: float = 0.25  # share of items that lose their id, and each modality, in a batch
+    tokens: int = 1024
+    negatives: int = 1024
+    lr: float = 6e-3
+    weight_decay: float = 0.05
+    warmup: int = 50  # steps
+    epochs: int = 10  # * at most
+    patience: int = 4  # epochs without a better validation ndcg@10
+    lam: float = 200.0
+    rank: int = 512
+    content_rank: int = 64  # principal directions kept of each modality
+    tau: float = 20.0  # *
+    base: float = 0.3  # *
+    half_life_days: float = 365.0  # *
+    linear: float = 50.0  # * weight of the linear head
+    popularity: float = 0.2  # * weight of log popularity
+    content: float = 0.0  # * weight of content likeness, items with interactions
+    content_cold: float = 4.0  # * the same, items without
+    schedule: int = 10  # epochs the cosine is laid out for
+
+    def fixed(self, chosen: dict[str, Any]) -> Recipe:
+        """The recipe with what a validation chose."""
+        return replace(self, **chosen)
+
+
+RECIPES: dict[str, Recipe] = {
+    "default": Recipe(),
+    "small": Recipe(context=32, epochs=8, schedule=8, rank=128, patience=3),
+}
+
+
+class Champion:
+    """See the module. Implements `Recommender`."""
+
+    name = "champion"
+
+    def __init__(
+        self, recipe: Recipe, seed: int = 0, progress: Callable[[str, dict[str, Any]], None] | None = None
+    ) -> None:
+        self.recipe, self.seed = recipe, seed
+        self.progress = progress or (lambda _what, _numbers: None)
+        self.chosen: dict[str, Any] = {}
+        self.curves: list[dict[str, Any]] = []
+
+    # fitting
+
+    def fit(self, items: Items, log: Log, fold: Fold, val: Fold | None = None) -> Champion:
+        """Fit on `fold.train`; with `val`, stop early and choose the blend on it.
+
+        Raises: QualityError: the loss is not a number, or nothing can be learned from the rows.
+        """
+        torch.manual_seed(self.seed)
+        if fold.train.sum() < 2:
+            raise QualityError(
+                "there are too few interactions to fit a model",
+                where=fold.name,
+                value=int(fold.train.sum()),
+                valid="at least 2",
+                next="mmrec run --no-train",
+            )
+        self._sides(items, log, fold)
+        self._build(len(self.item_map), len(log.event_types))
+        self._warm(items, log, fold)
+        self._train(items, log, fold, val)
+        self.refresh(items, log, fold)
+        if val is not None:
+            self.chosen |= blend(self, items, log, fold, val)
+            self.recipe = self.recipe.fixed(self.chosen)
+            self.refresh(items, log, fold)
+        return self
+
+    def refresh(self, items: Items, log: Log, fold: Fold) -> Champion:
+        """Fit what is closed form (linear head, popularity) on another window; the sequence tower stays."""
+        r = self.recipe
+        x_UN = train_matrix(log, fold, items.n)
+        self.head = fit_linear(x_UN, lam=r.lam, rank=r.rank, seed=self.seed)
+        self.touched_N = np.asarray(x_UN.sum(0)).ravel() > 0
+        self.popularity_N = Popularity(r.half_life_days).fit(items, log, fold).score_N
+        return self
+
+    def _sides(self, items: Items, log: Log, fold: Fold) -> None:
+        touched = np.zeros(items.n, bool)
+        touched[log.item[fold.train]] = True
+        self.item_map = [str(i) for i in items.ids[touched]]
+        self.event_types = log.event_types
+        self.dims = {m: v.shape[1] for m, v in items.content.items()}
+        self.likeness = Likeness.fit(items, self.recipe.content_rank)
+
+    def _build(self, n_items: int, n_events: int) -> None:
+        r = self.recipe
+        self.item_tower = ItemEncoder(n_items, self.dims, r.d)
+        self.user_tower = UserEncoder(
+            r.d, n_events, layers=r.layers, heads=r.heads, context=r.context, dropout=r.dropout
+        )
+
+    def _warm(self, items: Items, log: Log, fold: Fold) -> None:
+        """Begin id embeddings at the strongest directions of the linear head: fewer epochs to the same place."""
+        start_NR = fit_linear(train_matrix(log, fold, items.n), lam=self.recipe.lam, rank=self.recipe.d).history_NR
+        rows = start_NR[[items.index[i] for i in self.item_map]]
+        rows = rows / max(float(rows.std()), 1e-12) * 0.1
+        with torch.no_grad():
+            self.item_tower.id.weight[1:, : rows.shape[1]] = torch.from_numpy(rows.astype(np.float32))
+
+    def _train(self, items: Items, log: Log, fold: Fold, val: Fold | None) -> None:
+        r = self.recipe
+        parameters = [*self.item_tower.parameters(), *self.user_tower.parameters()]
+        optimiser = torch.optim.AdamW(parameters, lr=r.lr, weight_decay=r.weight_decay)
+        steps = max(1, sum(1 for _ in batches(log, fold.train, context=r.context, tokens=r.tokens, seed=0, epoch=0)))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1.0, (s + 1) / r.warmup) * (
+            0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * min(1.0, s / (steps * r.schedule))))))  # fmt: skip
+        tensors = self._tensors(items)
+        count_N = np.bincount(log.item[fold.train], minlength=items.n).astype(np.float64)
+        share_N = np.where(count_N > 0, count_N**0.5, 0)
+        share_N /= share_N.sum()
+        rng = np.random.default_rng(self.seed)
+        best, best_state, waited = -1.0, None, 0
+        for epoch in range(r.epochs):
+            begun, total, tokens = time.monotonic(), 0.0, 0
+            self.item_tower.train()
+            self.user_tower.train()
+            for batch in batches(log, fold.train, context=r.context, tokens=r.tokens, seed=self.seed, epoch=epoch):
+                loss, n = self._loss(log, batch, tensors, share_N, rng)
+                if not torch.isfinite(loss):
+                    raise QualityError(
+                        "the loss is not a number: nothing is registered",
+                        where=f"epoch {epoch}",
+                        value=float(loss),
+                        next="lower the recipe's lr",
+                    )
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimiser.step()
+                scheduler.step()
+                total, tokens = total + float(loss.detach()) * n, tokens + n
+            seconds = time.monotonic() - begun
+            row: dict[str, Any] = {"epoch": epoch + 1, "loss": total / max(tokens, 1), "seconds": round(seconds, 2),
+                                   "tokens_per_s": round(tokens / seconds)}  # fmt: skip
+            if val is not None:
+                row["val_ndcg@10"] = ndcg(val, mask(val, log, self.sequence_scores(items, log, val, first_cases(val))))
+                if row["val_ndcg@10"] > best:
+                    best, waited, best_state = row["val_ndcg@10"], 0, self._state()
+                    self.chosen["epochs"] = epoch + 1
+                else:
+                    waited += 1
+            self.curves.append(row)
+            self.progress("epoch", row)
+            if val is not None and waited >= r.patience:
+                break
+        if best_state is not None:
+            self._restore(best_state)
+        self.item_tower.eval()
+        self.user_tower.eval()
+
+    def _loss(
+        self, log: Log, batch: Batch, tensors: _Tensors, share_N: np.ndarray, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, int]:
+        r = self.recipe
+        rows, mask = np.maximum(batch.rows_BL, 0), batch.rows_BL >= 0
+        gap = np.where(mask, log.ts_us[np.maximum(batch.target_BL, 0)] - log.ts_us[rows], 0) / 1e6
+        at_T = np.nonzero(mask)
+        target = log.item[batch.target_BL[at_T]]
+        negative = rng.choice(len(share_N), r.negatives, p=share_N)
+        needed, where = np.unique(np.concatenate([log.item[rows[mask]], target, negative]), return_inverse=True)
+        vector_ND = self.item_tower(*tensors.take(needed, rng, r.part_dropout))
+        n = len(target)
+        item_BLD = torch.zeros(*mask.shape, r.d)
+        item_BLD[torch.from_numpy(mask)] = vector_ND[torch.from_numpy(where[:n])]
+        user_BLD = self.user_tower(item_BLD, *_side(log.event[rows] + 1, gap, log.weight[rows], mask))
+        log_expected = torch.from_numpy(np.log(share_N[negative] * r.negatives)).float()
+        loss = sampled_softmax(
+            user_BLD[torch.from_numpy(mask)], vector_ND[torch.from_numpy(where[n : 2 * n])], torch.from_numpy(target),
+            vector_ND[torch.from_numpy(where[2 * n :])], torch.from_numpy(negative), log_expected)  # fmt: skip
+        return loss, n
+
+    # ranking
+
+    def score(self, items: Items, log: Log, fold: Fold, cases: slice, drop: frozenset[str] = frozenset()) -> np.ndarray:
+        """(B, N) float32; `drop` names parts of an item to mask: "id" or a modality."""
+        r = self.recipe
+        like_NC = self.likeness.vectors(items, drop)
+        offer_NR = np.zeros_like(self.head.offer_NR) if "id" in drop else self.head.offer_NR
+        weight_N = np.where(self.touched_N, r.content, r.content_cold).astype(np.float32)[:, None]
+        out = self.sequence_scores(items, log, fold, cases, drop)
+        out += self.profile(log, fold, cases, self.head.history_NR) @ (r.linear * offer_NR).T
+        out += self.profile(log, fold, cases, like_NC, flat=True) @ (weight_N * like_NC).T
+        return out + (r.popularity * np.log1p(self.popularity_N)).astype(np.float32)
+
+    @torch.no_grad()
+    def sequence_scores(
+        self, items: Items, log: Log, fold: Fold, cases: slice, drop: frozenset[str] = frozenset()
+    ) -> np.ndarray:
+        vector_ND = self.item_vectors(items, drop)
+        out = []
+        for part in _split(cases, 512):
+            rows_BL, mask_BL = _history(fold, part, self.recipe.context)
+            rows = np.maximum(rows_BL, 0)
+            after = np.concatenate([log.ts_us[rows[:, 1:]], fold.case_at_us[part, None]], 1)
+            gap = np.where(mask_BL, after - log.ts_us[rows], 0) / 1e6
+            item_BLD = vector_ND[torch.from_numpy(log.item[rows].astype(np.int64))] * torch.from_numpy(
+                mask_BL
+            ).unsqueeze(2)
+            user_BD = self.user_tower(item_BLD, *_side(log.event[rows] + 1, gap, log.weight[rows], mask_BL))[:, -1]
+            out.append((user_BD @ vector_ND.T).numpy())
+        return np.concatenate(out) if out else np.zeros((0, items.n), np.float32)
+
+    @torch.no_grad()
+    def item_vectors(self, items: Items, drop: frozenset[str] = frozenset()) -> torch.Tensor:
+        """(N, D): fused vectors of a catalogue, whatever part of it the model has met."""
+        index, content, present = self._tensors(items).all()
+        index = torch.zeros_like(index) if "id" in drop else index
+        present = {m: torch.zeros_like(p) if m in drop else p for m, p in present.items()}
+        return self.item_tower(index, content, present)
+
+    def profile(self, log: Log, fold: Fold, cases: slice, factor_NR: np.ndarray, flat: bool = False) -> np.ndarray:
+        """(B, R) float32: weighted sums of a history's factors over the root of the weights' sum, so that a long
+        history counts for more than a short one, but not in proportion. `flat`: every event the same, for content,
+        where taste is slower than the sequence."""
+        r = self.recipe
+        weight_L = np.ones(r.length, np.float32) if flat else history_weights(r.length, tau=r.tau, base=r.base)
+        out = []
+        for part in _split(cases, 512):
+            rows_BL, mask_BL = _history(fold, part, r.length)
+            n, width = rows_BL.shape
+            w_BL = mask_BL * weight_L[r.length - width :]
+            b, at = np.nonzero(mask_BL)
+            w_BN = sparse.csr_matrix((w_BL[b, at], (b, log.item[rows_BL[b, at]])), shape=(n, len(factor_NR)))
+            out.append(np.asarray(w_BN @ factor_NR) / np.sqrt(np.maximum(w_BL.sum(1, keepdims=True), 1e-6)))
+        return np.concatenate(out).astype(np.float32) if out else np.zeros((0, factor_NR.shape[1]), np.float32)
+
+    # parts
+
+    def _tensors(self, items: Items) -> _Tensors:
+        at = {item: i + 1 for i, item in enumerate(self.item_map)}
+        index = np.array([at.get(str(i), 0) for i in items.ids], np.int64)
+        return _Tensors(index, {m: items.content[m] for m in self.dims}, {m: items.present[m] for m in self.dims})
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        both = {"item": self.item_tower, "user": self.user_tower}
+        return {f"{side}.{k}": v.clone() for side, tower in both.items() for k, v in tower.state_dict().items()}
+
+    def _restore(self, state: dict[str, torch.Tensor]) -> None:
+        for side, tower in {"item": self.item_tower, "user": self.user_tower}.items():
+            tower.load_state_dict({k.removeprefix(f"{side}."): v for k, v in state.items() if k.startswith(f"{side}.")})
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and everything else (JSON)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        head = {
+            "head.history": torch.from_numpy(self.head.history_NR),
+            "head.offer": torch.from_numpy(self.head.offer_NR),
+            "touched": torch.from_numpy(self.touched_N),
+            "popularity": torch.from_numpy(np.ascontiguousarray(self.popularity_N)),
+        }
+        save_file(
+            {k: v.contiguous() for k, v in (self._state() | head | self.likeness.tensors()).items()},
+            folder / "model.safetensors",
+        )
+        about = {
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "chosen": self.chosen,
+            "curves": self.curves,
+            "item_map": self.item_map,
+            "event_types": list(self.event_types),
+            "dims": self.dims,
+        }
+        (folder / "model.json").write_text(json.dumps(about))
+
+    @classmethod
+    def load(cls, folder: Path) -> Champion:
+        """What `save` wrote."""
+        about = json.loads((folder / "model.json").read_text())
+        made = cls(Recipe(**about["recipe"]), about["seed"])
+        made.chosen, made.curves, made.item_map = about["chosen"], about["curves"], about["item_map"]
+        made.event_types, made.dims = tuple(about["event_types"]), about["dims"]
+        made._build(len(made.item_map), len(made.event_types))
+        state = load_file(folder / "model.safetensors")
+        made._restore({k: v for k, v in state.items() if k.startswith(("item.", "user."))})
+        made.head = LinearHead(state["head.history"].numpy(), state["head.offer"].numpy())
+        made.popularity_N, made.touched_N = state["popularity"].numpy(), state["touched"].numpy()
+        made.likeness = Likeness.of(state)
+        made.item_tower.eval()
+        made.user_tower.eval()
+        return made
+
+
+class _Tensors:
+    """Inputs of the item tower, a few items at a time, with parts dropped for training."""
+
+    def __init__(self, index: np.ndarray, content: dict[str, np.ndarray], present: dict[str, np.ndarray]) -> None:
+        self.index = torch.from_numpy(index)
+        self.content = {m: torch.from_numpy(np.ascontiguousarray(v)) for m, v in content.items()}
+        self.present = {m: torch.from_numpy(v.astype(np.float32)) for m, v in present.items()}
+
+    def all(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        return self.index, self.content, self.present
+
+    def take(self, rows: np.ndarray, rng: np.random.Generator, drop: float) -> tuple[Any, Any, Any]:
+        at = torch.from_numpy(rows)
+        present = {m: p[at] * torch.from_numpy((rng.random(len(rows)) >= drop).astype(np.float32))
+                   for m, p in self.present.items()}  # fmt: skip
+        has_content = sum(present.values(), torch.zeros(len(rows))) > 0
+        # an item never loses everything it has
+        lose_id = torch.from_numpy(rng.random(len(rows)) < drop) & has_content
+        return torch.where(lose_id, 0, self.index[at]), {m: v[at] for m, v in self.content.items()}, present
+
+
+def _side(event: np.ndarray, gap_s: np.ndarray, weight: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, ...]:
+    return (
+        torch.from_numpy(np.where(mask, event, 0).astype(np.int64)),
+        torch.from_numpy(np.log1p(np.maximum(gap_s, 0)).astype(np.float32)),
+        torch.from_numpy(np.where(mask, weight, 0).astype(np.float32)),
+        torch.from_numpy(mask.astype(np.float32)),
+    )
+
+
+def _history(fold: Fold, cases: slice, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(B, L) rows of the log, right-aligned, and where there are any."""
+    n = cases.stop - cases.start
+    longest = int(np.diff(fold.hist_ptr[cases.start : cases.stop + 1]).max(initial=1))
+    width = max(1, min(length, longest))
+    rows = np.full((n, width), -1, np.int64)
+    for b in range(n):
+        own = fold.hist_row[fold.hist_ptr[cases.start + b] : fold.hist_ptr[cases.start + b + 1]][-width:]
+        rows[b, width - len(own) :] = own
+    return rows, rows >= 0
+
+
+def _split(cases: slice, size: int) -> Iterator[slice]:
+    for start in range(cases.start, cases.stop, size):
+        yield slice(start, min(start + size, cases.stop))
