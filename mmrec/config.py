@@ -32,7 +32,7 @@ class SourceConfig(_Part):
 
 class NightConfig(_Part):
     k: int = Field(20, ge=1, description="items in a list")
-    sequence_length: int = Field(200, ge=1, description="a user's last interactions that features keep")
+    sequence_length: int = Field(1024, ge=1, description="a user's last interactions that features keep")
     half_life_days: float = Field(30, gt=0, description="half-life of popularity, days")
     min_share: float = Field(0.5, description="lists below this share of the last night's are refused")
     text: str = Field("minilm", description="text encoder; empty: none")
@@ -48,7 +48,7 @@ class TrainConfig(_Part):
 
 class EvaluateConfig(_Part):
     rolling_days: int = Field(91, ge=1, description="length of a rolling test window, days")
-    rolling_cuts: int = Field(16, ge=1, description="rolling test windows, counted back from as_of")
+    rolling_cuts: int = Field(24, ge=1, description="rolling test windows, counted back from as_of")
     rolling_fits: int = Field(4, ge=1, description="fits shared by those windows")
     per_user_share: float = Field(0.2, gt=0, lt=1, description="last share of a user's interactions that is the test")
     min_history: int = Field(5, ge=1, description="distinct earlier items a user needs to be asked")

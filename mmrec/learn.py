@@ -1,1 +1,423 @@
-"""The stations of training: fit, evaluate, export, register, promote. Run in a process of their own."""
+"""The stations of training: fit, evaluate, export, register, promote. Run in a process of their own.
+
+In: silver and the embedding cache at their versions of now, as of a run_date. Out: an MLflow run, ops.metrics, a
+sealed bundle, a registered challenger, a decision in ops.promotions.
+Settings are chosen on validation windows that end before the first test window; each test window is read once,
+after that; what is served is refitted on everything up to as_of with the chosen settings.
+Trade-off: the stations hand each other files under `<home>/training/<run_date>`, so each can be run alone; the
+models of the evaluation are kept there until the next training.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import mmrec
+from mmrec import dates, schema
+from mmrec.config import Config
+from mmrec.errors import InputError, QualityError
+from mmrec.lake import commit
+from mmrec.lake.session import session
+from mmrec.models import splits
+from mmrec.models.data import Fold, Items, Log
+from mmrec.models.tables import items_from, log_from
+from mmrec.night import Night, encoders, record_metrics
+
+CHAIN = ("train", "evaluate", "export", "register", "promote")
+_SHOWN = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learned from: dense views as of a run_date, and where they came from."""
+
+    items: Items
+    log: Log
+    tables: dict[str, int]
+    encoders: dict[str, str]
+
+
+def chain(config: Config, when: date, tell: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """All five stations of `when`; returns their counts and seconds."""
+    from mmrec.steps import step
+
+    night = Night(config, when, tell)
+    seconds: dict[str, float] = {}
+    counts: dict[str, Any] = {}
+    for name in CHAIN:
+        begun = time.monotonic()
+        counts[name] = step(name).load()(night)
+        seconds[name] = round(time.monotonic() - begun, 2)
+        tell(name, int(seconds[name] * 1000), -1)
+    return counts | {"seconds": seconds}
+
+
+def dataset(night: Night) -> Data:
+    """Interactions, items and embeddings as of the run_date, read once a process."""
+    if not hasattr(night, "_data"):
+        from mmrec.features import asof
+        from mmrec.features.windows import content_text, text_key
+
+        lake, spark, as_of = night.lake, session(night.config.engine), night.as_of
+        tables = {n: lake.version(n) for n in ("silver.interactions", "silver.items", "gold.item_embeddings")}
+        rows = asof.interactions(
+            lake.frame(spark, "silver.interactions", tables["silver.interactions"]), as_of
+        ).toArrow()
+        known = asof.items(lake.frame(spark, "silver.items", tables["silver.items"]), as_of, on_offer=False).toArrow()
+        texts = [text_key(content_text(*row)) for row in zip(
+            *(known[c].to_pylist() for c in ("title", "categories", "text")), strict=True)]  # fmt: skip
+        known = known.append_column("text_sha256", pa.array(texts, pa.string()))
+        for column, source in (("available_us", "valid_from"), ("withdrawn_us", "withdrawn_at")):
+            known = known.append_column(column, _micros(known[source]))
+        for column, source in (("event_us", "event_ts"), ("available_us", "available_at")):
+            rows = rows.append_column(column, _micros(rows[source]))
+        versions = {e.modality: e.version for e in encoders(night.config)}
+        vectors = lake.arrow("gold.item_embeddings", tables["gold.item_embeddings"])
+        versions = {m: v for m, v in versions.items() if v in set(vectors["encoder_version"].unique().to_pylist())}
+        items = items_from(known, vectors, versions)
+        night._data = Data(items, log_from(rows, items), tables, versions)  # type: ignore[attr-defined]
+    return night._data  # type: ignore[attr-defined]
+
+
+def folds(night: Night, data: Data) -> dict[str, tuple[list[Fold], list[Fold]]]:
+    """protocol -> (validation folds, test folds)."""
+    e, end = night.config.evaluate, dates.micros(night.as_of)
+    both = splits.rolling(data.log, data.items, end, days=e.rolling_days, cuts=2 * e.rolling_cuts,
+                          min_history=e.min_history)  # fmt: skip
+    cut = end - e.rolling_cuts * e.rolling_days * 86_400_000_000
+    rolling = ([f for f in both if f.fit_at_us < cut], [f for f in both if f.fit_at_us >= cut])
+    share = {"share": e.per_user_share, "min_history": e.min_history}
+    per_user = [[splits.per_user(data.log, data.items, validation=v, **share)] for v in (True, False)]
+    made = {"rolling": rolling, "per_user": (per_user[0], per_user[1])}
+    made = {p: ([f for f in v if f.n_cases], [f for f in t if f.n_cases]) for p, (v, t) in made.items()}
+    if any(not v or not t for v, t in made.values()):
+        raise QualityError(
+            "there is too little history to evaluate a model",
+            where=f"run_date {night.run_date}",
+            value={p: [len(v), len(t)] for p, (v, t) in made.items()},
+            valid="at least one validation and one test window with a case in each protocol",
+            next="mmrec run --no-train",
+        )
+    return made
+
+
+def train(night: Night) -> dict[str, Any]:
+    """Choose settings on validation, fit what the test needs, refit what is served."""
+    import torch
+
+    from mmrec.train.fit import RECIPES, Champion
+
+    config = night.config
+    if config.train.recipe not in RECIPES:
+        raise InputError(
+            "no such recipe",
+            where="config: train.recipe",
+            value=config.train.recipe,
+            valid=sorted(RECIPES),
+            next="edit mmrec.toml",
+        )
+    torch.set_num_threads(config.threads)
+    data, recipe = dataset(night), RECIPES[config.train.recipe]
+    made = folds(night, data)
+    folder = _folder(night)
+    shutil.rmtree(folder, ignore_errors=True)
+    total = 2 + config.evaluate.rolling_fits + 2  # two validations, the tests, the refit
+    done = 0
+
+    def fit(name: str, r: Any, fold: Fold, vals: list[Fold]) -> Champion:
+        nonlocal done
+        model = Champion(r, config.train.seed).fit(data.items, data.log, fold, vals)
+        model.save(folder / name)
+        done += 1
+        night.progress("train", done, total)
+        return model
+
+    chosen: dict[str, Any] = {}
+    for protocol, (validation, test) in made.items():
+        first = fit(f"{protocol}-validation", recipe, validation[0], validation)
+        chosen[protocol] = first.chosen
+        for n, group in enumerate(_groups(test, config.evaluate.rolling_fits)):
+            fit(f"{protocol}-{n}", recipe.fixed(first.chosen), group[0], [])
+    final = fit("final", recipe.fixed(chosen["rolling"]), everything(data, night), [])
+    run_id = _log_run(night, data, recipe, chosen, final.curves)
+    state = {"mlflow_run": run_id, "chosen": chosen, "tables": data.tables, "encoders": data.encoders}
+    (folder / "state.json").write_text(json.dumps(state))
+    config.runs.mkdir(parents=True, exist_ok=True)
+    (config.runs / "last-training.json").write_text(json.dumps({"as_of": night.as_of.isoformat()}))
+    return {"mlflow_run": run_id, "fits": done, "chosen": chosen["rolling"]}
+
+
+def evaluate(night: Night) -> dict[str, Any]:
+    """Read every test window once: champion, baselines, slices, masked modalities, differences with intervals."""
+    from mmrec.evaluate.protocols import evaluate as measure
+    from mmrec.evaluate.protocols import pool, tune
+    from mmrec.evaluate.significance import paired_bootstrap
+    from mmrec.evaluate.slices import slices
+    from mmrec.models.baselines import ContentNN
+    from mmrec.train.fit import Champion
+
+    data, made = dataset(night), folds(night, dataset(night))
+    items, log = data.items, data.log
+    rows: list[dict[str, Any]] = []
+    told: dict[str, Any] = {}
+    oracle = oracle_of(night, data)
+    for protocol, (validation, test) in made.items():
+        best, _ = tune(items, log, validation)
+        baselines = {**best, "content_nn": ContentNN()} if items.content else dict(best)
+        found: dict[tuple[str, str], list[Any]] = {}
+        for split, windows in (("validation", validation), ("test", test)):
+            groups = _groups(windows, night.config.evaluate.rolling_fits) if split == "test" else [windows]
+            for n, group in enumerate(groups):
+                # validation numbers are those of the fit that was chosen there: for the gate, not for a report
+                model = Champion.load(_folder(night) / f"{protocol}-{n if split == 'test' else split}")
+                for fold in group:
+                    parts = {"all": fold} | (slices(items, log, fold) if split == "test" else {})
+                    model.refresh(items, log, fold)
+                    for name, baseline in baselines.items():
+                        baseline.fit(items, log, fold)
+                        for part, asked in parts.items():
+                            found.setdefault((split, part, name), []).append(measure(baseline, items, log, asked))
+                    for part, asked in parts.items():
+                        found.setdefault((split, part, "champion"), []).append(measure(model, items, log, asked))
+                    if split == "test":
+                        for m in ("id", *sorted(items.content)):
+                            masked = measure(model, items, log, fold, scorer=lambda c, m=m, model=model, fold=fold:
+                                             model.score(items, log, fold, c, frozenset([m])))  # fmt: skip
+                            found.setdefault((split, f"without_{m}", "champion"), []).append(masked)
+                        if oracle is not None:
+                            truth = measure(model, items, log, fold, scorer=lambda c, fold=fold: oracle(fold, c))
+                            found.setdefault((split, "all", "oracle"), []).append(replace(truth, name="oracle"))
+                    night.progress(f"evaluate {protocol} {split}", sum(len(v) for v in found.values()), 0)
+        pooled = {key: pool(parts) for key, parts in found.items()}
+        for (split, part, name), result in pooled.items():
+            values = {m: result.mean(m) for m in result.values} | (result.lists if part == "all" else {})
+            rows += [_metric(night, name, protocol, split, part, m, v, len(result.user)) for m, v in values.items()]
+        champion = pooled["test", "all", "champion"]
+        for name in best:
+            other = pooled["test", "all", name]
+            for m in _SHOWN:
+                mean, lo, hi = paired_bootstrap(champion.values[m], other.values[m], champion.user,
+                                                night.config.evaluate.bootstrap)  # fmt: skip
+                rows.append(_metric(night, "champion", protocol, "test", f"vs_{name}", m, mean, len(champion.user))
+                            | {"lo": lo, "hi": hi})  # fmt: skip
+        told[protocol] = {n: {m: round(pooled["test", "all", n].mean(m), 4) for m in _SHOWN}
+                          for (s, p, n) in pooled if s == "test" and p == "all"}  # fmt: skip
+    (_folder(night) / "metrics.json").write_text(json.dumps(rows, default=str))
+    return told
+
+
+def export(night: Night) -> dict[str, Any]:
+    """Seal the refitted model as a bundle, after it was compared with torch."""
+    from mmrec.bundle.bundle import seal
+    from mmrec.train.export import export as write
+    from mmrec.train.fit import Champion
+
+    data, folder = dataset(night), _folder(night)
+    state = _state(night)
+    model = Champion.load(folder / "final")
+    bundle = folder / "bundle"
+    shutil.rmtree(bundle, ignore_errors=True)
+    spec = write(model, data.items, data.log, served(data, night), bundle)
+    (bundle / "curves.json").write_text(json.dumps(model.curves))
+    metrics = {f"{r['protocol']}/{r['model']}/{r['metric']}": r["value"] for r in _metrics(night)
+               if r["split"] == "test" and r["slice"] == "all" and r["metric"] in _SHOWN}  # fmt: skip
+    about = spec | {
+        "kind": "two_tower", "name": "champion", "as_of": night.as_of.isoformat(), "encoders": data.encoders,
+        "config": state["chosen"]["rolling"], "features": features_fingerprint(), "data_versions": data.tables,
+        "metrics": metrics, "code": mmrec.__version__, "mlflow_run": state["mlflow_run"],
+        "refit": "on everything before as_of, with the settings that validation chose",
+    }  # fmt: skip
+    digest = seal(bundle, about)
+    return {"sha256": digest, "parity": spec["parity"], "bytes": sum(p.stat().st_size for p in bundle.rglob("*"))}
+
+
+def register(night: Night) -> dict[str, Any]:
+    """Log the run's numbers and bundle to MLflow and register a version as challenger."""
+    from mmrec.bundle import registry
+    from mmrec.bundle.bundle import load
+
+    state, bundle = _state(night), load(_folder(night) / "bundle")
+    client = registry.client(night.config)
+    run = state["mlflow_run"]
+    for key, value in bundle.about["metrics"].items():
+        client.log_metric(run, key.replace("@", "_at_"), value)
+    client.log_artifacts(run, str(bundle.folder), "bundle")
+    summary = ", ".join(f"{k} {v:.4f}" for k, v in bundle.about["metrics"].items() if "champion" in k)
+    version = registry.register(night.config, bundle.folder, run, bundle.about | {"summary": summary})
+    client.set_terminated(run)
+    rows = [r | {"model_version": version, "run_date": night.run_date} for r in _metrics(night)]
+    pinned = commit.fence(night.lake, "ops.metrics")
+    record_metrics(night.lake, pa.Table.from_pylist(rows, schema.table("ops.metrics").arrow), run, pinned)
+    return {"model_version": version, "sha256": bundle.digest}
+
+
+def promote(night: Night) -> dict[str, Any]:
+    """The gate: the challenger becomes champion, or is held with the reasons on its tags and in ops.promotions."""
+    from mmrec.bundle import registry
+    from mmrec.evaluate.gate import decide
+
+    config = night.config
+    version = registry.challenger(config)
+    if version is None:
+        return {"decision": "none", "reason": "no challenger waits"}
+    pinned = commit.fence(night.lake, "ops.promotions")
+    before = registry.champion(config, night.as_of)[1]
+    import pyarrow.dataset as ds
+
+    rows = night.lake.arrow("ops.metrics", where=ds.field("model_version").isin([version, before])).to_pylist()
+    decision, reason, numbers = decide(rows, version, before)
+    if decision == "promoted":
+        registry.crown(config, version)
+    registry.tag(config, version, "gate", f"{decision}: {reason}")
+    record = {
+        "model_version": version,
+        "decided_for": night.run_date,
+        "decision": decision,
+        "reason": reason,
+        "champion_before": before,
+        "numbers": json.dumps(numbers, sort_keys=True),
+        "decided_at": datetime.now(UTC),
+    }
+    table = pa.Table.from_pylist([record], schema.table("ops.promotions").arrow)
+    commit.write(night.lake, "ops.promotions", table, run_id=f"promote-{version}", pinned=pinned)
+    return {"model_version": version, "decision": decision, "reason": reason}
+
+
+def everything(data: Data, night: Night) -> Fold:
+    """Every interaction as train, nobody asked: the fold of the refit."""
+    n = len(data.log.user)
+    empty = np.zeros(0, np.int64)
+    return Fold("refit", np.ones(n, bool), dates.micros(night.as_of), empty.astype(np.int32), empty, np.zeros(1, np.int64),
+                empty, np.zeros(1, np.int64), empty.astype(np.int32), np.ones(data.items.n, bool))  # fmt: skip
+
+
+def served(data: Data, night: Night) -> Fold:
+    """Every user with their whole history, as tonight's scorer sees them: for the comparison with torch."""
+    ptr = data.log.ptr
+    users = np.flatnonzero(np.diff(ptr))
+    rows = np.arange(len(data.log.user))
+    size = np.diff(ptr)[users]
+    return replace(everything(data, night), case_user=users.astype(np.int32),
+                   case_at_us=np.full(len(users), dates.micros(night.as_of)),
+                   hist_ptr=np.concatenate([[0], np.cumsum(size)]).astype(np.int64), hist_row=rows,
+                   target_ptr=np.zeros(len(users) + 1, np.int64))  # fmt: skip
+
+
+def features_fingerprint() -> str:
+    """Digest of the definitions that training and scoring share."""
+    import hashlib
+
+    shared = [schema.table(n).ddl for n in ("gold.user_sequences", "gold.item_features", "gold.item_embeddings")]
+    return hashlib.sha256("|".join(shared).encode()).hexdigest()[:16]
+
+
+def oracle_of(night: Night, data: Data) -> Callable[[Fold, slice], np.ndarray] | None:
+    """The built-in world's own truth as a scorer; None for other sources."""
+    source = night.config.source
+    if source.spec != "builtin":
+        return None
+    from mmrec.worlds.builtin import World
+
+    generator = World(source.seed, source.size)
+    ids = [str(i) for i in data.items.ids]
+
+    def score(fold: Fold, cases: slice) -> np.ndarray:
+        out = np.zeros((cases.stop - cases.start, len(ids)), np.float32)
+        moments = fold.case_at_us[cases]
+        for moment in np.unique(moments):
+            rows = np.flatnonzero(moments == moment)
+            users = [str(data.log.user_ids[u]) for u in fold.case_user[cases][rows]]
+            out[rows] = generator.oracle_scores(users, ids, datetime.fromtimestamp(moment / 1e6, UTC))
+        return out
+
+    return score
+
+
+def _groups(windows: list[Fold], fits: int) -> list[list[Fold]]:
+    """Windows in order, in at most `fits` groups that share a fit at the first one's cut."""
+    size = -(-len(windows) // fits)
+    return [windows[i : i + size] for i in range(0, len(windows), size)]
+
+
+def _log_run(night: Night, data: Data, recipe: Any, chosen: dict[str, Any], curves: list[dict[str, Any]]) -> str:
+    from dataclasses import asdict
+
+    from mmrec.bundle import registry
+
+    client = registry.client(night.config)
+    found = client.get_experiment_by_name("mmrec/train")
+    experiment = found.experiment_id if found else client.create_experiment(
+        "mmrec/train", artifact_location=(night.config.home / "mlartifacts").absolute().as_uri())  # fmt: skip
+    tags = {"run_date": str(night.run_date), "as_of": night.as_of.isoformat(), "mmrec": mmrec.__version__}
+    tags |= {f"table.{n}": str(v) for n, v in data.tables.items()} | {
+        f"encoder.{m}": v for m, v in data.encoders.items()
+    }
+    run = client.create_run(experiment, tags=tags, run_name=f"train {night.run_date}")
+    parameters = (
+        asdict(recipe) | {f"chosen.{k}": v for k, v in chosen["rolling"].items()} | {"seed": night.config.train.seed}
+    )
+    for key, value in parameters.items():
+        client.log_param(run.info.run_id, key, value)
+    for row in curves:
+        for key in ("loss", "tokens_per_s"):
+            client.log_metric(run.info.run_id, key, row[key], step=row["epoch"])
+    return run.info.run_id
+
+
+def _metric(
+    night: Night, model: str, protocol: str, split: str, part: str, metric: str, value: float, n: int
+) -> dict[str, Any]:
+    return {
+        "run_date": str(night.run_date),
+        "model_version": "",
+        "model": model,
+        "protocol": protocol,
+        "split": split,
+        "slice": part,
+        "metric": metric,
+        "value": float(value),
+        "n": n,
+        "lo": None,
+        "hi": None,
+        "run_id": "",
+    }
+
+
+def _metrics(night: Night) -> list[dict[str, Any]]:
+    path = _folder(night) / "metrics.json"
+    if not path.is_file():
+        raise InputError(
+            "nothing was evaluated for this run_date",
+            where=f"run_date {night.run_date}",
+            next=f"mmrec evaluate --date {night.run_date}",
+        )
+    return [r for r in json.loads(path.read_text()) if r["value"] == r["value"]]
+
+
+def _state(night: Night) -> dict[str, Any]:
+    path = _folder(night) / "state.json"
+    if not path.is_file():
+        raise InputError(
+            "nothing was trained for this run_date",
+            where=f"run_date {night.run_date}",
+            next=f"mmrec train --date {night.run_date}",
+        )
+    return json.loads(path.read_text())
+
+
+def _folder(night: Night) -> Path:
+    return night.config.home / "training" / str(night.run_date)
+
+
+def _micros(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())

@@ -211,6 +211,7 @@ def plan(night: Night) -> dict[str, Any]:
     lake, config = night.lake, night.config
     pinned = [f"silver.{k}" for k in SILVER] + ["gold.item_embeddings"]
     bundle, version = champion(config, night.as_of)
+    half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     manifest = Manifest(
         run_date=str(night.run_date),
         as_of=night.as_of.isoformat(),
@@ -218,7 +219,7 @@ def plan(night: Night) -> dict[str, Any]:
         model_version=version,
         model_digest=bundle.digest,
         encoders=bundle.encoders,
-        config=config.night.model_dump() | {"zone": config.zone},
+        config=config.night.model_dump() | {"zone": config.zone, "half_life_days": half_life},
         fences={n: commit.fence(lake, n, night.run_date) for n in TARGETS},
         code=mmrec.__version__,
     )

@@ -57,10 +57,13 @@ def make_home(
             next="mmrec init --help",
         )
     if not (home / "mmrec.toml").is_file():
+        more: dict[str, Any] = {}
+        if source == "builtin":  # two months of history: short windows, a small model
+            more = {"evaluate": {"rolling_days": 3, "rolling_cuts": 3, "rolling_fits": 1}, "train": {"recipe": "small"}}
         about: dict[str, Any] = {"spec": source, "root": root.absolute() if root else None}
         if source == "builtin":
             about |= {"seed": seed, "size": size}
-        settings.write(home, {"zone": zone, "source": about})
+        settings.write(home, {"zone": zone, "source": about} | more)
     config = settings.load(home)
     Lake(config.lake).create_all()
     init_version_zero(config)

@@ -11,7 +11,6 @@ Shape legend: B rows, D vector size, L tokens, H W pixels, F frames, M mel bands
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -195,8 +194,3 @@ def _filters() -> np.ndarray:
     lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rise, fall = (bins - lower) / (centre - lower), (upper - bins) / (upper - centre)
     return np.maximum(0, np.minimum(rise, fall))
-
-
-def text_sha256(text: str) -> str:
-    """The content key of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -67,13 +67,14 @@ class Likeness:
             maps[m] = (mean.astype(np.float32), directions.astype(np.float32))
         return cls(maps)
 
-    def vectors(self, items: Items, drop: frozenset[str] = frozenset()) -> np.ndarray:
-        """(N, C) float32 of unit length; zeros where an item has no content."""
+    def vectors(self, items: Items, drop: frozenset[str] = frozenset(), image_share: float = 1.0) -> np.ndarray:
+        """(N, C) float32 of unit length; zeros where an item has no content. Pictures count `image_share`."""
         parts = []
         for m, (mean, directions) in self.maps.items():
             there = items.present[m] & (m not in drop)
             part = np.where(there[:, None], (items.content[m] - mean) @ directions, 0)
-            parts.append(part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-9))
+            scale = image_share if m == "image" else 1.0
+            parts.append(scale * part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-9))
         v = np.concatenate(parts, 1) if parts else np.zeros((items.n, 1))
         return (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 

@@ -26,6 +26,8 @@ from mmrec.models.tables import content_of
 from mmrec.recommend.slate import Vectors
 
 _BATCH = 256
+_TOKENS = 16_384  # history events of a batch: longer histories come in smaller batches
+_LENGTHS = (64, 256)  # a history is padded to the first that holds it, so its bits don't depend on its companions
 
 
 def vectors(
@@ -83,34 +85,40 @@ def _users(
     place = {i: n for n, i in enumerate(items["item_id"].to_pylist())}
     events = {e: n + 1 for n, e in enumerate(about["event_types"])}
     graph = session(bundle.folder / "user_encoder.onnx", device, threads)
-    parts = []
     columns = [users[c].to_pylist() for c in ("item_ids", "event_types", "gap_s", "weight_micro")]
-    for start in range(0, users.num_rows, _BATCH):
-        block = [c[start : start + _BATCH] for c in columns]
-        n = len(block[0])
-        item_BL = np.full((n, length), -1, np.int64)
-        event_BL = np.zeros((n, length), np.int64)
-        gap_BL, weight_BL = np.zeros((n, length), np.float32), np.zeros((n, length), np.float32)
-        for b, (ids, types, gaps, weights) in enumerate(zip(*block, strict=True)):
-            kept = [(place[i], events.get(t, 0), g, w) for i, t, g, w in zip(ids, types, gaps, weights, strict=True)
-                    if i in place][-length:]  # fmt: skip
-            if kept:
-                at = slice(length - len(kept), length)  # right-aligned: the newest is last
-                item_BL[b, at], event_BL[b, at] = [k[0] for k in kept], [k[1] for k in kept]
-                gap_BL[b, at] = np.log1p(np.maximum(np.array([k[2] for k in kept], np.float64), 0)).astype(np.float32)
-                weight_BL[b, at] = np.array([k[3] for k in kept], np.float64).astype(np.float32) / np.float32(1e6)
-        mask_BL = item_BL >= 0
-        feeds = {
-            "item_in": np.where(mask_BL[..., None], item_in[np.maximum(item_BL, 0)], 0).astype(np.float32),
-            "event": event_BL,
-            "gap_log": gap_BL,
-            "weight": weight_BL,
-            "mask": mask_BL.astype(np.float32),
-        }
-        vec = _run(graph, feeds, n)["user_vec"].astype(np.float32)
-        vec[~mask_BL.any(1)] = np.nan
-        parts.append(vec)
-    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+    histories = []
+    for ids, types, gaps, weights in zip(*columns, strict=True):
+        rows = [(place[i], events.get(t, 0), g, w) for i, t, g, w in zip(ids, types, gaps, weights, strict=True)
+                if i in place][-length:]  # fmt: skip
+        histories.append(rows)
+    width = int(graph.get_outputs()[0].shape[1])
+    out = np.full((len(histories), width), np.nan, np.float32)
+    buckets = [n for n in _LENGTHS if n < length] + [length]
+    bucket = [next(n for n in buckets if len(h) <= n and n >= about["context"]) for h in histories]
+    for wide in sorted(set(bucket)):
+        mine = [u for u, n in enumerate(bucket) if n == wide and histories[u]]
+        size = max(1, _TOKENS // wide)
+        for start in range(0, len(mine), size):
+            part = mine[start : start + size]
+            out[part] = _encode(graph, [histories[u] for u in part], item_in, size, wide)
+    return out
+
+
+def _encode(
+    graph: Any, histories: list[list[tuple[int, int, int, int]]], item_in: np.ndarray, size: int, length: int
+) -> np.ndarray:
+    """(len(histories), V) user vectors of one padded batch, histories right-aligned: the newest is last."""
+    item_BL = np.full((size, length), -1, np.int64)
+    event_BL = np.zeros((size, length), np.int64)
+    gap_BL, weight_BL = np.zeros((size, length)), np.zeros((size, length))
+    for b, rows in enumerate(histories):
+        at = slice(length - len(rows), length)
+        item_BL[b, at], event_BL[b, at], gap_BL[b, at], weight_BL[b, at] = zip(*rows, strict=True)
+    mask_BL = item_BL >= 0
+    feeds = {"item_in": np.where(mask_BL[..., None], item_in[np.maximum(item_BL, 0)], np.float32(0)),
+             "event": event_BL, "gap_log": np.log1p(np.maximum(gap_BL, 0)).astype(np.float32),
+             "weight": (weight_BL / 1e6).astype(np.float32), "mask": mask_BL.astype(np.float32)}  # fmt: skip
+    return graph.run(["user_vec"], feeds)[0][: len(histories)]
 
 
 def _run(graph: Any, feeds: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:

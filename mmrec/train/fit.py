@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ class Recipe:
     popularity: float = 0.2  # * weight of log popularity
     content: float = 0.0  # * weight of content likeness, items with interactions
     content_cold: float = 4.0  # * the same, items without
+    sequence_cold: float = 1.0  # * share of the sequence tower's say, items without interactions
+    cold_offset: float = 0.0  # * taken off the score of items without
+    image_share: float = 1.0  # * say of pictures in content likeness, against 1 for the rest
     schedule: int = 10  # epochs the cosine is laid out for
 
     def fixed(self, chosen: dict[str, Any]) -> Recipe:
@@ -91,8 +94,8 @@ class Champion:
 
     # fitting
 
-    def fit(self, items: Items, log: Log, fold: Fold, val: Fold | None = None) -> Champion:
-        """Fit on `fold.train`; with `val`, stop early and choose the blend on it.
+    def fit(self, items: Items, log: Log, fold: Fold, vals: Sequence[Fold] = ()) -> Champion:
+        """Fit on `fold.train`; with `vals`, stop early on the first and choose the blend on all.
 
         Raises: QualityError: the loss is not a number, or nothing can be learned from the rows.
         """
@@ -108,10 +111,10 @@ class Champion:
         self._sides(items, log, fold)
         self._build(len(self.item_map), len(log.event_types))
         self._warm(items, log, fold)
-        self._train(items, log, fold, val)
+        self._train(items, log, fold, [v for v in vals if v.n_cases])
         self.refresh(items, log, fold)
-        if val is not None:
-            self.chosen |= blend(self, items, log, fold, val)
+        if vals:
+            self.chosen |= blend(self, items, log, fold, vals)
             self.recipe = self.recipe.fixed(self.chosen)
             self.refresh(items, log, fold)
         return self
@@ -148,7 +151,7 @@ class Champion:
         with torch.no_grad():
             self.item_tower.id.weight[1:, : rows.shape[1]] = torch.from_numpy(rows.astype(np.float32))
 
-    def _train(self, items: Items, log: Log, fold: Fold, val: Fold | None) -> None:
+    def _train(self, items: Items, log: Log, fold: Fold, vals: Sequence[Fold]) -> None:
         r = self.recipe
         parameters = [*self.item_tower.parameters(), *self.user_tower.parameters()]
         optimiser = torch.optim.AdamW(parameters, lr=r.lr, weight_decay=r.weight_decay)
@@ -183,8 +186,8 @@ class Champion:
             seconds = time.monotonic() - begun
             row: dict[str, Any] = {"epoch": epoch + 1, "loss": total / max(tokens, 1), "seconds": round(seconds, 2),
                                    "tokens_per_s": round(tokens / seconds)}  # fmt: skip
-            if val is not None:
-                row["val_ndcg@10"] = ndcg(val, mask(val, log, self.sequence_scores(items, log, val, first_cases(val))))
+            if vals:
+                row["val_ndcg@10"] = self._validate(items, log, vals)
                 if row["val_ndcg@10"] > best:
                     best, waited, best_state = row["val_ndcg@10"], 0, self._state()
                     self.chosen["epochs"] = epoch + 1
@@ -192,12 +195,19 @@ class Champion:
                     waited += 1
             self.curves.append(row)
             self.progress("epoch", row)
-            if val is not None and waited >= r.patience:
+            if vals and waited >= r.patience:
                 break
         if best_state is not None:
             self._restore(best_state)
         self.item_tower.eval()
         self.user_tower.eval()
+
+    def _validate(self, items: Items, log: Log, vals: Sequence[Fold]) -> float:
+        self.item_tower.eval()
+        self.user_tower.eval()
+        cases = [first_cases(v) for v in vals]
+        each = [ndcg(v, mask(v, log, self.sequence_scores(items, log, v, c))) for v, c in zip(vals, cases, strict=True)]
+        return float(np.average(each, weights=[c.stop for c in cases]))
 
     def _loss(
         self, log: Log, batch: Batch, tensors: _Tensors, share_N: np.ndarray, rng: np.random.Generator
@@ -225,13 +235,14 @@ class Champion:
     def score(self, items: Items, log: Log, fold: Fold, cases: slice, drop: frozenset[str] = frozenset()) -> np.ndarray:
         """(B, N) float32; `drop` names parts of an item to mask: "id" or a modality."""
         r = self.recipe
-        like_NC = self.likeness.vectors(items, drop)
+        like_NC = self.likeness.vectors(items, drop, r.image_share)
         offer_NR = np.zeros_like(self.head.offer_NR) if "id" in drop else self.head.offer_NR
         weight_N = np.where(self.touched_N, r.content, r.content_cold).astype(np.float32)[:, None]
-        out = self.sequence_scores(items, log, fold, cases, drop)
+        cold_N = (~self.touched_N).astype(np.float32)
+        out = self.sequence_scores(items, log, fold, cases, drop) * (1 - cold_N * (1 - r.sequence_cold))
         out += self.profile(log, fold, cases, self.head.history_NR) @ (r.linear * offer_NR).T
         out += self.profile(log, fold, cases, like_NC, flat=True) @ (weight_N * like_NC).T
-        return out + (r.popularity * np.log1p(self.popularity_N)).astype(np.float32)
+        return out + (r.popularity * np.log1p(self.popularity_N) - r.cold_offset * cold_N).astype(np.float32)
 
     @torch.no_grad()
     def sequence_scores(

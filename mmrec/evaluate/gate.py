@@ -1,0 +1,51 @@
+"""The gate: may a challenger become champion? Decided on validation numbers, never on the test.
+
+In: rows of ops.metrics of the challenger and of the champion it meets. Out: a decision, its reasons in words, and the
+numbers it rests on.
+Trade-off: the champion's numbers come from its own training's validation windows, which ended earlier; the tolerance
+covers what the windows differ by.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_METRIC = "ndcg@10"
+_BASELINES = ("popularity", "item_knn")
+_TOLERANCE = 0.95  # a challenger may reach this share of the champion's number
+_TOO_GOOD = 0.95  # an ndcg@10 above this is a leak until somebody shows that it isn't
+_PROTOCOLS = ("rolling", "per_user")
+
+
+def decide(rows: list[dict[str, Any]], challenger: str, champion: str) -> tuple[str, str, dict[str, float]]:
+    """("promoted" or "held", reason, numbers).
+
+    Args:
+        rows: ops.metrics of both versions. champion: "0" while popularity is served.
+    """
+    value = {(r["model_version"], r["protocol"], r["model"]): r["value"] for r in rows
+             if r["split"] == "validation" and r["slice"] == "all" and r["metric"] == _METRIC}  # fmt: skip
+    numbers: dict[str, float] = {}
+    held, passed = [], []
+    for protocol in _PROTOCOLS:
+        own = value.get((challenger, protocol, "champion"))
+        if own is None:
+            held.append(f"{protocol}: no validation {_METRIC} of version {challenger}")
+            continue
+        numbers[f"{protocol}/challenger"] = own
+        if own > _TOO_GOOD:
+            held.append(f"{protocol}: {own:.4f} is too good to be true")
+        for name in _BASELINES:
+            other = value.get((challenger, protocol, name))
+            if other is None:
+                held.append(f"{protocol}: no number of {name}")
+                continue
+            numbers[f"{protocol}/{name}"] = other
+            (passed if own > other else held).append(f"{protocol}: {own:.4f} against {name} {other:.4f}")
+        before = value.get((champion, protocol, "champion"))
+        if before is not None:
+            numbers[f"{protocol}/champion"] = before
+            (passed if own >= _TOLERANCE * before else held).append(
+                f"{protocol}: {own:.4f} against champion {champion} {before:.4f}"
+            )
+    return ("held", "; ".join(held), numbers) if held else ("promoted", "; ".join(passed), numbers)

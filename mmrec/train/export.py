@@ -1,0 +1,261 @@
+"""Export: a fitted champion becomes two ONNX graphs, checked against torch before anybody serves them.
+
+In: a champion fitted on everything up to as_of, the items and the fold it was fitted on. Out: `item_encoder.onnx`,
+`user_encoder.onnx`, `item_map.json`, and what the scorer needs to know about them.
+item_encoder: id_index int64 (B,) (0: no id, else 1 + place in item_map), per modality m: m (B, M) and m_present (B,),
+popularity (B,) -> item_in (B, I) for histories, item_vec (B, V) for the dot product.
+user_encoder: item_in (B, L, I) right-aligned, event int64 (B, L) (0: unknown, else 1 + place in event_types), gap_log
+(B, L) log1p of seconds to the next event or to as_of, weight (B, L), mask (B, L) -> user_vec (B, V). L is at least
+the tower's context.
+Trade-off: tables of the linear head are constants of the graph, so a bundle grows by some kilobytes an item, and a
+scorer needs nothing but the graph.
+
+Shape legend: B rows, L history, I history side, V dot product side, M modality size, D R C parts of I.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from mmrec.bundle.ort import session
+from mmrec.errors import QualityError
+from mmrec.models.data import Fold, Items, Log
+from mmrec.models.linear import history_weights
+from mmrec.topk.exact import search
+from mmrec.train.fit import Champion
+
+_OPSET = 17
+_SCALE = 2e-4  # of the scores' spread: fp32 in another order of operations; measured 2e-6 on the films
+_K = 20
+_CASES = 64
+
+
+def export(model: Champion, items: Items, log: Log, fold: Fold, folder: Path) -> dict[str, Any]:
+    """Write the graphs and compare them with torch in scores and in top-K.
+
+    Returns: fields for bundle.json: length, context, event_types, content_dims, parity.
+
+    Raises: QualityError: the graphs differ from torch, or hold what a bundle may not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    item, user = _ItemGraph(model).eval(), _UserGraph(model).eval()
+    _write_item(model, item, folder / "item_encoder.onnx")
+    _write_user(model, item, user, folder / "user_encoder.onnx")
+    (folder / "item_map.json").write_text(json.dumps(model.item_map))
+    parity = _parity(model, item, user, items, log, fold, folder)
+    return {"length": model.recipe.length, "context": model.recipe.context, "event_types": list(model.event_types),
+            "content_dims": model.dims, "half_life_days": model.recipe.half_life_days, "parity": parity}  # fmt: skip
+
+
+class _ItemGraph(nn.Module):
+    def __init__(self, model: Champion) -> None:
+        super().__init__()
+        self.tower, self.recipe, self.names = model.item_tower, model.recipe, sorted(model.dims)
+        touched = np.flatnonzero(model.touched_N)
+        if len(touched) != len(model.item_map):
+            raise QualityError(
+                "the linear head and the sequence tower were fitted on different items",
+                where="export",
+                value=len(touched),
+                valid=str(len(model.item_map)),
+                next="mmrec train --date D",
+            )
+        for name, table in (("history", model.head.history_NR), ("offer", model.head.offer_NR)):
+            padded = np.concatenate([np.zeros((1, table.shape[1]), np.float32), table[touched]])
+            self.register_buffer(name, torch.from_numpy(padded))
+        for m, (mean, directions) in model.likeness.maps.items():
+            self.register_buffer(f"mean_{m}", torch.from_numpy(mean))
+            self.register_buffer(f"directions_{m}", torch.from_numpy(np.ascontiguousarray(directions)))
+
+    def forward(
+        self, id_index: torch.Tensor, popularity: torch.Tensor, *content: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`content`: for each modality in order of name, vectors and presence."""
+        r = self.recipe
+        vectors = dict(zip(self.names, content[0::2], strict=True))
+        present = dict(zip(self.names, content[1::2], strict=True))
+        tower_BD = self.tower(id_index, vectors, present)
+        like_BC = self._like(vectors, present, id_index)
+        warm_B1 = (id_index > 0).to(tower_BD.dtype).unsqueeze(1)
+        weight_B1 = warm_B1 * r.content + (1 - warm_B1) * r.content_cold
+        sequence_BD = tower_BD * (warm_B1 + (1 - warm_B1) * r.sequence_cold)
+        bias_B1 = r.popularity * torch.log1p(popularity).unsqueeze(1) - (1 - warm_B1) * r.cold_offset
+        history_BR, offer_BR = self.history[id_index], self.offer[id_index]
+        item_in = torch.cat([tower_BD, history_BR, like_BC], 1)
+        return item_in, torch.cat([sequence_BD, r.linear * offer_BR, weight_B1 * like_BC, bias_B1], 1)
+
+    def _like(self, vectors: dict[str, torch.Tensor], present: dict[str, torch.Tensor],
+              id_index: torch.Tensor) -> torch.Tensor:  # fmt: skip
+        parts = []
+        for m in self.names:
+            part = (vectors[m] - getattr(self, f"mean_{m}")) @ getattr(self, f"directions_{m}")
+            part = part * present[m].unsqueeze(1)
+            scale = self.recipe.image_share if m == "image" else 1.0
+            parts.append(scale * part / part.norm(dim=1, keepdim=True).clamp(min=1e-9))
+        if not parts:
+            return torch.zeros(id_index.shape[0], 1)
+        like = torch.cat(parts, 1)
+        return like / like.norm(dim=1, keepdim=True).clamp(min=1e-9)
+
+
+class _UserGraph(nn.Module):
+    def __init__(self, model: Champion) -> None:
+        super().__init__()
+        r = model.recipe
+        self.tower, self.context, self.d, self.rank = model.user_tower, r.context, r.d, model.head.history_NR.shape[1]
+        self.register_buffer("weight_L", torch.from_numpy(history_weights(r.length, tau=r.tau, base=r.base)))
+
+    def forward(
+        self,
+        item_in: torch.Tensor,
+        event: torch.Tensor,
+        gap_log: torch.Tensor,
+        weight: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        n = self.context
+        user_BD = self.tower(item_in[:, -n:, : self.d], event[:, -n:], gap_log[:, -n:], weight[:, -n:], mask[:, -n:])
+        w_BL = mask * self.weight_L[-item_in.shape[1] :]
+        linear_BR = (w_BL.unsqueeze(1) @ item_in[:, :, self.d : self.d + self.rank]).squeeze(1)
+        like_BC = (mask.unsqueeze(1) @ item_in[:, :, self.d + self.rank :]).squeeze(1)
+        linear_BR = linear_BR / w_BL.sum(1, keepdim=True).clamp(min=1e-6).sqrt()
+        like_BC = like_BC / mask.sum(1, keepdim=True).clamp(min=1e-6).sqrt()
+        return torch.cat([user_BD[:, -1], linear_BR, like_BC, torch.ones_like(like_BC[:, :1])], 1)
+
+
+def _write_item(model: Champion, graph: _ItemGraph, path: Path) -> None:
+    inputs: list[torch.Tensor] = [torch.tensor([0, 1]), torch.zeros(2)]
+    names = ["id_index", "popularity"]
+    for m in sorted(model.dims):
+        inputs += [torch.zeros(2, model.dims[m]), torch.ones(2)]
+        names += [m, f"{m}_present"]
+    _write(graph, tuple(inputs), names, ["item_in", "item_vec"], {}, path)
+
+
+def _write_user(model: Champion, item: _ItemGraph, user: _UserGraph, path: Path) -> None:
+    width = model.recipe.d + item.history.shape[1] + max(1, sum(d.shape[1] for _, d in model.likeness.maps.values()))
+    length = model.recipe.context + 3
+    shape = (2, length)
+    inputs = (torch.zeros(*shape, width), torch.zeros(shape, dtype=torch.int64), torch.zeros(shape), torch.zeros(shape),
+              torch.ones(shape))  # fmt: skip
+    names = ["item_in", "event", "gap_log", "weight", "mask"]
+    _write(user, inputs, names, ["user_vec"], {1: "L"}, path)
+
+
+def _write(graph: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], outputs: list[str],
+           more: dict[int, str], path: Path) -> None:  # fmt: skip
+    axes = {n: {0: "B"} | (more if n in names else {}) for n in (*names, *outputs)}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(graph, inputs, str(path), input_names=names, output_names=outputs, dynamic_axes=axes,
+                          opset_version=_OPSET, dynamo=False)  # fmt: skip
+    made = onnx.load(str(path), load_external_data=False)
+    outside = [t.name for t in made.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    foreign = sorted({node.domain for node in made.graph.node} - {"", "ai.onnx"})
+    if outside or foreign:
+        raise QualityError(
+            "the graph holds what a bundle may not",
+            where=path.name,
+            value=outside or foreign,
+            valid="no external data, operators of ONNX itself",
+            next="mmrec train --date D",
+        )
+
+
+def _parity(
+    model: Champion, item: _ItemGraph, user: _UserGraph, items: Items, log: Log, fold: Fold, folder: Path
+) -> dict[str, float]:
+    """Largest difference of scores, in units of their spread, on hard and on real histories."""
+    feeds = item_feeds(model, items)
+    ort_item, ort_user = session(folder / "item_encoder.onnx"), session(folder / "user_encoder.onnx")
+    item_in, item_vec = ort_item.run(["item_in", "item_vec"], feeds)
+    order = ["id_index", "popularity", *(x for m in sorted(model.dims) for x in (m, f"{m}_present"))]
+    with torch.no_grad():
+        torch_in, torch_vec = item(*(torch.from_numpy(feeds[n]) for n in order))
+    worst = {}
+    hard = _hard(model, item_in.shape[1], torch_in.numpy())
+    with torch.no_grad():
+        wanted = user(*(torch.from_numpy(v) for v in hard.values())).numpy() @ torch_vec.numpy().T
+    user_vec = ort_user.run(None, hard)[0]
+    worst["hard_histories"] = _compare(wanted, user_vec, item_vec, "empty, one-item, full-length, all-masked")
+    n = min(_CASES, fold.n_cases)
+    if n:
+        cases = slice(0, n)
+        real = user_feeds(model, log, fold, cases, item_in)
+        worst["real_histories"] = _compare(model.score(items, log, fold, cases), ort_user.run(None, real)[0], item_vec,
+                                           f"{n} users")  # fmt: skip
+    return worst
+
+
+def _compare(wanted_BN: np.ndarray, user_BV: np.ndarray, item_NV: np.ndarray, where: str) -> float:
+    got_BN = user_BV @ item_NV.T
+    spread = max(float(wanted_BN.std()), 1e-9)
+    worst = float(np.abs(got_BN - wanted_BN).max()) / spread
+    top = search(user_BV, item_NV, _K).item
+    for b, row in enumerate(top):
+        # what either side lists must be, for the other, no worse than its own last place less the tolerance
+        kth = np.sort(wanted_BN[b])[::-1][:_K][-1]
+        worst = max(worst, float(kth - wanted_BN[b][row[row >= 0]].min()) / spread)
+    if not np.isfinite(worst) or worst > _SCALE:
+        raise QualityError(
+            "ONNX and torch disagree: the model is not registered",
+            where=where,
+            value=worst,
+            valid=f"at most {_SCALE} of the scores' spread",
+            next="mmrec train --date D",
+        )
+    return worst
+
+
+def item_feeds(model: Champion, items: Items) -> dict[str, np.ndarray]:
+    """Inputs of the item graph for a catalogue, as a scorer makes them."""
+    at = {i: n + 1 for n, i in enumerate(model.item_map)}
+    feeds = {"id_index": np.array([at.get(str(i), 0) for i in items.ids], np.int64),
+             "popularity": model.popularity_N.astype(np.float32)}  # fmt: skip
+    for m in sorted(model.dims):
+        feeds |= {m: items.content[m].astype(np.float32), f"{m}_present": items.present[m].astype(np.float32)}
+    return feeds
+
+
+def user_feeds(model: Champion, log: Log, fold: Fold, cases: slice, item_in: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs of the user graph for cases of a fold, as a scorer makes them."""
+    longest = int(np.diff(fold.hist_ptr[cases.start : cases.stop + 1]).max(initial=1))
+    n, length = cases.stop - cases.start, max(model.recipe.context, min(model.recipe.length, longest))
+    rows = np.full((n, length), -1, np.int64)
+    for b in range(n):
+        own = fold.hist_row[fold.hist_ptr[cases.start + b] : fold.hist_ptr[cases.start + b + 1]][-length:]
+        rows[b, length - len(own) :] = own
+    mask, safe = rows >= 0, np.maximum(rows, 0)
+    after = np.concatenate([log.ts_us[safe[:, 1:]], fold.case_at_us[cases, None]], 1)
+    gap = np.where(mask, np.maximum(after - log.ts_us[safe], 0) / 1e6, 0)
+    return {
+        "item_in": np.where(mask[..., None], item_in[log.item[safe]], 0).astype(np.float32),
+        "event": np.where(mask, log.event[safe] + 1, 0).astype(np.int64),
+        "gap_log": np.log1p(gap).astype(np.float32),
+        "weight": np.where(mask, log.weight[safe], 0).astype(np.float32),
+        "mask": mask.astype(np.float32),
+    }
+
+
+def _hard(model: Champion, width: int, item_in: np.ndarray) -> dict[str, np.ndarray]:
+    length = model.recipe.length
+    mask = np.zeros((4, length), np.float32)
+    mask[1, -1:], mask[2] = 1, 1
+    history = np.arange(4 * length).reshape(4, length) % len(item_in)
+    # the last row has items behind a mask: they must not count
+    filled = np.where((mask > 0)[..., None] | (np.arange(4) == 3)[:, None, None], item_in[history], 0)
+    return {
+        "item_in": filled.astype(np.float32),
+        "event": np.ones((4, length), np.int64),
+        "gap_log": np.full((4, length), 3, np.float32),
+        "weight": np.ones((4, length), np.float32),
+        "mask": mask,
+    }
