@@ -297,8 +297,10 @@ def everything(data: Data, night: Night) -> Fold:
     """Every interaction as train, nobody asked: the fold of the refit."""
     n = len(data.log.user)
     empty = np.zeros(0, np.int64)
-    return Fold("refit", np.ones(n, bool), dates.micros(night.as_of), empty.astype(np.int32), empty, np.zeros(1, np.int64),
-                empty, np.zeros(1, np.int64), empty.astype(np.int32), np.ones(data.items.n, bool))  # fmt: skip
+    start = np.zeros(1, np.int64)
+    train, offer = np.ones(n, bool), np.ones(data.items.n, bool)
+    nobody = empty.astype(np.int32)
+    return Fold("refit", train, dates.micros(night.as_of), nobody, empty, start, empty, start, nobody, offer)
 
 
 def served(data: Data, night: Night) -> Fold:
