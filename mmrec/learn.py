@@ -339,7 +339,9 @@ def oracle_of(night: Night, data: Data) -> Callable[[Fold, slice], np.ndarray] |
         for moment in np.unique(moments):
             rows = np.flatnonzero(moments == moment)
             users = [str(data.log.user_ids[u]) for u in fold.case_user[cases][rows]]
-            out[rows] = generator.oracle_scores(users, ids, datetime.fromtimestamp(moment / 1e6, UTC))
+            newest = data.log.item[fold.hist_row[fold.hist_ptr[1:][cases][rows] - 1]]
+            last = [ids[i] for i in newest]
+            out[rows] = generator.oracle_scores(users, ids, datetime.fromtimestamp(moment / 1e6, UTC), last)
         return out
 
     return score

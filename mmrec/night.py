@@ -235,10 +235,11 @@ def features(night: Night) -> dict[str, Any]:
     frames = {k: lake.frame(spark, f"silver.{k}", m.tables[f"silver.{k}"]) for k in ("interactions", "items", "users")}
     interactions = asof.interactions(frames["interactions"], m.moment)
     items = asof.items(frames["items"], m.moment)
-    users = asof.users(frames["users"], m.moment)
+    users, left = (asof.users(frames["users"], m.moment, here=here) for here in (True, False))
+    theirs = interactions.join(left.select("user_id"), "user_id", "left_anti")  # who left gets no list
     made = {
         "gold.user_sequences": sequences.user_sequences(
-            interactions, users, m.day, m.moment, m.config["sequence_length"], m.run_id
+            theirs, users, m.day, m.moment, m.config["sequence_length"], m.run_id
         ),
         "gold.item_features": windows.item_features(
             interactions, items, m.day, m.moment, m.config["half_life_days"], m.run_id

@@ -32,11 +32,12 @@ def items(df: DataFrame, as_of: datetime, on_offer: bool = True) -> DataFrame:
     return newest.where((F.col("valid_from") < moment) & ~gone)
 
 
-def users(df: DataFrame, as_of: datetime) -> DataFrame:
-    """The newest version of every user known before `as_of`, less those who left."""
+def users(df: DataFrame, as_of: datetime, here: bool = True) -> DataFrame:
+    """The newest version of every user known before `as_of`: those who are here, or those who left."""
     moment = F.lit(as_of)
     newest = _newest(df.where(F.col("available_at") < moment), "user_id")
-    return newest.where(~F.coalesce(F.col("withdrawn_at") < moment, F.lit(False)))
+    left = F.coalesce(F.col("withdrawn_at") < moment, F.lit(False))
+    return newest.where(~left if here else left)
 
 
 def _newest(df: DataFrame, *key: str) -> DataFrame:

@@ -16,24 +16,38 @@ from mmrec import schema
 from mmrec.dates import micros
 
 _DAY = 86_400_000_000
+# beyond it a cast to bigint saturates on one engine and raises on the other
+_MOST = 9e18
 
 
 def user_sequences(
     interactions: DataFrame, users: DataFrame, run_date: date, as_of: datetime, length: int, run_id: str
 ) -> DataFrame:
-    """Rows of gold.user_sequences; order within a user is (event time, item id, event type)."""
+    """Rows of gold.user_sequences; order within a user is (event time, item id, event type).
+
+    Args:
+        interactions, users: what asof.interactions and asof.users give for `as_of`.
+        as_of: aware instant, exclusive. length: events kept a user, at least 1.
+
+    Returns: one row for every user of either frame, unordered; gap_s is whole seconds, rounded down; windows are
+        `[as_of - n days, as_of)`; weights beyond 9e12 are cut to that.
+    """
     now = F.lit(micros(as_of)).cast("bigint")
     events = interactions.select(
         "user_id",
         "item_id",
         "event_type",
         F.unix_micros("event_ts").alias("us"),
-        F.floor(F.col("weight") * 1e6 + 0.5).cast("bigint").alias("weight_micro"),
+        F.floor(F.greatest(F.least(F.col("weight") * 1e6 + 0.5, F.lit(_MOST)), F.lit(-_MOST)))
+        .cast("bigint")
+        .alias("weight_micro"),
     )
     last = Window.partitionBy("user_id").orderBy(
         F.col("us").desc(), F.col("item_id").desc(), F.col("event_type").desc()
     )
-    ranked = events.withColumn("n", F.row_number().over(last)).withColumn("next_us", F.lag("us").over(last))
+    ranked = events.withColumn("n", F.row_number().over(last)).withColumn(
+        "gap_us", F.coalesce(F.lag("us").over(last), now) - F.col("us")
+    )
     kept = (
         ranked.where(F.col("n") <= length)
         .groupBy("user_id")
@@ -45,9 +59,7 @@ def user_sequences(
                         F.col("item_id"),
                         F.col("event_type"),
                         F.col("weight_micro"),
-                        F.floor((F.coalesce(F.col("next_us"), now) - F.col("us")) / 1_000_000)
-                        .cast("bigint")
-                        .alias("gap_s"),
+                        F.expr("gap_us div 1000000").alias("gap_s"),
                     )
                 )
             ).alias("e")

@@ -23,7 +23,7 @@ _DAY = 86_400_000_000
 
 def content_text(title: str | None, categories: Sequence[str] | None, text: str | None) -> str | None:
     """The text of an item that is hashed and encoded; None where it has none. `_text` is the same on the engine."""
-    parts = [title or "", ", ".join(categories or ()), text or ""]
+    parts = [title or "", ", ".join(c for c in categories or () if c is not None), text or ""]
     return ". ".join(p for p in parts if p) or None
 
 
@@ -46,7 +46,15 @@ def _text() -> Column:
 def item_features(
     interactions: DataFrame, items: DataFrame, run_date: date, as_of: datetime, half_life_days: float, run_id: str
 ) -> DataFrame:
-    """Rows of gold.item_features."""
+    """Rows of gold.item_features.
+
+    Args:
+        interactions, items: what asof.interactions and asof.items give for `as_of`.
+        as_of: aware instant, exclusive. half_life_days: days after which an event counts half.
+
+    Returns: one row an item of `items`, unordered; popularity_micro sums floor(1e6 * 2^(-whole days / half-life))
+        over the item's users, each by their latest event; windows are `[as_of - n days, as_of)`.
+    """
     now = F.lit(micros(as_of)).cast("bigint")
     events = interactions.select("user_id", "item_id", F.unix_micros("event_ts").alias("us"))
     age = now - F.col("us")
@@ -59,10 +67,11 @@ def item_features(
     # beyond the table a weight is below half a millionth of a user
     reach = int(half_life_days * 21) + 2
     weights = F.lit([int(1e6 * 0.5 ** (d / half_life_days)) for d in range(reach)])
-    day = F.floor(age / _DAY).cast("int")
-    decayed = latest.select(
+    # integer division: as doubles, a microsecond before midnight rounds up to the next day on old events
+    day = F.expr(f"age_us div {_DAY}")
+    decayed = latest.withColumn("age_us", age).select(
         "item_id",
-        F.when(day < reach - 1, F.element_at(weights, F.least(day, F.lit(reach - 1)) + 1))
+        F.when(day < reach - 1, F.element_at(weights, F.least(day, F.lit(reach - 1)).cast("int") + 1))
         .otherwise(F.lit(0))
         .cast("bigint")
         .alias("w"),

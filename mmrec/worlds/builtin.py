@@ -1,0 +1,423 @@
+"""The built-in world: a shop with a known truth, which delivers files as a real one would.
+
+In: a seed, a size, a day, and the slate shown that day. Out: dated folders in the standard layout (docs/sources.md)
+and an oracle. Nothing here is random twice: every item, user and day has a generator of its own.
+What people want: an item has four kinds, one that only its text shows, one its picture, one its sound, and one that
+shows nowhere but in behaviour. A user likes a few of each, and tastes drift. Each choice is a softmax over the items
+on offer that the user has not had: taste, what follows the last choice, freshness, popularity.
+Trade-off: the state of the world (who had what) is kept beside the files, so that a day can be written alone.
+
+Shape legend: U users, N items, P parts, K kinds.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmrec.errors import InputError
+from mmrec.worlds import render
+
+PARTS = ("text", "image", "audio", "hidden")
+K = render.KINDS
+_TASTE = (3.5, 3.5, 3.5, 4.5)  # weight of each part's taste in the choice
+_GROUPS, _ALIKE = 6, 0.8  # circles of users, and the chance that a taste is the circle's
+_STEADY = 0.8  # share of a taste that never turns
+_FOLLOWS = 1.6  # weight of following the last item's hidden kind
+_FRESH, _FRESH_DAYS = 0.8, 7.0  # an item's newness, and how fast it passes
+_POPULAR = 1.0  # spread of an item's appeal to everybody
+_KNOT = 25  # days between two turns of a taste
+_BIAS = 0.75  # chance that place r is looked at: _BIAS ** (r - 1)
+_WEIGHT = {"view": 1, "click": 2, "purchase": 5}
+_COUNTRIES, _AGES = ("de", "fr", "nl", "pl", "it", "es"), ("18-24", "25-34", "35-49", "50-64", "65+")
+
+
+@dataclass(frozen=True)
+class WorldSize:
+    """users; items there on the first day; items that come every day; choices a user and day."""
+
+    users: int
+    items: int
+    new_items: int
+    rate: float
+
+
+_SIZES = {"tiny": WorldSize(60, 80, 1, 0.8), "small": WorldSize(300, 400, 4, 0.8)}
+
+
+class World:
+    """See the module."""
+
+    def __init__(
+        self, seed: int, size: str = "small", first_day: date = date(2026, 1, 1), history_days: int = 60
+    ) -> None:
+        if size not in _SIZES:
+            raise InputError(
+                "no such size of the built-in world",
+                where="source.size",
+                value=size,
+                valid=sorted(_SIZES),
+                next="edit mmrec.toml",
+            )
+        self.seed, self.size, self.first_day, self.history_days = seed, _SIZES[size], first_day, history_days
+        self.user_ids = [f"u{u:05d}" for u in range(self.size.users)]
+        rng = np.random.default_rng([seed, 1])
+        self.group_U = rng.integers(0, _GROUPS, self.size.users)
+        # attributes tell something of taste: a circle has its age
+        own = rng.random(self.size.users) < 0.3
+        self.age_U = np.where(own, rng.integers(0, len(_AGES), self.size.users), self.group_U % len(_AGES))
+        self.country_U = rng.integers(0, len(_COUNTRIES), self.size.users)
+        self.rate_U = rng.gamma(3, self.size.rate / 3, self.size.users)
+        self.circle_GPK = rng.random((_GROUPS, len(PARTS), K))
+        self.follow_K = rng.permutation(K)
+
+    @property
+    def first_run_date(self) -> date:
+        """The first night: everything before it is history."""
+        return self.first_day + timedelta(days=self.history_days)
+
+    def write_history(self, folder: Path) -> dict[str, int]:
+        """Deliver all days before the first night, in one folder named by the last of them."""
+        last = self.first_run_date - timedelta(days=1)
+        state = _State.empty(self.size.users)
+        rows: dict[str, list[Any]] = {}
+        counts: Counter[str] = Counter()
+        for n in range(self.history_days):
+            for kind, more in self._simulate(self.first_day + timedelta(days=n), state, None).items():
+                rows.setdefault(kind, []).extend(more)
+        rows["users"] = [self._user(u) for u in range(self.size.users)]
+        rows["relations"] = [*self._social(), *rows.get("relations", [])]
+        counts.update(self._deliver(folder / str(last), last, rows))
+        state.save(folder, last)
+        return dict(counts)
+
+    def write_day(self, folder: Path, day: date, slate: pa.Table | None = None) -> dict[str, int]:
+        """Deliver one day after the history. `slate`: rows of gold.recommendations shown that day, if any."""
+        state = _State.load(folder, day - timedelta(days=1))
+        rows = self._simulate(day, state, slate)
+        counts = self._deliver(folder / str(day), day, rows)
+        state.save(folder, day)
+        return counts
+
+    def oracle_scores(self, user_ids: list[str], item_ids: list[str], at: datetime,
+                      last_items: list[str | None] | None = None) -> np.ndarray:  # fmt: skip
+        """(U, N) float64: log-odds of the next choice at a moment; no ranking does better in expectation.
+
+        Args:
+            last_items: each user's latest item, which what follows depends on; None: not known.
+        """
+        day = at.date()
+        items = np.array([int(i[1:]) if i[1:].isdigit() else -1 for i in item_ids])
+        out = np.full((len(user_ids), len(item_ids)), -1e9)
+        real = items >= 0
+        users = [int(u[1:]) for u in user_ids]
+        utility = self._utility(day, int(items.max(initial=0)) + 1)
+        for b, u in enumerate(users):
+            out[b, real] = utility[u, items[real]]
+            last = (last_items or [None] * len(users))[b]
+            if last and last[1:].isdigit():
+                follows = (
+                    self._kinds(int(items.max()) + 1)[items[real], 3] == self.follow_K[self._kind(int(last[1:]))[3]]
+                )
+                out[b, real] += _FOLLOWS * follows
+        return out
+
+    # truth
+
+    def n_items(self, day: date) -> int:
+        """Items on offer at the end of a day."""
+        return self.size.items + self.size.new_items * ((day - self.first_day).days + 1)
+
+    def born(self, item: int) -> date:
+        """The day an item came on offer."""
+        return self.first_day + timedelta(days=max(0, (item - self.size.items) // self.size.new_items))
+
+    def _kind(self, item: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 2, item]).integers(0, K, len(PARTS))
+
+    @lru_cache(maxsize=4)  # noqa: B019 a world lives as long as its process
+    def _kinds(self, n: int) -> np.ndarray:
+        return np.stack([self._kind(i) for i in range(n)])
+
+    @lru_cache(maxsize=4)  # noqa: B019
+    def _taste(self, day: date) -> np.ndarray:
+        """(U, P, K): a steady part, and one that turns every few weeks."""
+        at = (day - self.first_day).days / _KNOT
+        low, share = int(np.floor(at)), at - np.floor(at)
+        steady = self._liked(np.random.default_rng([self.seed, 3]))
+        turns = [self._liked(np.random.default_rng([self.seed, 4, low + n])) for n in (0, 1)]
+        return _STEADY * steady + (1 - _STEADY) * ((1 - share) * turns[0] + share * turns[1])
+
+    def _liked(self, rng: np.random.Generator) -> np.ndarray:
+        """(U, P, K): three kinds of each part are liked, mostly the circle's, a little more or less."""
+        own_UPK = rng.random((self.size.users, len(PARTS), K))
+        alike_UP1 = rng.random((self.size.users, len(PARTS), 1)) < _ALIKE
+        order = np.where(alike_UP1, self.circle_GPK[self.group_U], own_UPK).argsort(2).argsort(2)
+        return (order < 3) * rng.uniform(0.6, 1.2, order.shape)
+
+    def _utility(self, day: date, n: int) -> np.ndarray:
+        """(U, n): log-odds of a choice, without what the last choice adds."""
+        kinds = self._kinds(n)
+        taste = self._taste(day)
+        out = sum(_TASTE[p] * taste[:, p, kinds[:, p]] for p in range(len(PARTS)))
+        appeal = np.random.default_rng([self.seed, 5]).normal(0, _POPULAR, 100_000)[:n]
+        age = np.array([(day - self.born(i)).days for i in range(n)], float)
+        return out + appeal + np.where(age >= 0, _FRESH * np.exp(-np.maximum(age, 0) / _FRESH_DAYS), -1e9)
+
+    # a day
+
+    def _simulate(self, day: date, state: _State, slate: pa.Table | None) -> dict[str, list[Any]]:
+        rng = np.random.default_rng([self.seed, 6, day.toordinal()])
+        n = self.n_items(day)
+        kinds, utility = self._kinds(n), self._utility(day, n)
+        state.grow(n)
+        midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        rows: dict[str, list[Any]] = {"interactions": [], "impressions": [], "items": [], "relations": []}
+        first = day == self.first_day
+        for item in range(0 if first else self.n_items(day - timedelta(days=1)), n):
+            rows["items"].append(self._item(item, midnight))
+            rows["relations"] += self._knowledge(item, midnight)
+        shown = _by_user(slate)
+        for u in range(self.size.users):
+            for place, row in enumerate(shown.get(self.user_ids[u], [])[:10]):
+                self._showing(rows, rng, midnight, u, row, place, utility, state)
+            for _ in range(rng.poisson(self.rate_U[u])):
+                score = np.where(state.had[u], -np.inf, utility[u])
+                if state.last[u] >= 0:
+                    score = score + _FOLLOWS * (kinds[:, 3] == self.follow_K[kinds[state.last[u], 3]])
+                item = int(np.argmax(score + rng.gumbel(size=n)))
+                state.had[u, item], state.last[u] = True, item
+                when = midnight + timedelta(seconds=float(rng.uniform(6 * 3600, 86_000)))
+                self._events(rows, rng, u, item, when, "shop")
+        self._change(rows, rng, midnight, n)
+        return rows
+
+    def _showing(
+        self,
+        rows: dict[str, list[Any]],
+        rng: np.random.Generator,
+        midnight: datetime,
+        u: int,
+        row: dict[str, Any],
+        place: int,
+        utility: np.ndarray,
+        state: _State,
+    ) -> None:
+        """One place of the slate: looked at or not (position bias), then clicked or not."""
+        if rng.random() >= 0.5:  # half of the users open the page
+            return
+        item = int(row["item_id"][1:]) if row["item_id"][1:].isdigit() else -1
+        when = midnight + timedelta(seconds=float(rng.uniform(7 * 3600, 80_000)))
+        rows["impressions"].append({
+            "impression_id": f"{midnight:%Y%m%d}-{u}-{place + 1}", "user_id": self.user_ids[u],
+            "item_id": row["item_id"],
+            "shown_at": _iso(when), "available_at": _iso(when + timedelta(minutes=2)), "surface": "home",
+            "rank": row["rank"], "run_id": row.get("run_id"), "arm": row.get("arm", "main"),
+            "propensity": row.get("propensity", 1.0)})  # fmt: skip
+        if not 0 <= item < utility.shape[1] or state.had[u, item]:
+            return
+        want = 1 / (1 + np.exp(-(utility[u, item] - np.quantile(utility[u], 0.97))))
+        if rng.random() < _BIAS**place and rng.random() < 0.5 * want:
+            state.had[u, item], state.last[u] = True, item
+            self._events(rows, rng, u, item, when + timedelta(seconds=30), "home")
+
+    def _events(self, rows: dict[str, list[Any]], rng: np.random.Generator, u: int, item: int, when: datetime,
+                surface: str) -> None:  # fmt: skip
+        device, place = ("phone", "desktop", "tablet")[int(rng.integers(3))], ("home", "away")[int(rng.integers(2))]
+        context = json.dumps({"device": device, "place": place, "surface": surface}, sort_keys=True)
+        steps = ["view"] + ["click"] * (rng.random() < 0.6)
+        steps += ["purchase"] * (len(steps) > 1 and rng.random() < 0.5)
+        for n, step in enumerate(steps):
+            at = when + timedelta(seconds=20 * n)
+            # most rows arrive within minutes, a few a day late
+            late = timedelta(hours=float(rng.uniform(6, 30))) if rng.random() < 0.02 else timedelta(seconds=60)
+            review = None
+            if step == "purchase" and rng.random() < 0.3:
+                word = render._THEMES[int(self._kind(item)[0])][1][0]
+                review = f"{('Lovely', 'Good', 'Not for me')[int(rng.integers(3))]}, it makes me think of {word}."
+            rows["interactions"].append({
+                "user_id": self.user_ids[u], "item_id": _item_id(item), "event_type": step, "event_ts": _iso(at),
+                "available_at": _iso(at + late), "weight": _WEIGHT[step], "context": context,
+                "text": review})  # fmt: skip
+
+    def _item(self, item: int, midnight: datetime) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, 7, item])
+        kind = self._kind(item)
+        title, words = render.text(int(kind[0]), item, rng)
+        bare, born = item % 97 == 13, _iso(midnight)
+        return {"item_id": _item_id(item), "available_at": born, "valid_from": born, "withdrawn_at": None,
+                "title": "" if bare else title, "text": None if bare else words,
+                "categories": [] if bare else [f"aisle {int(rng.integers(8)) + 1}"],
+                "attributes": {"price": round(float(rng.uniform(3, 90)), 2)},
+                "image": None if bare else f"media/{_item_id(item)}.png",
+                "audio": None if bare else f"media/{_item_id(item)}.wav"}  # fmt: skip
+
+    def _change(self, rows: dict[str, list[Any]], rng: np.random.Generator, midnight: datetime, n: int) -> None:
+        """Now and then an item is renamed, and one is withdrawn."""
+        item, gone = (int(v) for v in rng.integers(0, self.size.items, 2))
+        at = _iso(midnight + timedelta(hours=9))
+        renamed = {"available_at": at, "valid_from": _iso(_noon(self.born(item))), "title": f"Renewed {_item_id(item)}"}
+        rows["items"].append(self._item(item, midnight) | renamed)
+        if midnight.day % 5 == 0:
+            left = {"available_at": at, "withdrawn_at": at, "valid_from": _iso(_noon(self.born(gone)))}
+            rows["items"].append(self._item(gone, midnight) | left)
+
+    def _knowledge(self, item: int, midnight: datetime) -> list[dict[str, Any]]:
+        """Makers go with the hidden kind two times in three."""
+        rng = np.random.default_rng([self.seed, 8, item])
+        maker = int(self._kind(item)[3]) if rng.random() < 0.67 else int(rng.integers(K))
+        base = {"kind": "item", "subject_id": _item_id(item), "available_at": _iso(midnight)}
+        country = _COUNTRIES[int(rng.integers(len(_COUNTRIES)))]
+        return [
+            base | {"relation": "maker", "object_id": f"maker {maker}"},
+            base | {"relation": "made_in", "object_id": country},
+        ]
+
+    def _user(self, u: int) -> dict[str, Any]:
+        attributes = {"age_band": _AGES[self.age_U[u]], "country": _COUNTRIES[self.country_U[u]]}
+        joined = _iso(_noon(self.first_day) - timedelta(hours=12))
+        return {"user_id": self.user_ids[u], "available_at": joined, "withdrawn_at": None, "attributes": attributes}
+
+    def _social(self) -> list[dict[str, Any]]:
+        """Everybody follows the three users whose steady tastes are nearest."""
+        steady = self._liked(np.random.default_rng([self.seed, 3])).reshape(self.size.users, -1)
+        near = steady @ steady.T
+        np.fill_diagonal(near, -1)
+        at = _iso(_noon(self.first_day))
+        return [
+            {
+                "kind": "user",
+                "subject_id": self.user_ids[u],
+                "relation": "follows",
+                "object_id": self.user_ids[v],
+                "available_at": at,
+            }
+            for u in range(self.size.users)
+            for v in np.argsort(-near[u], kind="stable")[:3]
+        ]
+
+    # files
+
+    def _deliver(self, folder: Path, day: date, rows: dict[str, list[Any]]) -> dict[str, int]:
+        (folder / "media").mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng([self.seed, 9, day.toordinal()])
+        counts: Counter[str] = Counter({kind: len(r) for kind, r in rows.items()})
+        for row in rows["items"]:
+            counts.update(self._media(folder, row))
+        planted = _bad_rows(rows["interactions"], rng)
+        rows["interactions"] += planted
+        counts["planted_rows"] = len(planted)
+        for kind in ("interactions", "relations", "impressions"):
+            _csv(folder / f"{kind}.csv", kind, rows.get(kind, []), torn=kind == "interactions")
+        counts["planted_rows"] += 1  # the torn line
+        for kind in ("items", "users"):
+            if rows.get(kind):
+                lines = [json.dumps(r, sort_keys=True) for r in rows[kind]]
+                (folder / f"{kind}.jsonl").write_text("\n".join(lines) + "\n")
+        return dict(counts)
+
+    def _media(self, folder: Path, row: dict[str, Any]) -> dict[str, int]:
+        if row["image"] is None:
+            return {}
+        item = int(row["item_id"][1:])
+        kind, rng = self._kind(item), np.random.default_rng([self.seed, 10, item])
+        image, audio = render.picture(int(kind[1]), rng), render.tone(int(kind[2]), rng)
+        broken = {17: (b"", audio), 29: (image[: len(image) // 2], audio), 41: (b"not a picture", audio),
+                  53: (image, audio[:2000])}.get(item % 61)  # fmt: skip
+        image, audio = broken or (image, audio)
+        (folder / row["image"]).write_bytes(image)
+        (folder / row["audio"]).write_bytes(audio)
+        return {"planted_media": 1} if broken else {}
+
+
+class _State:
+    """Who has had what, and everybody's last item."""
+
+    def __init__(self, had: np.ndarray, last: np.ndarray) -> None:
+        self.had, self.last = had, last
+
+    @classmethod
+    def empty(cls, users: int) -> _State:
+        return cls(np.zeros((users, 0), bool), np.full(users, -1, np.int64))
+
+    def grow(self, n: int) -> None:
+        more = n - self.had.shape[1]
+        self.had = np.concatenate([self.had, np.zeros((len(self.had), more), bool)], 1)
+
+    def save(self, folder: Path, day: date) -> None:
+        target = folder / "world"
+        target.mkdir(exist_ok=True)
+        np.savez_compressed(target / f"{day}.npz", had=self.had, last=self.last)
+
+    @classmethod
+    def load(cls, folder: Path, day: date) -> _State:
+        path = folder / "world" / f"{day}.npz"
+        if not path.is_file():
+            raise InputError(
+                "the day before was never written",
+                where=str(folder),
+                value=str(day),
+                valid="days in a row, after write_history",
+                next="mmrec world --date D",
+            )
+        with np.load(path, allow_pickle=False) as saved:
+            return cls(saved["had"], saved["last"])
+
+
+def _bad_rows(rows: list[dict[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """One of each fault: a source is never clean."""
+    faults: list[dict[str, Any]] = [
+        {"user_id": ""}, {"item_id": "i99999999"}, {"weight": "NaN"}, {"weight": "many"}, {"event_ts": "yesterday"},
+        {"event_ts": "1969-07-20T20:17:00Z"},
+        {"event_ts": "2100-01-01T00:00:00Z", "available_at": "2100-01-01T00:00:00Z"},
+        {"context": "{broken"}, {},
+    ]  # fmt: skip
+    if not rows:
+        return []
+    picked = rng.choice(len(rows), len(faults), replace=len(rows) < len(faults))
+    return [rows[int(i)] | fault for i, fault in zip(picked, faults, strict=True)]
+
+
+def _csv(path: Path, kind: str, rows: list[dict[str, Any]], torn: bool) -> None:
+    columns = {
+        "interactions": ("user_id", "item_id", "event_type", "event_ts", "available_at", "weight", "context", "text"),
+        "relations": ("kind", "subject_id", "relation", "object_id", "available_at"),
+        "impressions": ("impression_id", "user_id", "item_id", "shown_at", "available_at", "surface", "rank", "run_id",
+                        "arm",                         "propensity"),
+    }[kind]  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        if torn:
+            file.write("u00001,i00002,view,2026-0")
+
+
+def _by_user(slate: pa.Table | None) -> dict[str, list[dict[str, Any]]]:
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for row in (
+        slate.sort_by([("user_id", "ascending"), ("rank", "ascending")]).to_pylist() if slate is not None else []
+    ):
+        shown.setdefault(row["user_id"], []).append(row)
+    return shown
+
+
+def _item_id(item: int) -> str:
+    return f"i{item:05d}"
+
+
+def _iso(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _noon(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, 12, tzinfo=UTC)

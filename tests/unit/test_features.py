@@ -1,0 +1,331 @@
+"""Features against naive Python: as-of reading, sequences, item features, on fuzzed shops with ties and late rows."""
+
+import hashlib
+import math
+import os
+import random
+import time
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+from pyspark.sql import functions as F
+
+from mmrec import schema
+from mmrec.features import asof, sequences, windows
+
+DAY = date(2026, 3, 1)
+NOW = datetime(2026, 3, 1, 5, tzinfo=UTC)  # midnight of a zone west of UTC
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+HALF_LIFE = 7.5
+LENGTH = 5
+US = timedelta(microseconds=1)
+NASTY = [
+    "",
+    "a",
+    "a. b",
+    ", ",
+    "😀👩‍👩‍👧",
+    "שלום עולם",
+    "\u202eabc",
+    "a\x00b",
+    "é",
+    "e\u0301",
+    "\ue000",
+    '"\\/',
+    "\n\t",
+    "'",
+]
+
+
+def us(moment):
+    return (moment - EPOCH) // US
+
+
+def frame(spark, name, rows):
+    t = schema.table(name)
+    if not rows:  # the client makes no frame of an empty Arrow table
+        return spark.createDataFrame([], t.ddl)
+    return spark.createDataFrame(pa.Table.from_pylist(rows, schema=t.arrow))
+
+
+def rows_of(name, made, key):
+    """Rows in key order; names and types are those of the schema, whatever the nullability says."""
+    table, want = made.toArrow(), schema.table(name).arrow
+    assert table.schema.names == want.names
+    for column, right in zip(table.schema, want, strict=True):
+        if pa.types.is_list(right.type):
+            assert column.type.value_type == right.type.value_type, column.name
+        else:
+            assert column.type == right.type, column.name
+    return sorted(table.to_pylist(), key=lambda r: r[key])
+
+
+def shop(seed, n=400):
+    """Silver rows: repeated events, equal times, corrections, late and future deliveries, edges of the windows."""
+    rng = random.Random(seed)
+    item_ids, user_ids = [f"i{i}" for i in range(25)] + ["ü", "😀"], [f"u{i}" for i in range(20)] + ["ü"]
+    edges = [NOW - timedelta(days=d) + s * US for d in (7, 30, 90, 15) for s in (-1, 0, 1)] + [NOW - US, NOW, NOW + US]
+    edges += [datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC), datetime(1900, 1, 1, tzinfo=UTC)]
+    moments = edges + [NOW - timedelta(seconds=rng.randrange(-300_000, 9_000_000), microseconds=rng.randrange(10**6))
+                       for _ in range(40)]  # fmt: skip
+    interactions = []
+    for i in range(n):
+        if interactions and rng.random() < 0.3:  # a correction of an event that is there
+            row = dict(rng.choice(interactions))
+            late = rng.choice([timedelta(0), timedelta(hours=1), timedelta(days=40)])
+            row |= {"available_at": row["available_at"] + late, "weight": rng.choice([0.0, 2.5])}
+        else:
+            at = rng.choice(moments)
+            row = {"user_id": rng.choice(user_ids[:-2]), "item_id": rng.choice(item_ids[:-3]), "event_ts": at,
+                   "event_type": rng.choice(["view", "buy"]), "context": "{}", "text": None, "source": "s",
+                   "available_at": at + rng.choice([timedelta(0), timedelta(0), timedelta(days=3)]),
+                   "weight": rng.choice([1.0, 4.5, -0.5, 1 / 3, 1e300, -1e300, 0.0000005])}  # fmt: skip
+        interactions.append(row | {"row_hash": hashlib.sha256(f"{seed}{i}".encode()).hexdigest()})
+    items, users = [], []
+    for _ in range(70):
+        at, gone = rng.choice(moments), None if rng.random() < 0.7 else rng.choice(moments)
+        common = {"available_at": at, "withdrawn_at": gone, "source": "s", "row_hash": f"{rng.random():.12f}",
+                  "attributes": rng.choice(["{}", '{"a":1}'])}  # fmt: skip
+        image, audio = rng.choice([None, "ab"]), rng.choice([None, "cd"])
+        items.append(common | {"item_id": rng.choice(item_ids), "valid_from": rng.choice(moments), "image": None,
+                               "title": rng.choice(NASTY), "text": rng.choice([None, *NASTY]), "audio": None,
+                               "categories": rng.choices(NASTY, k=rng.randrange(4)), "image_sha256": image,
+                               "audio_sha256": audio})  # fmt: skip
+        users.append(common | {"user_id": rng.choice(user_ids)})
+    return interactions, items, users
+
+
+def newest(rows, *key):
+    best = {}
+    for row in rows:
+        if row["available_at"] < NOW:
+            k = tuple(row[c] for c in key)
+            if k not in best or (row["available_at"], row["row_hash"]) > (best[k]["available_at"], best[k]["row_hash"]):
+                best[k] = row
+    return list(best.values())
+
+
+def present(rows):
+    return [r for r in rows if r["withdrawn_at"] is None or r["withdrawn_at"] >= NOW]
+
+
+def naive_interactions(rows):
+    return newest([r for r in rows if r["event_ts"] < NOW], "user_id", "item_id", "event_type", "event_ts")
+
+
+def naive_items(rows):
+    return [r for r in present(newest(rows, "item_id")) if r["valid_from"] < NOW]
+
+
+def within(rows, days):
+    return sum(NOW - timedelta(days=days) <= r["event_ts"] < NOW for r in rows)
+
+
+def naive_sequences(interactions, users):
+    made = []
+    known = {u["user_id"]: u["attributes"] for u in users}
+    for user in sorted({r["user_id"] for r in interactions} | set(known)):
+        own = [r for r in interactions if r["user_id"] == user]
+        own.sort(key=lambda r: (r["event_ts"], r["item_id"], r["event_type"]))
+        last = own[-LENGTH:]
+        ends = [r["event_ts"] for r in last[1:]] + [NOW]
+        micro = [math.floor(max(-9e18, min(9e18, r["weight"] * 1e6 + 0.5))) for r in last]
+        made.append({
+            "run_date": DAY, "user_id": user, "item_ids": [r["item_id"] for r in last],
+            "event_types": [r["event_type"] for r in last], "event_us": [us(r["event_ts"]) for r in last],
+            "gap_s": [(end - r["event_ts"]) // timedelta(seconds=1) for r, end in zip(last, ends, strict=False)],
+            "weight_micro": micro, "seen_item_ids": sorted({r["item_id"] for r in own}), "n_interactions": len(own),
+            "n_7d": within(own, 7), "n_30d": within(own, 30), "n_90d": within(own, 90),
+            "attributes": known.get(user, "{}"), "run_id": "r",
+        })  # fmt: skip
+    return made
+
+
+def naive_item_features(interactions, items):
+    made = []
+    for item in sorted(items, key=lambda r: r["item_id"]):
+        own = [r for r in interactions if r["item_id"] == item["item_id"]]
+        latest = {}
+        for r in own:
+            latest[r["user_id"]] = max(latest.get(r["user_id"], r["event_ts"]), r["event_ts"])
+        ages = [(NOW - at) // timedelta(days=1) for at in latest.values()]
+        text = windows.content_text(item["title"], item["categories"], item["text"])
+        made.append({
+            "run_date": DAY, "item_id": item["item_id"], "title": item["title"], "categories": item["categories"],
+            "text_sha256": text and hashlib.sha256(text.encode()).hexdigest(), "image_sha256": item["image_sha256"],
+            "audio_sha256": item["audio_sha256"], "n_interactions": len(own), "n_users": len(latest),
+            "n_7d": within(own, 7), "n_30d": within(own, 30), "n_90d": within(own, 90),
+            "popularity_micro": sum(math.floor(1e6 * 2 ** (-a / HALF_LIFE)) for a in ages),
+            "available_us": us(item["valid_from"]), "run_id": "r",
+        })  # fmt: skip
+    return made
+
+
+def build(spark, interactions, items, users, now=NOW):
+    """Both tables the way a night makes them, as sorted rows."""
+    seen = asof.interactions(frame(spark, "silver.interactions", interactions), now)
+    offered = asof.items(frame(spark, "silver.items", items), now)
+    known = asof.users(frame(spark, "silver.users", users), now)
+    made = sequences.user_sequences(seen, known, DAY, now, LENGTH, "r")
+    about = windows.item_features(seen, offered, DAY, now, HALF_LIFE, "r")
+    return rows_of("gold.user_sequences", made, "user_id"), rows_of("gold.item_features", about, "item_id")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_asof_reader_keeps_what_a_loop_keeps(spark, seed):
+    interactions, items, users = shop(seed)
+    for name, made, want in (
+        ("interactions", asof.interactions(frame(spark, "silver.interactions", interactions), NOW),
+         naive_interactions(interactions)),
+        ("items", asof.items(frame(spark, "silver.items", items), NOW), naive_items(items)),
+        ("items", asof.items(frame(spark, "silver.items", items), NOW, on_offer=False), newest(items, "item_id")),
+        ("users", asof.users(frame(spark, "silver.users", users), NOW), present(newest(users, "user_id"))),
+    ):  # fmt: skip
+        assert 0 < len(want) < len({"interactions": interactions, "items": items, "users": users}[name])
+        assert rows_of(f"silver.{name}", made, "row_hash") == sorted(want, key=lambda r: r["row_hash"])
+
+
+@pytest.mark.parametrize("seed", [2, 3, 4])
+def test_features_are_those_of_a_loop(spark, seed):
+    interactions, items, users = shop(seed)
+    made_users, made_items = build(spark, interactions, items, users)
+    seen = naive_interactions(interactions)
+    assert made_users == naive_sequences(seen, present(newest(users, "user_id")))
+    assert made_items == naive_item_features(seen, naive_items(items))
+    # the fuzz reaches what it is for: cold users and items, long and short histories, an item without text
+    assert any(not r["item_ids"] for r in made_users)
+    assert any(r["n_interactions"] > LENGTH for r in made_users)
+    assert any(not r["n_interactions"] for r in made_items)
+    assert any(r["popularity_micro"] for r in made_items)
+
+
+def test_arrival_order_and_replays_change_nothing(spark):
+    interactions, items, users = shop(5)
+    want = build(spark, interactions, items, users)
+    for seed in (0, 1):
+        rng = random.Random(seed)
+        again = [rng.sample(t + rng.sample(t, len(t) // 3), len(t) + len(t) // 3) for t in (interactions, items, users)]
+        assert build(spark, *again) == want
+
+
+def test_planted_future_rows_change_nothing(spark):
+    interactions, items, users = shop(6)
+    want = build(spark, interactions, items, users)
+    later = NOW + timedelta(days=1)
+    planted = [
+        # it happened at as_of; it was delivered at as_of; a correction delivered later; a far future one
+        interactions[0] | {"event_ts": NOW, "available_at": NOW - US, "row_hash": "zz0"},
+        interactions[1] | {"event_ts": NOW - US, "available_at": NOW, "item_id": "i0", "row_hash": "zz1"},
+        interactions[2] | {"available_at": later, "weight": 99.0, "row_hash": "zz2"},
+        interactions[3] | {"event_ts": later, "available_at": later, "user_id": "nobody", "row_hash": "zz3"},
+    ]
+    news = [r | {"available_at": NOW, "title": "leak", "withdrawn_at": EPOCH, "row_hash": "zz"} for r in items]
+    left = [r | {"available_at": NOW, "withdrawn_at": EPOCH, "attributes": '{"leak":1}'} for r in users]
+    assert build(spark, interactions + planted, items + news, users + left) == want
+    # the same rows do count a moment after as_of: the plant is able to fail
+    assert build(spark, interactions + planted, items + news, users + left, now=later + US) != want
+
+
+def test_known_answer_by_hand(spark):
+    def event(item, days, kind="view", **more):
+        at = NOW - timedelta(days=days)
+        return {"user_id": "a", "item_id": item, "event_type": kind, "event_ts": at, "available_at": at, "weight": 1.0,
+                "context": "{}", "text": None, "source": "s", "row_hash": f"{item}{days}{kind}"} | more  # fmt: skip
+
+    interactions = [event("x", 15), event("x", 7.5), event("y", 7.5), event("y", 7, "buy", weight=-0.0)]
+    item = {"available_at": EPOCH, "valid_from": EPOCH, "withdrawn_at": NOW, "title": "T", "text": "long", "categories":
+            ["p", "q"], "attributes": "{}", "image": None, "image_sha256": None, "audio": None, "audio_sha256": None,
+            "source": "s"}  # fmt: skip
+    items = [item | {"item_id": i, "row_hash": i} for i in "xyz"]
+    made_users, made_items = build(spark, interactions, items, [])
+    assert made_users == [{
+        "run_date": DAY, "user_id": "a", "item_ids": ["x", "x", "y", "y"],
+        "event_types": ["view", "view", "view", "buy"],
+        "event_us": [us(NOW) - int(d * 86_400_000_000) for d in (15, 7.5, 7.5, 7)], "gap_s": [648_000, 0, 43_200, 604_800],
+        "weight_micro": [1_000_000, 1_000_000, 1_000_000, 0], "seen_item_ids": ["x", "y"], "n_interactions": 4,
+        "n_7d": 1, "n_30d": 4, "n_90d": 4, "attributes": "{}", "run_id": "r",
+    }]  # fmt: skip
+    # both latest events are 7 whole days old: floor(1e6 * 2^(-7/7.5)), once a user although y was met twice
+    assert [(r["item_id"], r["popularity_micro"], r["n_users"], r["n_interactions"]) for r in made_items] == [
+        ("x", 523_647, 1, 2), ("y", 523_647, 1, 2), ("z", 0, 0, 0),
+    ]  # fmt: skip
+    assert made_items[0]["text_sha256"] == hashlib.sha256(b"T. p, q. long").hexdigest()
+
+
+def test_empty_tables_give_empty_features(spark):
+    assert build(spark, [], [], []) == ([], [])
+
+
+def test_popularity_fades_to_nothing_and_never_grows(spark):
+    at = [NOW - timedelta(days=d) for d in range(0, 400, 8)]
+    interactions = [
+        {"user_id": "u", "item_id": f"{i:03d}", "event_type": "v", "event_ts": t - US, "available_at": t - US,
+         "weight": 1.0, "context": "{}", "text": None, "source": "s", "row_hash": str(i)} for i, t in enumerate(at)
+    ]  # fmt: skip
+    items = [
+        {"item_id": r["item_id"], "available_at": EPOCH, "valid_from": EPOCH, "withdrawn_at": None, "title": "",
+         "text": None, "categories": [], "attributes": "{}", "image": None, "image_sha256": None, "audio": None,
+         "audio_sha256": None, "source": "s", "row_hash": r["row_hash"]} for r in interactions
+    ]  # fmt: skip
+    found = [r["popularity_micro"] for r in build(spark, interactions, items, [])[1]]
+    assert found[0] == 1_000_000
+    assert found == sorted(found, reverse=True)
+    assert found[-1] == 0
+
+
+def test_engine_and_python_agree_on_the_text_of_an_item(spark):
+    rng = random.Random(7)
+    rows = [
+        {"title": t, "categories": c, "text": x}
+        for t in (None, *NASTY)
+        for c in (None, [], [""], [None, "a"])
+        for x in (None, "")
+    ]
+    rows += [{"title": rng.choice([None, *NASTY]), "categories": rng.choices([None, *NASTY], k=rng.randrange(5)),
+              "text": rng.choice([None, *NASTY, "x" * 100_000])} for _ in range(300)]  # fmt: skip
+    kinds = pa.schema([("title", pa.string()), ("categories", pa.list_(pa.string())), ("text", pa.string())])
+    df = spark.createDataFrame(pa.Table.from_pylist(rows, schema=kinds))
+    text = windows._text()
+    made = df.select(text.alias("made"), F.sha2(text, 256).alias("key")).toArrow()
+    want = [windows.content_text(**row) for row in rows]
+    assert made["made"].to_pylist() == want
+    assert made["key"].to_pylist() == [windows.text_key(t) for t in want]
+    assert None in want
+    assert "" not in want
+
+
+@pytest.mark.films
+def test_the_films_take_seconds(spark, capsys):
+    beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    path = Path(os.environ.get("MMREC_TEST_DATA", beside)) / "movielens-small" / "ratings.csv"
+    if not path.exists():
+        pytest.skip(f"the films are not at {path}")
+    ratings = pyarrow.csv.read_csv(path)
+    ts = pa.array([t * 1_000_000 for t in ratings["timestamp"].to_pylist()], pa.timestamp("us", tz="UTC"))
+    n = ratings.num_rows
+    table = pa.table({
+        "user_id": ratings["userId"].cast("string"), "item_id": ratings["movieId"].cast("string"),
+        "event_type": ["rating"] * n, "event_ts": ts, "available_at": ts, "weight": ratings["rating"].cast("double"),
+        "context": ["{}"] * n, "text": pa.nulls(n, "string"), "source": ["s"] * n,
+        "row_hash": [f"{i:08d}" for i in range(n)],
+    })  # fmt: skip
+    ids = sorted(set(table["item_id"].to_pylist()))
+    items = [{"item_id": i, "available_at": EPOCH, "valid_from": EPOCH, "withdrawn_at": None, "title": i, "text": None,
+              "categories": [], "attributes": "{}", "image": None, "image_sha256": None, "audio": None,
+              "audio_sha256": None, "source": "s", "row_hash": i} for i in ids]  # fmt: skip
+    seen = asof.interactions(spark.createDataFrame(table), NOW)
+    offered = asof.items(frame(spark, "silver.items", items), NOW)
+    known = asof.users(frame(spark, "silver.users", []), NOW)
+    began = time.perf_counter()
+    made = sequences.user_sequences(seen, known, DAY, NOW, 50, "r").toArrow()
+    between = time.perf_counter()
+    about = windows.item_features(seen, offered, DAY, NOW, 180.0, "r").toArrow()
+    ended = time.perf_counter()
+    with capsys.disabled():
+        print(f"\nfilms: sequences {between - began:.2f} s, item features {ended - between:.2f} s, {n} rows")
+    assert made.num_rows == 610
+    assert sum(made["n_interactions"].to_pylist()) == sum(about["n_interactions"].to_pylist()) == n
+    assert ended - began < 20  # an order of magnitude above the usual: a plan gone quadratic, not a busy machine
