@@ -34,7 +34,6 @@ from mmrec.models.tables import items_from, log_from
 from mmrec.night import Night, encoders, record_metrics
 
 CHAIN = ("train", "evaluate", "export", "register", "promote")
-_SHOWN = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,7 @@ def train(night: Night) -> dict[str, Any]:
     """Choose settings on validation, fit what the test needs, refit what is served."""
     import torch
 
+    from mmrec.train.blend import blend_cold
     from mmrec.train.fit import RECIPES, Champion
 
     config = night.config
@@ -134,21 +134,24 @@ def train(night: Night) -> dict[str, Any]:
     total = 2 + config.evaluate.rolling_fits + 2  # two validations, the tests, the refit
     done = 0
 
-    def fit(name: str, r: Any, fold: Fold, vals: list[Fold]) -> Champion:
+    def fit(r: Any, fold: Fold, vals: list[Fold]) -> Champion:
         nonlocal done
         model = Champion(r, config.train.seed).fit(data.items, data.log, fold, vals)
-        model.save(folder / name)
         done += 1
         night.progress("train", done, total)
         return model
 
+    firsts = {p: fit(recipe, validation[0], validation) for p, (validation, _) in made.items()}
+    cold = blend_cold([(firsts[p], validation) for p, (validation, _) in made.items()], data.items, data.log)
     chosen: dict[str, Any] = {}
-    for protocol, (validation, test) in made.items():
-        first = fit(f"{protocol}-validation", recipe, validation[0], validation)
+    for (protocol, (validation, test)), found in zip(made.items(), cold, strict=True):
+        first = firsts[protocol].settle(found).refresh(data.items, data.log, validation[0])
+        first.save(folder / f"{protocol}-validation")
         chosen[protocol] = first.chosen
         for n, group in enumerate(_groups(test, config.evaluate.rolling_fits)):
-            fit(f"{protocol}-{n}", recipe.fixed(first.chosen), group[0], [])
-    final = fit("final", recipe.fixed(chosen["rolling"]), everything(data, night), [])
+            fit(recipe.fixed(first.chosen), group[0], []).save(folder / f"{protocol}-{n}")
+    final = fit(recipe.fixed(chosen["rolling"]), everything(data, night), [])
+    final.save(folder / "final")
     run_id = _log_run(night, data, recipe, chosen, final.curves)
     state = {"mlflow_run": run_id, "chosen": chosen, "tables": data.tables, "encoders": data.encoders}
     (folder / "state.json").write_text(json.dumps(state))
@@ -159,66 +162,44 @@ def train(night: Night) -> dict[str, Any]:
 
 def evaluate(night: Night) -> dict[str, Any]:
     """Read every test window once: champion, baselines, slices, masked modalities, differences with intervals."""
-    from mmrec.evaluate.protocols import evaluate as measure
-    from mmrec.evaluate.protocols import pool, tune
-    from mmrec.evaluate.significance import paired_bootstrap
-    from mmrec.evaluate.slices import slices
+    from mmrec.evaluate.protocols import tune
+    from mmrec.evaluate.study import COMPARED, Study
     from mmrec.models.baselines import ContentNN
     from mmrec.train.fit import Champion
 
-    data, made = dataset(night), folds(night, dataset(night))
-    items, log = data.items, data.log
+    data = dataset(night)
+    made = folds(night, data)
+    fits = night.config.evaluate.rolling_fits
+    done, total = 0, sum(len(v) + len(t) for v, t in made.values())
+    oracle = oracle_of(night, data)
     rows: list[dict[str, Any]] = []
     told: dict[str, Any] = {}
-    oracle = oracle_of(night, data)
     for protocol, (validation, test) in made.items():
-        best, _ = tune(items, log, validation)
-        baselines = {**best, "content_nn": ContentNN()} if items.content else dict(best)
-        found: dict[tuple[str, str], list[Any]] = {}
-        for split, windows in (("validation", validation), ("test", test)):
-            groups = _groups(windows, night.config.evaluate.rolling_fits) if split == "test" else [windows]
-            for n, group in enumerate(groups):
-                # validation numbers are those of the fit that was chosen there: for the gate, not for a report
-                model = Champion.load(_folder(night) / f"{protocol}-{n if split == 'test' else split}")
-                for fold in group:
-                    parts = {"all": fold} | (slices(items, log, fold) if split == "test" else {})
-                    model.refresh(items, log, fold)
-                    for name, baseline in baselines.items():
-                        baseline.fit(items, log, fold)
-                        for part, asked in parts.items():
-                            found.setdefault((split, part, name), []).append(measure(baseline, items, log, asked))
-                    for part, asked in parts.items():
-                        found.setdefault((split, part, "champion"), []).append(measure(model, items, log, asked))
-                    if split == "test":
-                        for m in ("id", *sorted(items.content)):
-                            masked = measure(model, items, log, fold, scorer=lambda c, m=m, model=model, fold=fold:
-                                             model.score(items, log, fold, c, frozenset([m])))  # fmt: skip
-                            found.setdefault((split, f"without_{m}", "champion"), []).append(masked)
-                        if oracle is not None:
-                            truth = measure(model, items, log, fold, scorer=lambda c, fold=fold: oracle(fold, c))
-                            found.setdefault((split, "all", "oracle"), []).append(replace(truth, name="oracle"))
-                    night.progress(f"evaluate {protocol} {split}", sum(len(v) for v in found.values()), 0)
-        pooled = {key: pool(parts) for key, parts in found.items()}
-        for (split, part, name), result in pooled.items():
-            values = {m: result.mean(m) for m in result.values} | (result.lists if part == "all" else {})
-            rows += [_metric(night, name, protocol, split, part, m, v, len(result.user)) for m, v in values.items()]
-        champion = pooled["test", "all", "champion"]
-        for name in best:
-            other = pooled["test", "all", name]
-            for m in _SHOWN:
-                mean, lo, hi = paired_bootstrap(champion.values[m], other.values[m], champion.user,
-                                                night.config.evaluate.bootstrap)  # fmt: skip
-                rows.append(_metric(night, "champion", protocol, "test", f"vs_{name}", m, mean, len(champion.user))
-                            | {"lo": lo, "hi": hi})  # fmt: skip
-        told[protocol] = {n: {m: round(pooled["test", "all", n].mean(m), 4) for m in _SHOWN}
-                          for (s, p, n) in pooled if s == "test" and p == "all"}  # fmt: skip
-    (_folder(night) / "metrics.json").write_text(json.dumps(rows, default=str))
+        best, _ = tune(data.items, data.log, validation)
+        study = Study(data.items, data.log, [*best.values(), *([ContentNN()] if data.items.content else [])], oracle)
+        # validation numbers are those of the fit that was chosen there: for the gate, not for a report
+        groups = [("validation", "validation", validation)]
+        groups += [("test", str(n), group) for n, group in enumerate(_groups(test, fits))]
+        for split, name, group in groups:
+            model = Champion.load(_folder(night) / f"{protocol}-{name}")
+            for window in group:
+                study.read(split, model, window)
+                done += 1
+                night.progress("evaluate", done, total)
+        own = study.rows(Champion.name, list(best), night.config.evaluate.bootstrap)
+        whole = [r for r in own if r["split"] == "test" and r["slice"] == "all" and r["metric"] in COMPARED]
+        for r in whole:
+            told.setdefault(protocol, {}).setdefault(r["model"], {})[r["metric"]] = round(r["value"], 4)
+        blank = {"run_date": str(night.run_date), "model_version": "", "protocol": protocol, "run_id": ""}
+        rows += [blank | r for r in own]
+    (_folder(night) / "metrics.json").write_text(json.dumps(rows))
     return told
 
 
 def export(night: Night) -> dict[str, Any]:
     """Seal the refitted model as a bundle, after it was compared with torch."""
     from mmrec.bundle.bundle import seal
+    from mmrec.evaluate.study import COMPARED
     from mmrec.train.export import export as write
     from mmrec.train.fit import Champion
 
@@ -230,7 +211,7 @@ def export(night: Night) -> dict[str, Any]:
     spec = write(model, data.items, data.log, served(data, night), bundle)
     (bundle / "curves.json").write_text(json.dumps(model.curves))
     metrics = {f"{r['protocol']}/{r['model']}/{r['metric']}": r["value"] for r in _metrics(night)
-               if r["split"] == "test" and r["slice"] == "all" and r["metric"] in _SHOWN}  # fmt: skip
+               if r["split"] == "test" and r["slice"] == "all" and r["metric"] in COMPARED}  # fmt: skip
     about = spec | {
         "kind": "two_tower", "name": "champion", "as_of": night.as_of.isoformat(), "encoders": data.encoders,
         "config": state["chosen"]["rolling"], "features": features_fingerprint(), "data_versions": data.tables,
@@ -376,25 +357,6 @@ def _log_run(night: Night, data: Data, recipe: Any, chosen: dict[str, Any], curv
         for key in ("loss", "tokens_per_s"):
             client.log_metric(run.info.run_id, key, row[key], step=row["epoch"])
     return run.info.run_id
-
-
-def _metric(
-    night: Night, model: str, protocol: str, split: str, part: str, metric: str, value: float, n: int
-) -> dict[str, Any]:
-    return {
-        "run_date": str(night.run_date),
-        "model_version": "",
-        "model": model,
-        "protocol": protocol,
-        "split": split,
-        "slice": part,
-        "metric": metric,
-        "value": float(value),
-        "n": n,
-        "lo": None,
-        "hi": None,
-        "run_id": "",
-    }
 
 
 def _metrics(night: Night) -> list[dict[str, Any]]:

@@ -47,14 +47,16 @@ class CaseMetrics:
 
 
 def evaluate(
-    model: Recommender, items: Items, log: Log, fold: Fold, *, scorer: Scorer | None = None, block: int = 256
-) -> CaseMetrics:
+    model: Recommender, items: Items, log: Log, fold: Fold, *, scorer: Scorer | None = None, block: int = 256,
+    lists: bool = True,
+) -> CaseMetrics:  # fmt: skip
     """Rank and measure.
 
     Args:
         model: fitted; a name is all it needs where `scorer` is given.
         scorer: replaces `model.score` (a masked modality, an oracle): slice of cases -> (B, N) scores.
         block: cases scored at a time; memory is block x N x 4 bytes.
+        lists: measure the lists as a set too (coverage, novelty, diversity); costs more than the rest.
 
     Raises:
         InputError: scores of another shape than (B, N).
@@ -75,6 +77,11 @@ def evaluate(
         not_finite += int((~np.isfinite(score_BN[:, fold.catalogue])).sum())
         ranked[cases] = select(score_BN, max(KS), seen=seen, allowed=fold.catalogue).item
     values = metrics.ranking(ranked, fold.target_ptr, fold.target_item, KS)
+    whole = _whole(items, log, fold, ranked) if lists else {}
+    return CaseMetrics(model.name, fold.case_user, values, ranked, whole, not_finite)
+
+
+def _whole(items: Items, log: Log, fold: Fold, ranked: np.ndarray) -> dict[str, float]:
     train = fold.train
     pairs = np.unique(log.user[train].astype(np.int64) * items.n + log.item[train]) % items.n
     users_N = np.bincount(pairs, minlength=items.n)
@@ -86,7 +93,7 @@ def evaluate(
         lists[f"popularity_bias@{k}"] = metrics.popularity_bias(ranked, users_N, k)
         if content is not None:
             lists[f"diversity@{k}"] = metrics.diversity(ranked, content, k)
-    return CaseMetrics(model.name, fold.case_user, values, ranked, lists, not_finite)
+    return lists
 
 
 def pool(parts: Sequence[CaseMetrics]) -> CaseMetrics:
@@ -149,7 +156,7 @@ def tune(
     best: dict[str, Recommender] = {}
     found: dict[str, float] = {}
     for candidate in grid:
-        parts = [evaluate(candidate.fit(items, log, f), items, log, f) for f in folds if f.n_cases]
+        parts = [evaluate(candidate.fit(items, log, f), items, log, f, lists=False) for f in folds if f.n_cases]
         found[repr(candidate)] = pool(parts).mean(metric)
         rival = best.setdefault(candidate.name, candidate)
         if found[repr(candidate)] > found[repr(rival)]:

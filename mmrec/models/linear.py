@@ -1,15 +1,18 @@
-"""Two closed-form towers: EASE factors, and likeness of content.
+"""Closed-form parts: EASE factors of behaviour and content, likeness of content, and the appeal of content.
 
 In: the users x items matrix of a training window; content vectors. Out: rows of an item as history and as offer: a
 score is the weighted sum of a history's rows times the offer's row.
 EASE (Steck, WWW 2019, eq. 8) is B = I - P diag(1/diag P) with P = (X'X + lambda I)^-1. Off the diagonal
 B = X'(XX' + lambda I)^-1 X diag(1/(lambda diag P)), which an eigendecomposition of XX' factors exactly, and which is
 cut to the strongest `rank` directions. Seen items are never offered, so the diagonal never matters.
+Content directions are further rows of X, as if each were a user (Jeunen et al., RecSys 2020, section 3.1): what goes
+together in content and in behaviour is learned at once, and an item nobody has had is placed by its content.
 Likeness is the cosine of an item's content to the mean content of a history, each modality cut to its principal
-directions and given the same say; it is what an item without interactions is ranked by.
+directions and given the same say. Appeal is a ridge regression of log popularity on content. Together they rank items
+without interactions.
 Trade-off: the Gram matrix is over users or a sample of them (at most `max_users`), so the cost stays bounded.
 
-Shape legend: U users, N items, R rank, C content directions, M modality size.
+Shape legend: U users, N items, R rank, C content directions of all modalities, M modality size.
 """
 
 from __future__ import annotations
@@ -27,27 +30,66 @@ from mmrec.models.data import Items
 
 @dataclass(frozen=True)
 class LinearHead:
-    """`history_NR` weighs a history's items, `offer_NR` the items on offer; both float32."""
+    """An item's factor is what behaviour says of it and what its content says; both parts float32.
 
-    history_NR: np.ndarray
-    offer_NR: np.ndarray
+    Attributes:
+        behaviour_NR: zero for an item of no train row. content_CR: directions of `Likeness` to factors.
+    """
+
+    behaviour_NR: np.ndarray
+    content_CR: np.ndarray
+
+    def factors(self, like_NC: np.ndarray, known: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """(N, R) twice: `history` weighs a history's items, `offer` the items on offer. `known`: use behaviour."""
+        history_NR = like_NC @ self.content_CR
+        if known:
+            history_NR = history_NR + self.behaviour_NR
+        # 1 - |row|^2 is lambda diag P, of the directions kept
+        return history_NR, history_NR / np.maximum(1 - (history_NR**2).sum(1), 1e-6)[:, None]
 
 
-def fit_linear(x_UN: sparse.csr_matrix, *, lam: float, rank: int, max_users: int = 8192, seed: int = 0) -> LinearHead:
+def fit_linear(
+    x_UN: sparse.csr_matrix,
+    like_NC: np.ndarray,
+    *,
+    lam: float,
+    rank: int,
+    content: float,
+    max_users: int = 8192,
+    seed: int = 0,
+) -> LinearHead:
     """The head of one training window.
 
     Args:
-        x_UN: 1 where a user had an item. lam: EASE's lambda. rank: directions kept.
+        x_UN: 1 where a user had an item. like_NC: content of unit length. lam: EASE's lambda. rank: directions kept.
+        content: squared weight of the content rows; an item's content then counts as that many users.
     """
     x = x_UN[np.asarray(x_UN.sum(1)).ravel() > 0]
     if x.shape[0] > max_users:
         x = x[np.sort(np.random.default_rng(seed).choice(x.shape[0], max_users, replace=False))]
-    gram = np.asarray((x @ x.T).todense(), np.float64)
+    z_NC = np.sqrt(content) * like_NC.astype(np.float64)
+    across = np.asarray(x @ z_NC)
+    gram = np.block([[np.asarray((x @ x.T).todense(), np.float64), across], [across.T, z_NC.T @ z_NC]])
     value, vector = _eigen(gram, rank)
-    factor_NR = np.asarray(x.T @ vector) / np.sqrt(np.maximum(value, 0) + lam)
-    norm_N = 1 - (factor_NR**2).sum(1)  # lambda diag P, of the directions kept
-    offer_NR = factor_NR / np.maximum(norm_N, 1e-6)[:, None]
-    return LinearHead(factor_NR.astype(np.float32), offer_NR.astype(np.float32))
+    vector = vector / np.sqrt(np.maximum(value, 0) + lam)
+    behaviour_NR = np.asarray(x.T @ vector[: x.shape[0]])
+    return LinearHead(behaviour_NR.astype(np.float32), (np.sqrt(content) * vector[x.shape[0] :]).astype(np.float32))
+
+
+def fit_appeal(like_NC: np.ndarray, present_NM: np.ndarray, users_N: np.ndarray, lam: float = 30.0) -> np.ndarray:
+    """(C + M + 1,) float32: weights of content, of each modality's presence, and of one, for log1p of users an item.
+
+    Args:
+        users_N: users who had each item; those without any are what is predicted, and are left out of the fit.
+    """
+    x_NF = appeal_inputs(like_NC, present_NM)[users_N > 0].astype(np.float64)
+    gram = x_NF.T @ x_NF + lam * np.eye(x_NF.shape[1])
+    return np.linalg.solve(gram, x_NF.T @ np.log1p(users_N[users_N > 0])).astype(np.float32)
+
+
+def appeal_inputs(like_NC: np.ndarray, present_NM: np.ndarray) -> np.ndarray:
+    """(N, C + M + 1) float32."""
+    return np.concatenate([like_NC, present_NM.astype(np.float32), np.ones((len(like_NC), 1), np.float32)], 1)
 
 
 @dataclass(frozen=True)

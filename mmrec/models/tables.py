@@ -3,6 +3,8 @@
 In: item rows, interactions, embeddings as Arrow. Out: `Items`, `Log`, and the content vectors of any item list.
 Trade-off: ids are sorted once here and everything after works on positions; the sort is the price of ties that
 mean the same everywhere.
+
+Shape legend: N items, D vector size, B histories, L their events.
 """
 
 from __future__ import annotations
@@ -82,6 +84,22 @@ def log_from(interactions: pa.Table, items: Items) -> Log:
         event=event[order].astype(np.int16),
         available_us=interactions["available_us"].to_numpy().astype(np.int64)[order],
     )
+
+
+def latest(item_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:
+    """(B, L) bool: the last event of each item in its row; a view, a click and a purchase of one item are one wish.
+
+    Args:
+        item_BL: dense indices, oldest first. mask_BL: bool, where there is an event.
+    """
+    row, at = np.nonzero(mask_BL)
+    # of equal keys np.unique finds the first, so they are given newest first
+    key = (row.astype(np.int64) << 32) + item_BL[row, at]
+    _, first = np.unique(key[::-1], return_index=True)
+    kept = len(key) - 1 - first
+    found = np.zeros(item_BL.shape, bool)
+    found[row[kept], at[kept]] = True
+    return found
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from mmrec.bundle.ort import session
 from mmrec.errors import QualityError
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
-from mmrec.models.tables import content_of
+from mmrec.models.tables import content_of, latest
 from mmrec.recommend.slate import Vectors
 
 _BATCH = 256
@@ -117,7 +117,8 @@ def _encode(
     mask_BL = item_BL >= 0
     feeds = {"item_in": np.where(mask_BL[..., None], item_in[np.maximum(item_BL, 0)], np.float32(0)),
              "event": event_BL, "gap_log": np.log1p(np.maximum(gap_BL, 0)).astype(np.float32),
-             "weight": (weight_BL / 1e6).astype(np.float32), "mask": mask_BL.astype(np.float32)}  # fmt: skip
+             "weight": (weight_BL / 1e6).astype(np.float32), "mask": mask_BL.astype(np.float32),
+             "once": latest(item_BL, mask_BL).astype(np.float32)}  # fmt: skip
     return graph.run(["user_vec"], feeds)[0][: len(histories)]
 
 

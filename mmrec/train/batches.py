@@ -20,20 +20,25 @@ from mmrec.models.data import Log
 
 @dataclass(frozen=True)
 class Batch:
-    """`rows_BL`: rows of the log, -1 for padding, right-aligned; `target_BL`: the row after each, -1 where none."""
+    """`rows_BL`: rows of the log, -1 for padding, right-aligned; `next_BL`: the row after each; `asked_BL`: whether
+    that row is of an item the user had not had before, which is all a list is asked for."""
 
     rows_BL: np.ndarray
-    target_BL: np.ndarray
+    next_BL: np.ndarray
+    asked_BL: np.ndarray
 
 
 def batches(log: Log, train: np.ndarray, *, context: int, tokens: int, seed: int, epoch: int) -> Iterator[Batch]:
-    """Every train row that has a predecessor is a target once an epoch.
+    """Every train row that has a predecessor, and whose item is new to its user, is a target once an epoch.
 
     Args:
         train: (E,) bool. context: longest window. tokens: inputs a batch holds at most.
     """
     rng = np.random.default_rng([seed, epoch])
     rows = np.flatnonzero(train)
+    pair = log.user[rows].astype(np.int64) * (int(log.item.max(initial=0)) + 1) + log.item[rows]
+    first = np.zeros(len(log.user), bool)
+    first[rows[np.unique(pair, return_index=True)[1]]] = True
     ptr = np.searchsorted(log.user[rows], np.arange(log.n_users + 1))
     windows: list[tuple[int, int]] = []
     for u in range(log.n_users):
@@ -41,8 +46,8 @@ def batches(log: Log, train: np.ndarray, *, context: int, tokens: int, seed: int
         if end - start < 2:
             continue
         # inputs are start..end-2; a shorter first window moves all the cuts
-        first = start + int(rng.integers(1, context + 1)) if end - start > context else end - 1
-        cuts = [start, *range(min(first, end - 1), end - 1, context), end - 1]
+        cut = start + int(rng.integers(1, context + 1)) if end - start > context else end - 1
+        cuts = [start, *range(min(cut, end - 1), end - 1, context), end - 1]
         windows += [(a, b) for a, b in pairwise(cuts) if b > a]
     size = np.array([b - a for a, b in windows])
     order = np.lexsort((rng.random(len(size)), np.ceil(np.log2(size) * 2)))
@@ -57,9 +62,9 @@ def batches(log: Log, train: np.ndarray, *, context: int, tokens: int, seed: int
         members = groups[g]
         length = int(size[members].max())
         rows_BL = np.full((len(members), length), -1, np.int64)
-        target_BL = np.full((len(members), length), -1, np.int64)
+        next_BL = np.full((len(members), length), -1, np.int64)
         for b, i in enumerate(members):
             a, e = windows[i]
             rows_BL[b, length - (e - a) :] = rows[a:e]
-            target_BL[b, length - (e - a) :] = rows[a + 1 : e + 1]
-        yield Batch(rows_BL, target_BL)
+            next_BL[b, length - (e - a) :] = rows[a + 1 : e + 1]
+        yield Batch(rows_BL, next_BL, (next_BL >= 0) & first[next_BL])

@@ -1,9 +1,9 @@
 """How much of each part: the blend of the sequence tower, the linear head, content likeness and popularity.
 
-In: a model whose towers are fitted, a validation fold. Out: weights, half-life and history decay.
-Coordinate search on validation ndcg@10 over the full catalogue. Cold items come last: how they are ranked among
-themselves is chosen by their own recall@20, then how far they stand back among all, so that the whole's ndcg@10 stays
-within half a percent of its best: they are too few to be chosen for by the whole.
+In: models whose towers are fitted, their validation folds. Out: weights, half-life and history decay.
+Coordinate search on validation ndcg@10 over the full catalogue. Cold items have weights of their own: how they are
+ranked among themselves is chosen by their own recall@20 on the folds of all protocols together, for they are few; then
+how far they stand back among all, so that the whole's ndcg@10 stays within half a percent of its best.
 Trade-off: a grid of a few values a number, walked twice; finer steps would fit the validation fold, not the task.
 
 Shape legend: B cases, N items.
@@ -12,7 +12,7 @@ Shape legend: B cases, N items.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 # weights are tried in units that give a part the spread of the sequence tower's scores
 _TIMES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 _HALF_LIVES = (30.0, 90.0, 365.0, 3650.0)
-_TAUS, _BASES = (5.0, 10.0, 20.0), (0.05, 0.1, 0.3)
+_TAUS, _BASES = (5.0, 10.0, 20.0), (0.05, 0.1, 0.3, 1.0, 10.0)
 _CASES = 2000  # validation cases looked at
 _SLACK = 0.995
 _IMAGE_SHARES = (1.0, 0.5, 0.25)
-_COLD_TIMES = (0.5, 1.0, 2.0, 4.0, 16.0)
+_COLD_TIMES = (0.0, 0.5, 1.0, 2.0, 4.0)
+_WARM = ("tau", "base", "linear", "half_life_days", "popularity", "content", "image_share")
 _OFFSETS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -66,18 +67,18 @@ def _top(scores_BN: np.ndarray, k: int) -> np.ndarray:
     return np.where(np.take_along_axis(value, order, 1) > -np.inf, np.take_along_axis(near, order, 1), -1)
 
 
-def blend(model: Champion, items: Items, log: Log, fold: Fold, vals: Sequence[Fold]) -> dict[str, float]:
+def blend(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> dict[str, float]:
     """Recipe fields of the blend; a tie keeps the earlier value.
 
     Args:
-        fold: what the model was fitted on. vals: validation folds, pooled; the sequence tower stays as it is, the
-            linear head and popularity are fitted again on each, as a night does.
+        vals: validation folds, pooled; the sequence tower stays as it is, the linear head and popularity are fitted
+            again on each, as a night does.
     """
     search = _Search(model, items, log, vals)
     found = {"tau": 10.0, "base": 0.1, "linear": 0.0, "half_life_days": 365.0, "popularity": 0.0, "content": 0.0,
              "image_share": 1.0}  # fmt: skip
     unit = search.units(found)
-    grid: dict[str, tuple[float, ...]] = {name: tuple(t * unit[name] for t in _TIMES) for name in unit}
+    grid: dict[str, tuple[float, ...]] = {n: tuple(t * unit[n] for t in _TIMES) for n in unit if n != "appeal"}
     grid |= {"tau": _TAUS, "base": _BASES, "half_life_days": _HALF_LIVES}
     found["linear"] = unit["linear"]
     best = search.ndcg(found)
@@ -87,7 +88,65 @@ def blend(model: Champion, items: Items, log: Log, fold: Fold, vals: Sequence[Fo
                 tried = found | {name: option}
                 if tried != found and (got := search.ndcg(tried)) > best:
                     best, found = got, tried
-    return found | search.cold(found, unit["content"])
+    return found | search.warm_as_cold(found)
+
+
+def blend_cold(fitted: Sequence[tuple[Champion, Sequence[Fold]]], items: Items, log: Log) -> list[dict[str, float]]:
+    """Recipe fields that concern cold items, for each of the models; the same multiples of each one's units.
+
+    Args:
+        fitted: models after `blend`, each with its own validation folds.
+    """
+    searches = [_Search(model, items, log, vals) for model, vals in fitted]
+    own = [{f: getattr(model.recipe, f) for f in _WARM} for model, _ in fitted]
+    unit = [s.units(o) for s, o in zip(searches, own, strict=True)]
+    parts: dict[float, list[_ColdParts]] = {
+        share: [p for s, o in zip(searches, own, strict=True) for p in s.cold_parts(o | {"image_share": share})]
+        for share in _IMAGE_SHARES
+    }
+
+    def recall(t: dict[str, float]) -> float:
+        found = [r for p in parts[t["image_share"]] for r in p.recalls(t)]
+        return float(np.mean(found)) if found else 0.0
+
+    times = {"sequence": 1.0, "linear": 1.0, "content": 1.0, "appeal": 1.0, "image_share": 1.0}
+    grid = dict.fromkeys(("appeal", "content", "linear"), _COLD_TIMES)
+    grid |= {"image_share": _IMAGE_SHARES, "sequence": (1.0, 0.0)}
+    best = recall(times)
+    for _ in range(2):
+        for name, options in grid.items():
+            for option in options:
+                if (got := recall(times | {name: option})) > best:
+                    best, times = got, times | {name: option}
+    chosen = []
+    for s, o, u in zip(searches, own, unit, strict=True):
+        cold = {"sequence_cold": times["sequence"], "image_share": times["image_share"]}
+        cold |= {f"{part}_cold": times[part] * u[part] for part in ("linear", "content", "appeal")}
+        offsets = [t * s.spread for t in _OFFSETS]
+        values = [s.ndcg(o | cold | {"cold_offset": offset}) for offset in offsets]
+        # the smallest that is as good as any
+        chosen.append(cold | {"cold_offset": next(f for f, v in zip(offsets, values, strict=True)
+                                                  if v >= _SLACK * max(values))})  # fmt: skip
+    return chosen
+
+
+@dataclass(frozen=True)
+class _ColdParts:
+    """Scores of a fold's cold items, each part in its own unit, and which of them are wanted."""
+
+    sequence_BN: np.ndarray
+    linear_BN: np.ndarray
+    content_BN: np.ndarray
+    appeal_N: np.ndarray
+    wanted_BN: np.ndarray
+
+    def recalls(self, times: dict[str, float]) -> np.ndarray:
+        """recall@20 of every case, among cold items."""
+        score_BN = times["sequence"] * self.sequence_BN + times["linear"] * self.linear_BN
+        score_BN += times["content"] * self.content_BN + times["appeal"] * self.appeal_N
+        top = _top(score_BN, 20)
+        hit = np.take_along_axis(self.wanted_BN, np.maximum(top, 0), 1) & (top >= 0)
+        return hit.sum(1) / self.wanted_BN.sum(1)
 
 
 class _Search:
@@ -97,14 +156,13 @@ class _Search:
         self.model, self.items, self.log = model, items, log
         self.vals = [v for v in vals if v.n_cases]
         self.cases = [first_cases(v) for v in self.vals]
-        self.heads = []
+        self.heads, self.appeal = [], []
         for v in self.vals:
             model.refresh(items, log, v)
-            self.heads.append((model.head, model.touched_N))
+            self.heads.append((model.head.factors(model.likeness.vectors(items)), model.touched_N))
+            self.appeal.append(model.appeal(items))
         self.sequence = [model.sequence_scores(items, log, v, c) for v, c in zip(self.vals, self.cases, strict=True)]
         self.spread = float(np.concatenate([s.ravel() for s in self.sequence]).std())
-        for v, s in zip(self.vals, self.sequence, strict=True):
-            mask(v, log, s)
         self.cache: dict[tuple[str, float, float], list[np.ndarray]] = {}
 
     def part(self, name: str, a: float, b: float = 0.0) -> list[np.ndarray]:
@@ -121,59 +179,55 @@ class _Search:
             return np.log1p(Popularity(a).fit(self.items, self.log, val).score_N).astype(np.float32)
         if name == "linear":
             model.recipe = replace(model.recipe, tau=a, base=b)
-            head = self.heads[n][0]
-            return model.profile(self.log, val, cases, head.history_NR) @ head.offer_NR.T
+            history_NR, offer_NR = self.heads[n][0]
+            return model.profile(self.log, val, cases, history_NR) @ offer_NR.T
         like_NC = model.likeness.vectors(self.items, image_share=a)
         return model.profile(self.log, val, cases, like_NC, flat=True) @ like_NC.T
 
     def units(self, s: dict[str, float]) -> dict[str, float]:
         parts = {"linear": self.part("linear", s["tau"], s["base"]), "content": self.part("content", s["image_share"]),
                  "popularity": self.part("popularity", s["half_life_days"])}  # fmt: skip
+        parts["appeal"] = self.appeal
         return {name: self.spread / max(float(np.concatenate([x.ravel() for x in p]).std()), 1e-9)
                 for name, p in parts.items()}  # fmt: skip
 
     def scores(self, s: dict[str, float]) -> Iterator[tuple[int, np.ndarray]]:
         for n, sequence in enumerate(self.sequence):
             cold_N = (~self.heads[n][1]).astype(np.float32)
-            like_N = s["content"] + cold_N * (s.get("content_cold", s["content"]) - s["content"])
+            weight = {p: (s[p] + cold_N * (s.get(f"{p}_cold", s[p]) - s[p])).astype(np.float32)
+                      for p in ("linear", "content")}  # fmt: skip
             out = sequence * (1 - cold_N * (1 - s.get("sequence_cold", 1.0)))
-            out += np.float32(s["linear"]) * self.part("linear", s["tau"], s["base"])[n]
-            out += self.part("content", s["image_share"])[n] * like_N.astype(np.float32)
+            out += weight["linear"] * self.part("linear", s["tau"], s["base"])[n]
+            out += weight["content"] * self.part("content", s["image_share"])[n]
             out += np.float32(s["popularity"]) * self.part("popularity", s["half_life_days"])[n]
-            yield n, out - np.float32(s.get("cold_offset", 0.0)) * cold_N
+            bias = cold_N * (s.get("appeal_cold", 0.0) * self.appeal[n] - s.get("cold_offset", 0.0))
+            yield n, mask(self.vals[n], self.log, out + bias.astype(np.float32))
 
     def ndcg(self, s: dict[str, float]) -> float:
         size = [c.stop for c in self.cases]
         return float(np.average([ndcg(self.vals[n], out) for n, out in self.scores(s)], weights=size))
 
-    def cold(self, found: dict[str, float], unit: float) -> dict[str, float]:
-        """How cold items are ranked among themselves, by their recall@20; then how far they stand back among all."""
-        best, chosen = -1.0, {"sequence_cold": 1.0, "content_cold": found["content"], "image_share": 1.0}
-        for share in _IMAGE_SHARES:
-            for times in _COLD_TIMES:
-                for sequence in (0.0, 1.0):
-                    tried = {"sequence_cold": sequence, "content_cold": times * unit, "image_share": share}
-                    recalls: list[float] = []
-                    for n, out in self.scores(found | tried):
-                        recalls += _cold_recalls(self.vals[n], out, ~self.heads[n][1] & self.vals[n].catalogue)
-                    if recalls and float(np.mean(recalls)) > best:
-                        best, chosen = float(np.mean(recalls)), tried
-        offsets = [t * self.spread for t in _OFFSETS]
-        values = [self.ndcg(found | chosen | {"cold_offset": o}) for o in offsets]
-        good = [o for o, v in zip(offsets, values, strict=True) if v >= _SLACK * max(values)]
-        return chosen | {"cold_offset": min(good)}
+    def warm_as_cold(self, s: dict[str, float]) -> dict[str, float]:
+        """Cold items treated as any other, until `blend_cold` says better."""
+        return {"sequence_cold": 1.0, "linear_cold": s["linear"], "content_cold": s["content"], "appeal_cold": 0.0,
+                "cold_offset": 0.0}  # fmt: skip
 
-
-def _cold_recalls(fold: Fold, scores_BN: np.ndarray, cold: np.ndarray) -> list[float]:
-    """recall@20 of the cases that want a cold item, among cold items."""
-    among = np.flatnonzero(cold)
-    if not len(among):
-        return []
-    top = _top(scores_BN[:, among], 20)
-    values = []
-    for b in range(len(scores_BN)):
-        target = fold.target_item[fold.target_ptr[b] : fold.target_ptr[b + 1]]
-        target = target[cold[target]]
-        if len(target):
-            values.append(float(np.isin(among[top[b][top[b] >= 0]], target).sum() / len(target)))
-    return values
+    def cold_parts(self, s: dict[str, float]) -> list[_ColdParts]:
+        """What cold items score in the cases that want one; the units are those of `units`."""
+        unit, found = self.units(s), []
+        for n, val in enumerate(self.vals):
+            cold = np.flatnonzero(~self.heads[n][1] & val.catalogue)
+            size = self.cases[n].stop
+            case = np.repeat(np.arange(val.n_cases), np.diff(val.target_ptr))
+            wanted_BN = np.zeros((size, self.items.n), bool)
+            wanted_BN[case[case < size], val.target_item[case < size]] = True
+            wanted_BN = wanted_BN[:, cold]
+            want = np.flatnonzero(wanted_BN.any(1))
+            if not len(want):
+                continue
+            at = np.ix_(want, cold)
+            linear = unit["linear"] * self.part("linear", s["tau"], s["base"])[n][at]
+            content = unit["content"] * self.part("content", s["image_share"])[n][at]
+            appeal = unit["appeal"] * self.appeal[n][cold]
+            found.append(_ColdParts(self.sequence[n][at], linear, content, appeal, wanted_BN[want]))
+        return found

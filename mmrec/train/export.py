@@ -5,8 +5,8 @@ In: a champion fitted on everything up to as_of, the items and the fold it was f
 item_encoder: id_index int64 (B,) (0: no id, else 1 + place in item_map), per modality m: m (B, M) and m_present (B,),
 popularity (B,) -> item_in (B, I) for histories, item_vec (B, V) for the dot product.
 user_encoder: item_in (B, L, I) right-aligned, event int64 (B, L) (0: unknown, else 1 + place in event_types), gap_log
-(B, L) log1p of seconds to the next event or to as_of, weight (B, L), mask (B, L) -> user_vec (B, V). L is at least
-the tower's context.
+(B, L) log1p of seconds to the next event or to as_of, weight (B, L), mask (B, L), once (B, L): 1 at the last event of
+each item -> user_vec (B, V). L is at least the tower's context.
 Trade-off: tables of the linear head are constants of the graph, so a bundle grows by some kilobytes an item, and a
 scorer needs nothing but the graph.
 
@@ -29,6 +29,7 @@ from mmrec.bundle.ort import session
 from mmrec.errors import QualityError
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.linear import history_weights
+from mmrec.models.tables import latest
 from mmrec.topk.exact import search
 from mmrec.train.fit import Champion
 
@@ -68,9 +69,11 @@ class _ItemGraph(nn.Module):
                 valid=str(len(model.item_map)),
                 next="mmrec train --date D",
             )
-        for name, table in (("history", model.head.history_NR), ("offer", model.head.offer_NR)):
-            padded = np.concatenate([np.zeros((1, table.shape[1]), np.float32), table[touched]])
-            self.register_buffer(name, torch.from_numpy(padded))
+        table = model.head.behaviour_NR
+        padded = np.concatenate([np.zeros((1, table.shape[1]), np.float32), table[touched]])
+        self.register_buffer("behaviour", torch.from_numpy(padded))
+        self.register_buffer("appeal", torch.from_numpy(model.appeal_F[:, None]))
+        self.register_buffer("content", torch.from_numpy(model.head.content_CR))
         for m, (mean, directions) in model.likeness.maps.items():
             self.register_buffer(f"mean_{m}", torch.from_numpy(mean))
             self.register_buffer(f"directions_{m}", torch.from_numpy(np.ascontiguousarray(directions)))
@@ -83,22 +86,28 @@ class _ItemGraph(nn.Module):
         vectors = dict(zip(self.names, content[0::2], strict=True))
         present = dict(zip(self.names, content[1::2], strict=True))
         tower_BD = self.tower(id_index, vectors, present)
-        like_BC = self._like(vectors, present, id_index)
+        like_BC = self._like(vectors, present, id_index, self.recipe.image_share)
+        even_BC = self._like(vectors, present, id_index, 1.0)
         warm_B1 = (id_index > 0).to(tower_BD.dtype).unsqueeze(1)
-        weight_B1 = warm_B1 * r.content + (1 - warm_B1) * r.content_cold
+        content_B1 = warm_B1 * r.content + (1 - warm_B1) * r.content_cold
+        linear_B1 = warm_B1 * r.linear + (1 - warm_B1) * r.linear_cold
         sequence_BD = tower_BD * (warm_B1 + (1 - warm_B1) * r.sequence_cold)
-        bias_B1 = r.popularity * torch.log1p(popularity).unsqueeze(1) - (1 - warm_B1) * r.cold_offset
-        history_BR, offer_BR = self.history[id_index], self.offer[id_index]
+        there = [present[m].unsqueeze(1) for m in self.names]
+        appeal_B1 = torch.cat([even_BC, *there, torch.ones_like(warm_B1)], 1) @ self.appeal
+        cold_B1 = (1 - warm_B1) * (r.appeal_cold * appeal_B1 - r.cold_offset)
+        bias_B1 = r.popularity * torch.log1p(popularity).unsqueeze(1) + cold_B1
+        history_BR = self.behaviour[id_index] + even_BC @ self.content
+        offer_BR = history_BR / (1 - (history_BR**2).sum(1, keepdim=True)).clamp(min=1e-6)
         item_in = torch.cat([tower_BD, history_BR, like_BC], 1)
-        return item_in, torch.cat([sequence_BD, r.linear * offer_BR, weight_B1 * like_BC, bias_B1], 1)
+        return item_in, torch.cat([sequence_BD, linear_B1 * offer_BR, content_B1 * like_BC, bias_B1], 1)
 
     def _like(self, vectors: dict[str, torch.Tensor], present: dict[str, torch.Tensor],
-              id_index: torch.Tensor) -> torch.Tensor:  # fmt: skip
+              id_index: torch.Tensor, image_share: float) -> torch.Tensor:  # fmt: skip
         parts = []
         for m in self.names:
             part = (vectors[m] - getattr(self, f"mean_{m}")) @ getattr(self, f"directions_{m}")
             part = part * present[m].unsqueeze(1)
-            scale = self.recipe.image_share if m == "image" else 1.0
+            scale = image_share if m == "image" else 1.0
             parts.append(scale * part / part.norm(dim=1, keepdim=True).clamp(min=1e-9))
         if not parts:
             return torch.zeros(id_index.shape[0], 1)
@@ -110,7 +119,7 @@ class _UserGraph(nn.Module):
     def __init__(self, model: Champion) -> None:
         super().__init__()
         r = model.recipe
-        self.tower, self.context, self.d, self.rank = model.user_tower, r.context, r.d, model.head.history_NR.shape[1]
+        self.tower, self.context, self.d, self.rank = model.user_tower, r.context, r.d, model.head.behaviour_NR.shape[1]
         self.register_buffer("weight_L", torch.from_numpy(history_weights(r.length, tau=r.tau, base=r.base)))
 
     def forward(
@@ -120,14 +129,15 @@ class _UserGraph(nn.Module):
         gap_log: torch.Tensor,
         weight: torch.Tensor,
         mask: torch.Tensor,
+        once: torch.Tensor,
     ) -> torch.Tensor:
         n = self.context
         user_BD = self.tower(item_in[:, -n:, : self.d], event[:, -n:], gap_log[:, -n:], weight[:, -n:], mask[:, -n:])
-        w_BL = mask * self.weight_L[-item_in.shape[1] :]
+        w_BL = once * self.weight_L[-item_in.shape[1] :]
         linear_BR = (w_BL.unsqueeze(1) @ item_in[:, :, self.d : self.d + self.rank]).squeeze(1)
-        like_BC = (mask.unsqueeze(1) @ item_in[:, :, self.d + self.rank :]).squeeze(1)
+        like_BC = (once.unsqueeze(1) @ item_in[:, :, self.d + self.rank :]).squeeze(1)
         linear_BR = linear_BR / w_BL.sum(1, keepdim=True).clamp(min=1e-6).sqrt()
-        like_BC = like_BC / mask.sum(1, keepdim=True).clamp(min=1e-6).sqrt()
+        like_BC = like_BC / once.sum(1, keepdim=True).clamp(min=1e-6).sqrt()
         return torch.cat([user_BD[:, -1], linear_BR, like_BC, torch.ones_like(like_BC[:, :1])], 1)
 
 
@@ -141,12 +151,12 @@ def _write_item(model: Champion, graph: _ItemGraph, path: Path) -> None:
 
 
 def _write_user(model: Champion, item: _ItemGraph, user: _UserGraph, path: Path) -> None:
-    width = model.recipe.d + item.history.shape[1] + max(1, sum(d.shape[1] for _, d in model.likeness.maps.values()))
+    width = model.recipe.d + item.behaviour.shape[1] + max(1, sum(d.shape[1] for _, d in model.likeness.maps.values()))
     length = model.recipe.context + 3
     shape = (2, length)
     inputs = (torch.zeros(*shape, width), torch.zeros(shape, dtype=torch.int64), torch.zeros(shape), torch.zeros(shape),
-              torch.ones(shape))  # fmt: skip
-    names = ["item_in", "event", "gap_log", "weight", "mask"]
+              torch.ones(shape), torch.ones(shape))  # fmt: skip
+    names = ["item_in", "event", "gap_log", "weight", "mask", "once"]
     _write(user, inputs, names, ["user_vec"], {1: "L"}, path)
 
 
@@ -242,6 +252,7 @@ def user_feeds(model: Champion, log: Log, fold: Fold, cases: slice, item_in: np.
         "gap_log": np.log1p(gap).astype(np.float32),
         "weight": np.where(mask, log.weight[safe], 0).astype(np.float32),
         "mask": mask.astype(np.float32),
+        "once": latest(log.item[safe], mask).astype(np.float32),
     }
 
 
@@ -258,4 +269,5 @@ def _hard(model: Champion, width: int, item_in: np.ndarray) -> dict[str, np.ndar
         "gap_log": np.full((4, length), 3, np.float32),
         "weight": np.ones((4, length), np.float32),
         "mask": mask,
+        "once": latest(history, mask > 0).astype(np.float32),
     }

@@ -28,8 +28,9 @@ from mmrec.errors import QualityError
 from mmrec.models.baselines import Popularity, train_matrix
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.fusion import ItemEncoder
-from mmrec.models.linear import Likeness, LinearHead, fit_linear, history_weights
+from mmrec.models.linear import Likeness, LinearHead, appeal_inputs, fit_appeal, fit_linear, history_weights
 from mmrec.models.losses import sampled_softmax
+from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
 from mmrec.train.batches import Batch, batches
 from mmrec.train.blend import blend, first_cases, mask, ndcg
@@ -53,8 +54,9 @@ class Recipe:
     warmup: int = 50  # steps
     epochs: int = 10  # * at most
     patience: int = 4  # epochs without a better validation ndcg@10
-    lam: float = 200.0
+    lam: float = 400.0
     rank: int = 512
+    head_content: float = 50.0  # users that an item's content counts as in the linear head
     content_rank: int = 64  # principal directions kept of each modality
     tau: float = 20.0  # *
     base: float = 0.3  # *
@@ -63,6 +65,8 @@ class Recipe:
     popularity: float = 0.2  # * weight of log popularity
     content: float = 0.0  # * weight of content likeness, items with interactions
     content_cold: float = 4.0  # * the same, items without
+    linear_cold: float = 50.0  # * the linear head's weight, items without
+    appeal_cold: float = 1.0  # * weight of the popularity that content foretells, items without
     sequence_cold: float = 1.0  # * share of the sequence tower's say, items without interactions
     cold_offset: float = 0.0  # * taken off the score of items without
     image_share: float = 1.0  # * say of pictures in content likeness, against 1 for the rest
@@ -75,7 +79,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(),
-    "small": Recipe(context=32, epochs=8, schedule=8, rank=128, patience=3),
+    "small": Recipe(context=32, epochs=12, schedule=12, lam=200.0, rank=128, dropout=0.3, weight_decay=0.3),
 }
 
 
@@ -114,17 +118,24 @@ class Champion:
         self._train(items, log, fold, [v for v in vals if v.n_cases])
         self.refresh(items, log, fold)
         if vals:
-            self.chosen |= blend(self, items, log, fold, vals)
-            self.recipe = self.recipe.fixed(self.chosen)
-            self.refresh(items, log, fold)
+            self.settle(self.chosen | blend(self, items, log, vals)).refresh(items, log, fold)
+        return self
+
+    def settle(self, chosen: dict[str, float]) -> Champion:
+        """Take over what a validation chose."""
+        self.chosen |= chosen
+        self.recipe = self.recipe.fixed(chosen)
         return self
 
     def refresh(self, items: Items, log: Log, fold: Fold) -> Champion:
         """Fit what is closed form (linear head, popularity) on another window; the sequence tower stays."""
         r = self.recipe
         x_UN = train_matrix(log, fold, items.n)
-        self.head = fit_linear(x_UN, lam=r.lam, rank=r.rank, seed=self.seed)
-        self.touched_N = np.asarray(x_UN.sum(0)).ravel() > 0
+        like_NC = self.likeness.vectors(items)
+        self.head = fit_linear(x_UN, like_NC, lam=r.lam, rank=r.rank, content=r.head_content, seed=self.seed)
+        users_N = np.asarray(x_UN.sum(0), np.float64).ravel()
+        self.touched_N = users_N > 0
+        self.appeal_F = fit_appeal(like_NC, self._present(items), users_N)
         self.popularity_N = Popularity(r.half_life_days).fit(items, log, fold).score_N
         return self
 
@@ -145,7 +156,8 @@ class Champion:
 
     def _warm(self, items: Items, log: Log, fold: Fold) -> None:
         """Begin id embeddings at the strongest directions of the linear head: fewer epochs to the same place."""
-        start_NR = fit_linear(train_matrix(log, fold, items.n), lam=self.recipe.lam, rank=self.recipe.d).history_NR
+        x_UN, none_NC = train_matrix(log, fold, items.n), np.zeros((items.n, 1), np.float32)
+        start_NR = fit_linear(x_UN, none_NC, lam=self.recipe.lam, rank=self.recipe.d, content=0.0).behaviour_NR
         rows = start_NR[[items.index[i] for i in self.item_map]]
         rows = rows / max(float(rows.std()), 1e-12) * 0.1
         with torch.no_grad():
@@ -169,6 +181,8 @@ class Champion:
             self.item_tower.train()
             self.user_tower.train()
             for batch in batches(log, fold.train, context=r.context, tokens=r.tokens, seed=self.seed, epoch=epoch):
+                if not batch.asked_BL.any():
+                    continue
                 loss, n = self._loss(log, batch, tensors, share_N, rng)
                 if not torch.isfinite(loss):
                     raise QualityError(
@@ -214,21 +228,21 @@ class Champion:
     ) -> tuple[torch.Tensor, int]:
         r = self.recipe
         rows, mask = np.maximum(batch.rows_BL, 0), batch.rows_BL >= 0
-        gap = np.where(mask, log.ts_us[np.maximum(batch.target_BL, 0)] - log.ts_us[rows], 0) / 1e6
-        at_T = np.nonzero(mask)
-        target = log.item[batch.target_BL[at_T]]
+        gap = np.where(mask, log.ts_us[np.maximum(batch.next_BL, 0)] - log.ts_us[rows], 0) / 1e6
+        target = log.item[batch.next_BL[batch.asked_BL]]
         negative = rng.choice(len(share_N), r.negatives, p=share_N)
         needed, where = np.unique(np.concatenate([log.item[rows[mask]], target, negative]), return_inverse=True)
         vector_ND = self.item_tower(*tensors.take(needed, rng, r.part_dropout))
-        n = len(target)
+        n, t = int(mask.sum()), len(target)
         item_BLD = torch.zeros(*mask.shape, r.d)
         item_BLD[torch.from_numpy(mask)] = vector_ND[torch.from_numpy(where[:n])]
         user_BLD = self.user_tower(item_BLD, *_side(log.event[rows] + 1, gap, log.weight[rows], mask))
         log_expected = torch.from_numpy(np.log(share_N[negative] * r.negatives)).float()
         loss = sampled_softmax(
-            user_BLD[torch.from_numpy(mask)], vector_ND[torch.from_numpy(where[n : 2 * n])], torch.from_numpy(target),
-            vector_ND[torch.from_numpy(where[2 * n :])], torch.from_numpy(negative), log_expected)  # fmt: skip
-        return loss, n
+            user_BLD[torch.from_numpy(batch.asked_BL)], vector_ND[torch.from_numpy(where[n : n + t])],
+            torch.from_numpy(target), vector_ND[torch.from_numpy(where[n + t :])], torch.from_numpy(negative),
+            log_expected)  # fmt: skip
+        return loss, t
 
     # ranking
 
@@ -236,13 +250,15 @@ class Champion:
         """(B, N) float32; `drop` names parts of an item to mask: "id" or a modality."""
         r = self.recipe
         like_NC = self.likeness.vectors(items, drop, r.image_share)
-        offer_NR = np.zeros_like(self.head.offer_NR) if "id" in drop else self.head.offer_NR
-        weight_N = np.where(self.touched_N, r.content, r.content_cold).astype(np.float32)[:, None]
+        history_NR, offer_NR = self.head.factors(self.likeness.vectors(items, drop), "id" not in drop)
+        content_N1 = np.where(self.touched_N, r.content, r.content_cold).astype(np.float32)[:, None]
+        linear_N1 = np.where(self.touched_N, r.linear, r.linear_cold).astype(np.float32)[:, None]
         cold_N = (~self.touched_N).astype(np.float32)
         out = self.sequence_scores(items, log, fold, cases, drop) * (1 - cold_N * (1 - r.sequence_cold))
-        out += self.profile(log, fold, cases, self.head.history_NR) @ (r.linear * offer_NR).T
-        out += self.profile(log, fold, cases, like_NC, flat=True) @ (weight_N * like_NC).T
-        return out + (r.popularity * np.log1p(self.popularity_N) - r.cold_offset * cold_N).astype(np.float32)
+        out += self.profile(log, fold, cases, history_NR) @ (linear_N1 * offer_NR).T
+        out += self.profile(log, fold, cases, like_NC, flat=True) @ (content_N1 * like_NC).T
+        cold_bias_N = r.appeal_cold * self.appeal(items, drop) - r.cold_offset
+        return out + (r.popularity * np.log1p(self.popularity_N) + cold_N * cold_bias_N).astype(np.float32)
 
     @torch.no_grad()
     def sequence_scores(
@@ -270,16 +286,21 @@ class Champion:
         present = {m: torch.zeros_like(p) if m in drop else p for m, p in present.items()}
         return self.item_tower(index, content, present)
 
+    def appeal(self, items: Items, drop: frozenset[str] = frozenset()) -> np.ndarray:
+        """(N,) float32: log popularity as content foretells it."""
+        return appeal_inputs(self.likeness.vectors(items, drop), self._present(items, drop)) @ self.appeal_F
+
     def profile(self, log: Log, fold: Fold, cases: slice, factor_NR: np.ndarray, flat: bool = False) -> np.ndarray:
         """(B, R) float32: weighted sums of a history's factors over the root of the weights' sum, so that a long
-        history counts for more than a short one, but not in proportion. `flat`: every event the same, for content,
-        where taste is slower than the sequence."""
+        history counts for more than a short one, but not in proportion. An item counts once, by its latest event.
+        `flat`: every item the same, for content, where taste is slower than the sequence."""
         r = self.recipe
         weight_L = np.ones(r.length, np.float32) if flat else history_weights(r.length, tau=r.tau, base=r.base)
         out = []
         for part in _split(cases, 512):
             rows_BL, mask_BL = _history(fold, part, r.length)
             n, width = rows_BL.shape
+            mask_BL = latest(log.item[np.maximum(rows_BL, 0)], mask_BL)
             w_BL = mask_BL * weight_L[r.length - width :]
             b, at = np.nonzero(mask_BL)
             w_BN = sparse.csr_matrix((w_BL[b, at], (b, log.item[rows_BL[b, at]])), shape=(n, len(factor_NR)))
@@ -293,6 +314,11 @@ class Champion:
         index = np.array([at.get(str(i), 0) for i in items.ids], np.int64)
         return _Tensors(index, {m: items.content[m] for m in self.dims}, {m: items.present[m] for m in self.dims})
 
+    def _present(self, items: Items, drop: frozenset[str] = frozenset()) -> np.ndarray:
+        """(N, M) bool, modalities in order of name."""
+        there = [items.present[m] & (m not in drop) for m in sorted(self.dims)]
+        return np.stack(there, 1) if there else np.zeros((items.n, 0), bool)
+
     def _state(self) -> dict[str, torch.Tensor]:
         both = {"item": self.item_tower, "user": self.user_tower}
         return {f"{side}.{k}": v.clone() for side, tower in both.items() for k, v in tower.state_dict().items()}
@@ -305,8 +331,9 @@ class Champion:
         """Write weights (safetensors) and everything else (JSON)."""
         folder.mkdir(parents=True, exist_ok=True)
         head = {
-            "head.history": torch.from_numpy(self.head.history_NR),
-            "head.offer": torch.from_numpy(self.head.offer_NR),
+            "head.behaviour": torch.from_numpy(self.head.behaviour_NR),
+            "head.content": torch.from_numpy(self.head.content_CR),
+            "appeal": torch.from_numpy(self.appeal_F),
             "touched": torch.from_numpy(self.touched_N),
             "popularity": torch.from_numpy(np.ascontiguousarray(self.popularity_N)),
         }
@@ -335,8 +362,9 @@ class Champion:
         made._build(len(made.item_map), len(made.event_types))
         state = load_file(folder / "model.safetensors")
         made._restore({k: v for k, v in state.items() if k.startswith(("item.", "user."))})
-        made.head = LinearHead(state["head.history"].numpy(), state["head.offer"].numpy())
+        made.head = LinearHead(state["head.behaviour"].numpy(), state["head.content"].numpy())
         made.popularity_N, made.touched_N = state["popularity"].numpy(), state["touched"].numpy()
+        made.appeal_F = state["appeal"].numpy()
         made.likeness = Likeness.of(state)
         made.item_tower.eval()
         made.user_tower.eval()

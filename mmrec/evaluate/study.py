@@ -1,0 +1,103 @@
+"""One protocol's study: every window read once by every model, pooled into rows.
+
+In: fitted models by group of windows, baselines, windows. Out: rows of numbers (split, slice, model, metric, value, n,
+lo, hi), as ops.metrics holds them but for the run they belong to.
+What is read of a window: the whole and its slices by every model; on test windows also the champion with one modality
+masked at a time ("without_<part>"), and the truth of a built-in world ("oracle").
+Trade-off: a modality is masked, not left out of a second training; that shows what the model takes from it, and a
+refit might lean on the others a little more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmrec.evaluate.protocols import CaseMetrics, evaluate, pool
+from mmrec.evaluate.significance import paired_bootstrap
+from mmrec.evaluate.slices import slices
+from mmrec.models.baselines import Recommender
+from mmrec.models.data import Fold, Items, Log
+
+COMPARED = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
+Found = dict[tuple[str, str], list[CaseMetrics]]  # (slice, model) -> its windows
+
+
+class Model(Protocol):
+    """What a study asks of the model it is about."""
+
+    name: str
+
+    def refresh(self, items: Items, log: Log, fold: Fold) -> Any:
+        """Fit again what a night fits again."""
+        ...
+
+    def score(self, items: Items, log: Log, fold: Fold, cases: slice, drop: frozenset[str] = frozenset()) -> np.ndarray:
+        """(B, N); `drop` names parts of an item to mask."""
+        ...
+
+
+class Study:
+    """See the module. `oracle`: the truth as a scorer of (fold, cases), where there is one."""
+
+    def __init__(
+        self,
+        items: Items,
+        log: Log,
+        baselines: Sequence[Recommender],
+        oracle: Callable[[Fold, slice], np.ndarray] | None = None,
+    ) -> None:
+        self.items, self.log, self.baselines, self.oracle = items, log, baselines, oracle
+        self.found: dict[str, Found] = {}
+
+    def read(self, split: str, model: Model, window: Fold) -> None:
+        """Add what every model makes of one window; slices, masks and the oracle on test alone."""
+        items, log, found = self.items, self.log, self.found.setdefault(split, {})
+        test = split == "test"
+        model.refresh(items, log, window)
+        parts = {"all": window} | (slices(items, log, window) if test else {})
+
+        def add(part: str, name: str, fold: Fold, score: Callable[[slice], np.ndarray], lists: bool = False) -> None:
+            measured = evaluate(model, items, log, fold, scorer=score, lists=lists)
+            found.setdefault((part, name), []).append(replace(measured, name=name))
+
+        for ranker in (*self.baselines, model):
+            if ranker is not model:
+                ranker.fit(items, log, window)
+            for part, fold in parts.items():
+                add(part, ranker.name, fold, _scorer(ranker, items, log, fold), lists=part == "all")
+        if test:
+            for m in ("id", *sorted(items.content)):
+                add(f"without_{m}", model.name, window, _scorer(model, items, log, window, frozenset([m])))
+            if self.oracle is not None:
+                add("all", "oracle", window, lambda cases: self.oracle(window, cases))  # type: ignore[misc]
+
+    def rows(self, champion: str, rivals: Sequence[str], samples: int) -> list[dict[str, Any]]:
+        """Pooled means of everything, and on test the champion's differences to its rivals with intervals."""
+        out: list[dict[str, Any]] = []
+        for split, found in self.found.items():
+            pooled = {key: pool(parts) for key, parts in found.items()}
+            for (part, name), result in pooled.items():
+                values = {m: result.mean(m) for m in result.values} | result.lists
+                about = {"split": split, "slice": part, "model": name, "n": len(result.user)}
+                out += [about | {"metric": m, "value": float(v), "lo": None, "hi": None} for m, v in values.items()]
+            if split != "test":
+                continue
+            own = pooled["all", champion]
+            for name in rivals:
+                about = {"split": split, "slice": f"vs_{name}", "model": champion, "n": len(own.user)}
+                for m in COMPARED:
+                    other = pooled["all", name].values[m]
+                    mean, lo, hi = paired_bootstrap(own.values[m], other, own.user, samples)
+                    out.append(about | {"metric": m, "value": mean, "lo": lo, "hi": hi})
+        return out
+
+
+def _scorer(
+    model: Any, items: Items, log: Log, fold: Fold, drop: frozenset[str] | None = None
+) -> Callable[[slice], np.ndarray]:
+    more = () if drop is None else (drop,)
+    return lambda cases: model.score(items, log, fold, cases, *more)
