@@ -79,7 +79,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(),
-    "small": Recipe(context=32, epochs=12, schedule=12, lam=200.0, rank=128, dropout=0.3, weight_decay=0.3),
+    "small": Recipe(context=32, epochs=8, schedule=8, lam=200.0, rank=128, dropout=0.3, weight_decay=0.3),
 }
 
 
