@@ -60,7 +60,7 @@ def show_json(value: Any) -> None:
 @app.command()
 def init(
     home: Home = HOME,
-    source: Annotated[str, typer.Option(help="builtin, movielens-small, amazon:..., files")] = "builtin",
+    source: Annotated[str, typer.Option(help="builtin, movielens-small (or another size), amazon, files")] = "builtin",
     root: Annotated[Path | None, typer.Option(help="folder of the source")] = None,
     zone: Annotated[str, typer.Option(help="the shop's time zone")] = "UTC",
     seed: Annotated[int, typer.Option(help="seed of the built-in world")] = 0,

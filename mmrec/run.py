@@ -158,10 +158,19 @@ def demo(home: Path, *, data: str, source: Path | None, nights: int, seed: int, 
 
         first = World(seed, "small").first_run_date
     else:
-        from mmrec.worlds.movielens import MovieLens, download
+        from mmrec.worlds.sources import open_source
 
-        root = source or download(data, home / "cache")
-        first = MovieLens(data, root).last_day() - timedelta(days=nights - 2)
+        opened = open_source(data, source, home / "cache")
+        last: date | None = getattr(opened, "last_day", lambda: None)()
+        if last is None:
+            raise InputError(
+                "a demo needs data whose last day is known",
+                where="--data",
+                value=data,
+                valid=["builtin", "movielens-small", "amazon"],
+                next=f"mmrec init --source {data} --root FOLDER, then mmrec run --date D",
+            )
+        first = last - timedelta(days=nights - 2)
     config = make_home(home, source=data, root=source, seed=seed)
     done = [run(config, first + timedelta(days=n), tell=tell) for n in range(nights)]
     peak = max(n["peak_memory_mb"] for n in done)

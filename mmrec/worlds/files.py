@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 from mmrec import schema
 from mmrec.errors import InputError
-from mmrec.worlds.sources import Delivery, batches, csv_rows, media_bytes
+from mmrec.worlds.sources import Delivery, batches, csv_rows, jsonl_rows, media_bytes
 
 KINDS = ("interactions", "items", "users", "relations", "impressions")
 MAPPING = "mmrec-source.toml"
@@ -93,21 +93,8 @@ class FilesSource:
 def _reader(
     kind: str, path: Path, form: str, delimiter: str, convert: Callable[[dict[str, Any]], dict[str, str | None]]
 ) -> Callable[[], Iterator[Any]]:
-    rows = (lambda: csv_rows(path, delimiter)) if form == "csv" else (lambda: _jsonl(path))
+    rows = (lambda: csv_rows(path, delimiter)) if form == "csv" else (lambda: jsonl_rows(path))
     return lambda: batches(kind, rows(), convert)
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | None, str, str | None]]:
-    # a JSON record never spans lines, whatever its quotes look like
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    for number, raw in enumerate(data[:-1] if data and not data[-1] else data, 1):
-        text = raw.decode(errors="replace").rstrip("\r")
-        try:
-            value = json.loads(raw)
-            error = None if isinstance(value, dict) else "not a JSON object"
-        except ValueError as wrong:
-            value, error = None, f"not JSON: {wrong}"
-        yield number, None if error else value, text, error
 
 
 def _columns(kind: str) -> list[str]:

@@ -9,6 +9,7 @@ line, and a row that vanishes is worse than a second of parsing.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -144,6 +145,20 @@ def _fields(text: str, delimiter: str) -> list[str]:
     if len(rows) != 1:
         raise csv.Error("more than one record")
     return rows[0]
+
+
+def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None, str, str | None]]:
+    """Rows of a file of JSON objects, one a line: (line, object, raw text, error)."""
+    # a JSON record never spans lines, whatever its quotes look like
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for number, raw in enumerate(data[:-1] if data and not data[-1] else data, 1):
+        text = raw.decode(errors="replace").rstrip("\r")
+        try:
+            value = json.loads(raw)
+            error = None if isinstance(value, dict) else "not a JSON object"
+        except ValueError as wrong:
+            value, error = None, f"not JSON: {wrong}"
+        yield number, None if error else value, text, error
 
 
 def batches(
