@@ -114,7 +114,6 @@ def train(night: Night) -> dict[str, Any]:
     """Choose settings on validation, fit what the test needs, refit what is served."""
     import torch
 
-    from mmrec.train.blend import blend_cold
     from mmrec.train.fit import RECIPES, Champion
 
     config = night.config
@@ -134,24 +133,20 @@ def train(night: Night) -> dict[str, Any]:
     total = 2 + config.evaluate.rolling_fits + 2  # two validations, the tests, the refit
     done = 0
 
-    def fit(r: Any, fold: Fold, vals: list[Fold]) -> Champion:
+    def fit(name: str, r: Any, fold: Fold, vals: list[Fold]) -> Champion:
         nonlocal done
         model = Champion(r, config.train.seed).fit(data.items, data.log, fold, vals)
+        model.save(folder / name)
         done += 1
         night.progress("train", done, total)
         return model
 
-    firsts = {p: fit(recipe, validation[0], validation) for p, (validation, _) in made.items()}
-    cold = blend_cold([(firsts[p], validation) for p, (validation, _) in made.items()], data.items, data.log)
     chosen: dict[str, Any] = {}
-    for (protocol, (validation, test)), found in zip(made.items(), cold, strict=True):
-        first = firsts[protocol].settle(found).refresh(data.items, data.log, validation[0])
-        first.save(folder / f"{protocol}-validation")
-        chosen[protocol] = first.chosen
+    for protocol, (validation, test) in made.items():
+        chosen[protocol] = fit(f"{protocol}-validation", recipe, validation[0], validation).chosen
         for n, group in enumerate(_groups(test, config.evaluate.rolling_fits)):
-            fit(recipe.fixed(first.chosen), group[0], []).save(folder / f"{protocol}-{n}")
-    final = fit(recipe.fixed(chosen["rolling"]), everything(data, night), [])
-    final.save(folder / "final")
+            fit(f"{protocol}-{n}", recipe.fixed(chosen[protocol]), group[0], [])
+    final = fit("final", recipe.fixed(chosen["rolling"]), everything(data, night), [])
     run_id = _log_run(night, data, recipe, chosen, final.curves)
     state = {"mlflow_run": run_id, "chosen": chosen, "tables": data.tables, "encoders": data.encoders}
     (folder / "state.json").write_text(json.dumps(state))

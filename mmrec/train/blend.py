@@ -2,8 +2,8 @@
 
 In: models whose towers are fitted, their validation folds. Out: weights, half-life and history decay.
 Coordinate search on validation ndcg@10 over the full catalogue. Cold items have weights of their own: how they are
-ranked among themselves is chosen by their own recall@20 on the folds of all protocols together, for they are few; then
-how far they stand back among all, so that the whole's ndcg@10 stays within half a percent of its best.
+ranked among themselves is chosen by their own recall; then how far they stand back among all, so that the whole's
+ndcg@10 stays within half a percent of its best.
 Trade-off: a grid of a few values a number, walked twice; finer steps would fit the validation fold, not the task.
 
 Shape legend: B cases, N items.
@@ -33,6 +33,8 @@ _SLACK = 0.995
 _IMAGE_SHARES = (1.0, 0.5, 0.25)
 _COLD_TIMES = (0.0, 0.5, 1.0, 2.0, 4.0)
 _WARM = ("tau", "base", "linear", "half_life_days", "popularity", "content", "image_share")
+_CLEARLY = 1.02
+_COLD_KS = (10, 20, 50)
 _OFFSETS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -79,6 +81,7 @@ def blend(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> dict
              "image_share": 1.0}  # fmt: skip
     unit = search.units(found)
     grid: dict[str, tuple[float, ...]] = {n: tuple(t * unit[n] for t in _TIMES) for n in unit if n != "appeal"}
+    grid["popularity"] += (8 * unit["popularity"], 16 * unit["popularity"])  # some data is little else
     grid |= {"tau": _TAUS, "base": _BASES, "half_life_days": _HALF_LIVES}
     found["linear"] = unit["linear"]
     best = search.ndcg(found)
@@ -91,43 +94,38 @@ def blend(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> dict
     return found | search.warm_as_cold(found)
 
 
-def blend_cold(fitted: Sequence[tuple[Champion, Sequence[Fold]]], items: Items, log: Log) -> list[dict[str, float]]:
-    """Recipe fields that concern cold items, for each of the models; the same multiples of each one's units.
+def blend_cold(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> dict[str, float]:
+    """Recipe fields that concern cold items.
 
     Args:
-        fitted: models after `blend`, each with its own validation folds.
+        model: after `blend`. vals: its validation folds.
     """
-    searches = [_Search(model, items, log, vals) for model, vals in fitted]
-    own = [{f: getattr(model.recipe, f) for f in _WARM} for model, _ in fitted]
-    unit = [s.units(o) for s, o in zip(searches, own, strict=True)]
-    parts: dict[float, list[_ColdParts]] = {
-        share: [p for s, o in zip(searches, own, strict=True) for p in s.cold_parts(o | {"image_share": share})]
-        for share in _IMAGE_SHARES
-    }
+    search = _Search(model, items, log, vals)
+    own = {f: getattr(model.recipe, f) for f in _WARM}
+    unit = search.units(own)
+    parts = {share: search.cold_parts(own | {"image_share": share}) for share in _IMAGE_SHARES}
 
     def recall(t: dict[str, float]) -> float:
         found = [r for p in parts[t["image_share"]] for r in p.recalls(t)]
         return float(np.mean(found)) if found else 0.0
 
-    times = {"sequence": 1.0, "linear": 1.0, "content": 1.0, "appeal": 1.0, "image_share": 1.0}
-    grid = dict.fromkeys(("appeal", "content", "linear"), _COLD_TIMES)
+    times = {"sequence": 1.0, "linear": 1.0, "content": 2.0, "appeal": 1.0, "image_share": 0.5}
+    grid = dict.fromkeys(("content", "appeal", "linear"), _COLD_TIMES)
     grid |= {"image_share": _IMAGE_SHARES, "sequence": (1.0, 0.0)}
     best = recall(times)
     for _ in range(2):
         for name, options in grid.items():
             for option in options:
-                if (got := recall(times | {name: option})) > best:
+                # few cases: a setting is left for one that is clearly better
+                if (got := recall(times | {name: option})) > _CLEARLY * best:
                     best, times = got, times | {name: option}
-    chosen = []
-    for s, o, u in zip(searches, own, unit, strict=True):
-        cold = {"sequence_cold": times["sequence"], "image_share": times["image_share"]}
-        cold |= {f"{part}_cold": times[part] * u[part] for part in ("linear", "content", "appeal")}
-        offsets = [t * s.spread for t in _OFFSETS]
-        values = [s.ndcg(o | cold | {"cold_offset": offset}) for offset in offsets]
-        # the smallest that is as good as any
-        chosen.append(cold | {"cold_offset": next(f for f, v in zip(offsets, values, strict=True)
-                                                  if v >= _SLACK * max(values))})  # fmt: skip
-    return chosen
+    cold = {"sequence_cold": times["sequence"], "image_share": times["image_share"]}
+    cold |= {f"{part}_cold": times[part] * unit[part] for part in ("linear", "content", "appeal")}
+    offsets = [t * search.spread for t in _OFFSETS]
+    values = [search.ndcg(own | cold | {"cold_offset": offset}) for offset in offsets]
+    # the smallest that is as good as any
+    found = next(o for o, v in zip(offsets, values, strict=True) if v >= _SLACK * max(values))
+    return cold | {"cold_offset": found}
 
 
 @dataclass(frozen=True)
@@ -141,12 +139,12 @@ class _ColdParts:
     wanted_BN: np.ndarray
 
     def recalls(self, times: dict[str, float]) -> np.ndarray:
-        """recall@20 of every case, among cold items."""
+        """Mean of recall@10, 20 and 50 of every case, among cold items: few cases need a smooth measure."""
         score_BN = times["sequence"] * self.sequence_BN + times["linear"] * self.linear_BN
         score_BN += times["content"] * self.content_BN + times["appeal"] * self.appeal_N
-        top = _top(score_BN, 20)
+        top = _top(score_BN, max(_COLD_KS))
         hit = np.take_along_axis(self.wanted_BN, np.maximum(top, 0), 1) & (top >= 0)
-        return hit.sum(1) / self.wanted_BN.sum(1)
+        return np.mean([hit[:, :k].sum(1) for k in _COLD_KS], 0) / self.wanted_BN.sum(1)
 
 
 class _Search:

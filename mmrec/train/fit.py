@@ -33,7 +33,7 @@ from mmrec.models.losses import sampled_softmax
 from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
 from mmrec.train.batches import Batch, batches
-from mmrec.train.blend import blend, first_cases, mask, ndcg
+from mmrec.train.blend import blend, blend_cold, first_cases, mask, ndcg
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ class Champion:
         self._train(items, log, fold, [v for v in vals if v.n_cases])
         self.refresh(items, log, fold)
         if vals:
-            self.settle(self.chosen | blend(self, items, log, vals)).refresh(items, log, fold)
+            self.settle(self.chosen | blend(self, items, log, vals))
+            self.settle(blend_cold(self, items, log, vals)).refresh(items, log, fold)
         return self
 
     def settle(self, chosen: dict[str, float]) -> Champion:
