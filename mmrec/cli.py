@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +55,14 @@ def _leave(code: int) -> None:
 
 
 def show_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=str, allow_nan=False))
+    print(json.dumps(value, indent=1, default=_plain, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    # DuckDB sums integers as wide decimals
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return str(value)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """The embed step: content that has no vector yet gets one.
 
 In: silver.items, bronze.media, encoders. Out: new rows of gold.item_embeddings, one a content and encoder
-version; refusals and missing media in ops.quarantine, one row an item, so that a shop can mend its picture.
+version; refusals, missing media and items without any content in ops.quarantine, one row an item, so that a shop can
+mend its picture.
 Trade-off: a refused content is cached as refused, so a broken picture is looked at once, not every night.
 """
 
@@ -42,7 +43,8 @@ def embed(
 
     Returns: counts: per modality new contents and refused ones; missing media.
     """
-    columns = ["title", "categories", "text", "image", "image_sha256", "audio", "audio_sha256", "source", "row_hash"]
+    columns = ["item_id", "title", "categories", "text", "image", "image_sha256", "audio", "audio_sha256", "source",
+               "row_hash"]  # fmt: skip
     items = lake.arrow("silver.items", columns=columns).to_pylist()
     counts: Counter[str] = Counter()
     refused: dict[tuple[str, str], str] = {}
@@ -76,7 +78,8 @@ def embed(
                     progress(encoder.modality, done, len(todo))
             table = pa.Table.from_pylist(rows, schema.table("gold.item_embeddings").arrow)
             write(lake, "gold.item_embeddings", table, run_id=run_id, pinned=pinned)
-    counts["quarantined"] = _quarantine(lake, items, {e.modality for e in encoders}, refused, run_id)
+    bare = {row["row_hash"] for row in items if not (text_of(row) or row["image_sha256"] or row["audio_sha256"])}
+    counts["quarantined"] = _quarantine(lake, items, {e.modality for e in encoders}, refused, bare, run_id)
     return dict(counts)
 
 
@@ -104,24 +107,30 @@ def _media(
 
 
 def _quarantine(
-    lake: Lake, items: list[dict[str, Any]], modalities: set[str], refused: dict[tuple[str, str], str], run_id: str
+    lake: Lake,
+    items: list[dict[str, Any]],
+    modalities: set[str],
+    refused: dict[tuple[str, str], str],
+    bare: set[str],
+    run_id: str,
 ) -> int:
     pinned = fence(lake, "ops.quarantine")
     have = lake.arrow("ops.quarantine", columns=["row_hash", "rule"], where=ds.field("table_name") == "bronze.media")
     known = set(zip(have.column(0).to_pylist(), have.column(1).to_pylist(), strict=True))
-    rows = []
+    found: list[tuple[dict[str, Any], str, str, str]] = []
     for row in items:
+        if row["row_hash"] in bare:
+            why = "an item without text, picture or sound: only behaviour can place it"
+            found.append((row, "no_content", why, row["item_id"]))
         for modality in sorted(modalities & {"image", "audio"}):
             reference, sha = row[modality], row[f"{modality}_sha256"]
             if reference is None:
                 continue
-            why = "missing: the source has no such file" if sha is None else refused.get((modality, sha))
-            if why is None:
-                continue
-            rule = f"{modality}_{why.split(':')[0].strip().replace(' ', '_')}"
-            if (row["row_hash"], rule) not in known:
-                rows.append({"table_name": "bronze.media", "rule": rule, "reason": why[:200], "raw": reference,
-                             "source": row["source"], "file": reference, "line": 0, "row_hash": row["row_hash"],
-                             "occurrence": 0})  # fmt: skip
+            why = "missing: the source has no such file" if sha is None else refused.get((modality, sha), "")
+            if why:
+                found.append((row, f"{modality}_{why.split(':')[0].strip().replace(' ', '_')}", why, reference))
+    rows = [{"table_name": "bronze.media", "rule": rule, "reason": why[:200], "raw": raw, "source": row["source"],
+             "file": raw, "line": 0, "row_hash": row["row_hash"], "occurrence": 0}
+            for row, rule, why, raw in found if (row["row_hash"], rule) not in known]  # fmt: skip
     table = pa.Table.from_pylist(rows, schema.table("ops.quarantine").arrow)
     return write(lake, "ops.quarantine", table, run_id=run_id, pinned=pinned).rows

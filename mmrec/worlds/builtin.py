@@ -188,8 +188,10 @@ class World:
             rows["relations"] += self._knowledge(item, midnight)
         shown = _by_user(slate)
         for u in range(self.size.users):
-            for place, row in enumerate(shown.get(self.user_ids[u], [])[:10]):
-                self._showing(rows, rng, midnight, u, row, place, utility, state)
+            page = shown.get(self.user_ids[u], [])[:10]
+            if page and rng.random() < 0.5:  # half of the users open it
+                for place, row in enumerate(page):
+                    self._showing(rows, rng, midnight, u, row, place, utility, state)
             for _ in range(rng.poisson(self.rate_U[u])):
                 score = np.where(state.had[u], -np.inf, utility[u])
                 if state.last[u] >= 0:
@@ -213,8 +215,6 @@ class World:
         state: _State,
     ) -> None:
         """One place of the slate: looked at or not (position bias), then clicked or not."""
-        if rng.random() >= 0.5:  # half of the users open the page
-            return
         item = int(row["item_id"][1:]) if row["item_id"][1:].isdigit() else -1
         when = midnight + timedelta(seconds=float(rng.uniform(7 * 3600, 80_000)))
         rows["impressions"].append({

@@ -1,0 +1,180 @@
+"""Four nights in a row on a tiny world, through the real command line, and everything that is promised of them."""
+
+import json
+import re
+from datetime import date, datetime
+
+from mmrec.lake.store import Lake
+from mmrec.worlds.builtin import World
+from tests.conftest import NIGHTS, Lived, mmrec
+
+
+def test_every_night_publishes_a_list_for_every_user(lived: Lived) -> None:
+    for day, night in zip(NIGHTS, lived.nights, strict=True):
+        assert night["published"] and night["run_date"] == day
+        assert night["lists"] == night["users"] == 60
+    assert len({n["run_id"] for n in lived.nights}) == 4
+
+
+def test_the_summary_has_the_keys_that_programs_read(lived: Lived) -> None:
+    for night in lived.nights:
+        for key in ("run_date", "users", "items", "lists", "metrics", "seconds", "peak_memory_mb"):
+            assert key in night
+        for model in ("champion", "popularity", "item_knn", "ease"):
+            assert {"recall@10", "ndcg@10", "recall@20", "ndcg@20"} <= set(night["metrics"][model])
+        assert {"ingest", "validate", "embed", "plan", "features", "recommend", "publish", "total"} <= set(
+            night["seconds"]
+        )
+    assert {"train", "evaluate", "export", "register", "promote"} <= set(lived.nights[0]["seconds"])
+    assert "train" not in lived.nights[1]["seconds"]
+
+
+def test_only_new_content_is_encoded(lived: Lived) -> None:
+    first, *later = (n["counts"]["embed"] for n in lived.nights)
+    assert first["text_new"] > 100
+    for embed in later:
+        # one item comes every day, and one is renamed: that is text of two, picture and sound of one
+        assert embed["text_new"] <= 3 and embed["image_new"] <= 1 and embed["audio_new"] <= 1
+    rows = lived.sql("select count(*) n, count(distinct (content_sha256, encoder_version)) d from item_embeddings")[0]
+    assert rows["n"] == rows["d"] == sum(v for n in lived.nights for k, v in n["counts"]["embed"].items()
+                                         if k.endswith("_new"))  # fmt: skip
+
+
+def test_lists_move_from_night_to_night(lived: Lived) -> None:
+    lists = {day: {r["user_id"]: r["l"] for r in lived.sql(
+        f"select user_id, list(item_id order by rank) l from recommendations where run_date = '{day}' group by 1")}
+        for day in NIGHTS}  # fmt: skip
+    for before, after in zip(NIGHTS, NIGHTS[1:], strict=False):
+        changed = sum(lists[before][u] != lists[after][u] for u in lists[after])
+        assert changed > 10, f"{after}: only {changed} of {len(lists[after])} lists changed"
+
+
+def test_a_replay_of_the_first_night_gives_the_same_hash(lived: Lived) -> None:
+    recorded = {r["d"]: r["content_hash"] for r in lived.sql("select run_date::varchar d, content_hash from ops_runs")}
+    told = lived.json("run", "--date", NIGHTS[0], "--replay")
+    assert told["replayed"] and told["content_hash"] == recorded[NIGHTS[0]]
+
+
+def test_a_published_date_is_left_alone(lived: Lived) -> None:
+    before = Lake(lived.home / "lake").versions()
+    told = lived.json("run", "--date", NIGHTS[1])
+    assert not told["published"] and told["run_id"] == lived.nights[1]["run_id"]
+    assert Lake(lived.home / "lake").versions() == before
+
+
+def test_a_backtest_sees_the_items_and_users_of_its_day_and_never_moves_the_latest_list(lived: Lived) -> None:
+    old = date(2026, 2, 10)
+    latest = lived.sql("select * from latest_recommendations order by all")
+    told = lived.json("backfill", "--from", str(old), "--to", str(old))[0]
+    assert told["published"] and told["model_version"] == "0"  # no champion knew that day
+    assert lived.sql("select * from latest_recommendations order by all") == latest
+
+    lake, as_of = Lake(lived.home / "lake"), datetime.fromisoformat(f"{old}T00:00:00+00:00")
+    gone = {r["item_id"] for r in lived.sql(
+        f"select item_id from items where withdrawn_at < '{as_of}' and available_at < '{as_of}'")}  # fmt: skip
+    offered = set(lake.day("gold.item_features", old)["item_id"].to_pylist())
+    world = World(0, "tiny")
+    born = {f"i{i:05d}" for i in range(world.n_items(date(2026, 2, 9)))}
+    assert offered <= born
+    assert born - offered <= gone
+    seen = lived.sql(f"""select count(*) n from user_sequences s, interactions i where s.run_date = '{old}'
+        and s.user_id = i.user_id and list_contains(s.seen_item_ids, i.item_id)
+        and i.event_ts < '{as_of}' and i.available_at < '{as_of}'""")[0]["n"]
+    later = lived.sql(f"""select count(*) n from (select user_id, unnest(seen_item_ids) item_id from user_sequences
+        where run_date = '{old}') s where not exists (select 1 from interactions i where i.user_id = s.user_id
+        and i.item_id = s.item_id and i.event_ts < '{as_of}' and i.available_at < '{as_of}')""")[0]["n"]
+    assert seen > 0 and later == 0
+
+
+def test_every_promise_on_the_tables_holds(lived: Lived) -> None:
+    told = json.loads(mmrec("verify", "--home", str(lived.home), "--json").stdout)
+    assert told["ok"] and len(told["checks"]) > 30
+
+
+def test_sql_counts_the_latest_lists(lived: Lived) -> None:
+    rows = lived.sql("select count(*) n, count(distinct user_id) u, min(rank) a, max(rank) b, "
+                     "count(distinct run_date) d from latest_recommendations")[0]  # fmt: skip
+    # a heavy user of a tiny shop has fewer than 20 items left
+    left = lived.sql(f"""select sum(least(20, offered - seen)) n from (select
+        (select count(*) from item_features where run_date = '{NIGHTS[-1]}') offered,
+        (select count(*) from item_features i where i.run_date = u.run_date
+         and list_contains(u.seen_item_ids, i.item_id)) seen from user_sequences u where run_date = '{NIGHTS[-1]}')""")
+    assert rows == {"n": left[0]["n"], "u": 60, "a": 1, "b": 20, "d": 1}
+    wrong = mmrec("sql", "select * from nowhere", "--home", str(lived.home), ok=(2,))
+    assert "latest_recommendations" in wrong.stderr
+
+
+def test_planted_rows_are_in_quarantine_with_their_reason(lived: Lived) -> None:
+    rules = {r["rule"]: r["n"] for r in lived.sql("select rule, count(*) n from ops_quarantine group by 1")}
+    assert sum(rules.values()) > 20 and len(rules) >= 8
+    assert rules["no_content"] >= 1 and any(r.startswith("image_") for r in rules)
+    assert lived.sql("select count(*) n from ops_quarantine where reason is null or reason = ''")[0]["n"] == 0
+
+
+def test_what_was_shown_and_what_followed_comes_back(lived: Lived) -> None:
+    rows = lived.sql("select count(*) n, count(followed_by) f, count(distinct run_id) r from impression_outcomes")[0]
+    assert rows["n"] > 300 and 0 < rows["f"] < rows["n"] and rows["r"] == 3
+    known = {n["run_id"] for n in lived.nights}
+    assert {r["run_id"] for r in lived.sql("select distinct run_id from impressions")} <= known
+
+
+def test_training_is_on_record(lived: Lived) -> None:
+    from mmrec import config
+    from mmrec.bundle import registry
+
+    trained = lived.nights[0]["counts"]["training"]
+    client = registry.client(config.load(lived.home))
+    run = client.get_run(trained["train"]["mlflow_run"])
+    assert run.data.params["seed"] == "0" and "table.silver.interactions" in run.data.tags
+    assert any(m.startswith("rolling/champion/ndcg") for m in run.data.metrics) and "loss" in run.data.metrics
+    assert trained["export"]["parity"].keys() == {"hard_histories", "real_histories"}
+    decision = lived.sql("select decision, reason, numbers from ops_promotions")
+    assert len(decision) == 1 and decision[0]["decision"] in ("promoted", "held") and "rolling" in decision[0]["reason"]
+
+
+def test_metrics_hold_slices_masks_intervals_and_the_oracle(lived: Lived) -> None:
+    rows = lived.sql("select protocol, slice, model, metric, value, lo, hi from ops_metrics where split = 'test'")
+    have = {(r["protocol"], r["slice"], r["model"]) for r in rows if r["metric"] == "ndcg@10"}
+    for protocol in ("rolling", "per_user"):
+        assert {(protocol, "all", m) for m in ("champion", "popularity", "item_knn", "ease", "oracle")} <= have
+        assert {(protocol, f"without_{m}", "champion") for m in ("id", "text", "image", "audio")} <= have
+        assert (protocol, "vs_popularity", "champion") in have
+    value = {(r["protocol"], r["slice"], r["model"], r["metric"]): r for r in rows}
+    for protocol in ("rolling", "per_user"):
+        oracle = value[protocol, "all", "oracle", "ndcg@10"]["value"]
+        assert all(r["value"] <= oracle + 0.05 for k, r in value.items()
+                   if k[0] == protocol and k[1] == "all" and k[3] == "ndcg@10")  # fmt: skip
+        row = value[protocol, "vs_popularity", "champion", "ndcg@10"]
+        assert row["lo"] <= row["value"] <= row["hi"]
+
+
+def test_the_report_stands_alone(lived: Lived) -> None:
+    page = (lived.home / "reports" / NIGHTS[-1] / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="https?:', page)
+    assert "data:image" in page and "oracle" in page and "without" in page.lower()
+
+
+def test_a_user_is_shown_with_history_and_reasons(lived: Lived) -> None:
+    user = lived.sql("select user_id from latest_recommendations where source = 'model' limit 1") or lived.sql(
+        "select user_id from latest_recommendations limit 1"
+    )
+    text = mmrec("show", user[0]["user_id"], "--home", str(lived.home)).stdout
+    assert "did lately" in text and "is offered" in text and user[0]["user_id"] in text
+    wrong = mmrec("show", "nobody", "--home", str(lived.home), ok=(2,))
+    assert "nobody" in wrong.stderr and "mmrec" in wrong.stderr
+
+
+def test_the_plan_is_printed_and_stable(lived: Lived) -> None:
+    day = "2026-03-09"
+    one, two = (lived.json("plan", "--date", day) for _ in range(2))
+    assert one == two and re.fullmatch(r"[0-9a-f]{16}", one["run_id"]) and one["tables"]["silver.interactions"] >= 1
+
+
+def test_force_publishes_the_same_lists_under_a_new_run(lived: Lived) -> None:
+    day = NIGHTS[-1]
+    before = lived.sql(f"select user_id, rank, item_id from recommendations where run_date = '{day}' order by all")
+    told = lived.json("run", "--date", day, "--force", "--no-train")
+    assert told["published"] and told["run_id"] != lived.nights[-1]["run_id"]
+    after = lived.sql(f"select user_id, rank, item_id from recommendations where run_date = '{day}' order by all")
+    assert after == before
+    assert json.loads(mmrec("verify", "--home", str(lived.home), "--json").stdout)["ok"]
