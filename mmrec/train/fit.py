@@ -112,6 +112,14 @@ class Champion:
                 valid="at least 2",
                 next="mmrec run --no-train",
             )
+        for modality, vectors_NM in items.content.items():
+            if not np.isfinite(vectors_NM).all():
+                row = int(np.argmin(np.isfinite(vectors_NM).all(1)))
+                raise QualityError(
+                    "a content vector is not a number: nothing is registered",
+                    where=f"gold.item_embeddings, {modality}, item {items.ids[row]}",
+                    next='mmrec sql "select encoder_version, count(*) from item_embeddings group by 1"',
+                )
         self._sides(items, log, fold)
         self._build(len(self.item_map), len(log.event_types))
         self._warm(items, log, fold)

@@ -1,5 +1,6 @@
 """Four nights in a row on a tiny world, through the real command line, and everything that is promised of them."""
 
+import itertools
 import json
 import re
 from datetime import date, datetime
@@ -11,7 +12,8 @@ from tests.conftest import NIGHTS, Lived, mmrec
 
 def test_every_night_publishes_a_list_for_every_user(lived: Lived) -> None:
     for day, night in zip(NIGHTS, lived.nights, strict=True):
-        assert night["published"] and night["run_date"] == day
+        assert night["published"]
+        assert night["run_date"] == day
         assert night["lists"] == night["users"] == 60
     assert len({n["run_id"] for n in lived.nights}) == 4
 
@@ -34,7 +36,9 @@ def test_only_new_content_is_encoded(lived: Lived) -> None:
     assert first["text_new"] > 100
     for embed in later:
         # one item comes every day, and one is renamed: that is text of two, picture and sound of one
-        assert embed["text_new"] <= 3 and embed["image_new"] <= 1 and embed["audio_new"] <= 1
+        assert embed["text_new"] <= 3
+        assert embed["image_new"] <= 1
+        assert embed["audio_new"] <= 1
     rows = lived.sql("select count(*) n, count(distinct (content_sha256, encoder_version)) d from item_embeddings")[0]
     assert rows["n"] == rows["d"] == sum(v for n in lived.nights for k, v in n["counts"]["embed"].items()
                                          if k.endswith("_new"))  # fmt: skip
@@ -44,7 +48,7 @@ def test_lists_move_from_night_to_night(lived: Lived) -> None:
     lists = {day: {r["user_id"]: r["l"] for r in lived.sql(
         f"select user_id, list(item_id order by rank) l from recommendations where run_date = '{day}' group by 1")}
         for day in NIGHTS}  # fmt: skip
-    for before, after in zip(NIGHTS, NIGHTS[1:], strict=False):
+    for before, after in itertools.pairwise(NIGHTS):
         changed = sum(lists[before][u] != lists[after][u] for u in lists[after])
         assert changed > 10, f"{after}: only {changed} of {len(lists[after])} lists changed"
 
@@ -52,13 +56,15 @@ def test_lists_move_from_night_to_night(lived: Lived) -> None:
 def test_a_replay_of_the_first_night_gives_the_same_hash(lived: Lived) -> None:
     recorded = {r["d"]: r["content_hash"] for r in lived.sql("select run_date::varchar d, content_hash from ops_runs")}
     told = lived.json("run", "--date", NIGHTS[0], "--replay")
-    assert told["replayed"] and told["content_hash"] == recorded[NIGHTS[0]]
+    assert told["replayed"]
+    assert told["content_hash"] == recorded[NIGHTS[0]]
 
 
 def test_a_published_date_is_left_alone(lived: Lived) -> None:
     before = Lake(lived.home / "lake").versions()
     told = lived.json("run", "--date", NIGHTS[1])
-    assert not told["published"] and told["run_id"] == lived.nights[1]["run_id"]
+    assert not told["published"]
+    assert told["run_id"] == lived.nights[1]["run_id"]
     assert Lake(lived.home / "lake").versions() == before
 
 
@@ -66,7 +72,8 @@ def test_a_backtest_sees_the_items_and_users_of_its_day_and_never_moves_the_late
     old = date(2026, 2, 10)
     latest = lived.sql("select * from latest_recommendations order by all")
     told = lived.json("backfill", "--from", str(old), "--to", str(old))[0]
-    assert told["published"] and told["model_version"] == "0"  # no champion knew that day
+    assert told["published"]
+    assert told["model_version"] == "0"
     assert lived.sql("select * from latest_recommendations order by all") == latest
 
     lake, as_of = Lake(lived.home / "lake"), datetime.fromisoformat(f"{old}T00:00:00+00:00")
@@ -83,12 +90,14 @@ def test_a_backtest_sees_the_items_and_users_of_its_day_and_never_moves_the_late
     later = lived.sql(f"""select count(*) n from (select user_id, unnest(seen_item_ids) item_id from user_sequences
         where run_date = '{old}') s where not exists (select 1 from interactions i where i.user_id = s.user_id
         and i.item_id = s.item_id and i.event_ts < '{as_of}' and i.available_at < '{as_of}')""")[0]["n"]
-    assert seen > 0 and later == 0
+    assert seen > 0
+    assert later == 0
 
 
 def test_every_promise_on_the_tables_holds(lived: Lived) -> None:
     told = json.loads(mmrec("verify", "--home", str(lived.home), "--json").stdout)
-    assert told["ok"] and len(told["checks"]) > 30
+    assert told["ok"]
+    assert len(told["checks"]) > 30
 
 
 def test_sql_counts_the_latest_lists(lived: Lived) -> None:
@@ -106,14 +115,18 @@ def test_sql_counts_the_latest_lists(lived: Lived) -> None:
 
 def test_planted_rows_are_in_quarantine_with_their_reason(lived: Lived) -> None:
     rules = {r["rule"]: r["n"] for r in lived.sql("select rule, count(*) n from ops_quarantine group by 1")}
-    assert sum(rules.values()) > 20 and len(rules) >= 8
-    assert rules["no_content"] >= 1 and any(r.startswith("image_") for r in rules)
+    assert sum(rules.values()) > 20
+    assert len(rules) >= 8
+    assert rules["no_content"] >= 1
+    assert any(r.startswith("image_") for r in rules)
     assert lived.sql("select count(*) n from ops_quarantine where reason is null or reason = ''")[0]["n"] == 0
 
 
 def test_what_was_shown_and_what_followed_comes_back(lived: Lived) -> None:
     rows = lived.sql("select count(*) n, count(followed_by) f, count(distinct run_id) r from impression_outcomes")[0]
-    assert rows["n"] > 300 and 0 < rows["f"] < rows["n"] and rows["r"] == 3
+    assert rows["n"] > 300
+    assert 0 < rows["f"] < rows["n"]
+    assert rows["r"] == 3
     known = {n["run_id"] for n in lived.nights}
     assert {r["run_id"] for r in lived.sql("select distinct run_id from impressions")} <= known
 
@@ -125,11 +138,15 @@ def test_training_is_on_record(lived: Lived) -> None:
     trained = lived.nights[0]["counts"]["training"]
     client = registry.client(config.load(lived.home))
     run = client.get_run(trained["train"]["mlflow_run"])
-    assert run.data.params["seed"] == "0" and "table.silver.interactions" in run.data.tags
-    assert any(m.startswith("rolling/champion/ndcg") for m in run.data.metrics) and "loss" in run.data.metrics
+    assert run.data.params["seed"] == "0"
+    assert "table.silver.interactions" in run.data.tags
+    assert any(m.startswith("rolling/champion/ndcg") for m in run.data.metrics)
+    assert "loss" in run.data.metrics
     assert trained["export"]["parity"].keys() == {"hard_histories", "real_histories"}
     decision = lived.sql("select decision, reason, numbers from ops_promotions")
-    assert len(decision) == 1 and decision[0]["decision"] in ("promoted", "held") and "rolling" in decision[0]["reason"]
+    assert len(decision) == 1
+    assert decision[0]["decision"] in ("promoted", "held")
+    assert "rolling" in decision[0]["reason"]
 
 
 def test_metrics_hold_slices_masks_intervals_and_the_oracle(lived: Lived) -> None:
@@ -151,7 +168,9 @@ def test_metrics_hold_slices_masks_intervals_and_the_oracle(lived: Lived) -> Non
 def test_the_report_stands_alone(lived: Lived) -> None:
     page = (lived.home / "reports" / NIGHTS[-1] / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="https?:', page)
-    assert "data:image" in page and "oracle" in page and "without" in page.lower()
+    assert "data:image" in page
+    assert "oracle" in page
+    assert "without" in page.lower()
 
 
 def test_a_user_is_shown_with_history_and_reasons(lived: Lived) -> None:
@@ -159,22 +178,28 @@ def test_a_user_is_shown_with_history_and_reasons(lived: Lived) -> None:
         "select user_id from latest_recommendations limit 1"
     )
     text = mmrec("show", user[0]["user_id"], "--home", str(lived.home)).stdout
-    assert "did lately" in text and "is offered" in text and user[0]["user_id"] in text
+    assert "did lately" in text
+    assert "is offered" in text
+    assert user[0]["user_id"] in text
     wrong = mmrec("show", "nobody", "--home", str(lived.home), ok=(2,))
-    assert "nobody" in wrong.stderr and "mmrec" in wrong.stderr
+    assert "nobody" in wrong.stderr
+    assert "mmrec" in wrong.stderr
 
 
 def test_the_plan_is_printed_and_stable(lived: Lived) -> None:
     day = "2026-03-09"
     one, two = (lived.json("plan", "--date", day) for _ in range(2))
-    assert one == two and re.fullmatch(r"[0-9a-f]{16}", one["run_id"]) and one["tables"]["silver.interactions"] >= 1
+    assert one == two
+    assert re.fullmatch(r"[0-9a-f]{16}", one["run_id"])
+    assert one["tables"]["silver.interactions"] >= 1
 
 
 def test_force_publishes_the_same_lists_under_a_new_run(lived: Lived) -> None:
     day = NIGHTS[-1]
     before = lived.sql(f"select user_id, rank, item_id from recommendations where run_date = '{day}' order by all")
     told = lived.json("run", "--date", day, "--force", "--no-train")
-    assert told["published"] and told["run_id"] != lived.nights[-1]["run_id"]
+    assert told["published"]
+    assert told["run_id"] != lived.nights[-1]["run_id"]
     after = lived.sql(f"select user_id, rank, item_id from recommendations where run_date = '{day}' order by all")
     assert after == before
     assert json.loads(mmrec("verify", "--home", str(lived.home), "--json").stdout)["ok"]

@@ -55,25 +55,29 @@ def night(tmp_path_factory: pytest.TempPathFactory, encoders_cache: Path) -> Liv
 
 
 def test_the_night_ends_well(night: Lived) -> None:
-    assert night.nights[0]["published"] and night.nights[0]["lists"] == 30
+    assert night.nights[0]["published"]
+    assert night.nights[0]["lists"] == 30
     assert json.loads(mmrec("verify", "--home", str(night.home), "--json").stdout)["ok"]
 
 
 def test_every_malformed_row_is_in_quarantine_with_its_reason(night: Lived) -> None:
     rows = night.sql("select rule, reason, raw, line from ops_quarantine where table_name = 'bronze.interactions'")
-    assert len(rows) == 201 and all(r["reason"] and r["line"] > 1 for r in rows)
+    assert len(rows) == 201
+    assert all(r["reason"] and r["line"] > 1 for r in rows)
     assert len({r["rule"] for r in rows}) >= 5
     assert night.sql("select count(*) n from interactions")[0]["n"] == 600
 
 
 def test_the_torn_last_line_is_one_of_them(night: Lived) -> None:
     torn = night.sql("select rule, reason, raw from ops_quarantine where raw like '7,12,\"4.%'")
-    assert len(torn) == 1 and "torn" in torn[0]["reason"]
+    assert len(torn) == 1
+    assert "torn" in torn[0]["reason"]
 
 
 def test_every_broken_poster_is_in_quarantine_and_its_film_is_still_offered(night: Lived) -> None:
     rows = night.sql("select rule, reason, raw from ops_quarantine where rule like 'image_%' order by raw")
-    assert {r["raw"] for r in rows} == {f"posters/{n}.jpg" for n in range(1, 21)} and all(r["reason"] for r in rows)
+    assert {r["raw"] for r in rows} == {f"posters/{n}.jpg" for n in range(1, 21)}
+    assert all(r["reason"] for r in rows)
     offered = night.sql("select count(distinct item_id) n from item_features where item_id::int <= 20")
     assert offered[0]["n"] == 20
     refused = night.sql("select count(*) n from item_embeddings where modality = 'image' and dim = 0")
@@ -83,7 +87,8 @@ def test_every_broken_poster_is_in_quarantine_and_its_film_is_still_offered(nigh
 
 def test_the_film_without_content_is_named_and_offered(night: Lived) -> None:
     rows = night.sql("select rule, reason, raw from ops_quarantine where rule = 'no_content'")
-    assert [r["raw"] for r in rows] == ["61"] and "without text" in rows[0]["reason"]
+    assert [r["raw"] for r in rows] == ["61"]
+    assert "without text" in rows[0]["reason"]
     assert night.sql("select count(*) n from item_features where item_id = '61'")[0]["n"] == 1
 
 
@@ -101,6 +106,7 @@ def test_an_empty_delivery_stops_the_night(tmp_path: Path) -> None:
     mmrec("init", "--home", str(home), "--source", "movielens-small", "--root", str(root))
     (root / "ratings.csv").write_text("userId,movieId,rating,timestamp\n")
     stopped = mmrec("run", "--home", str(home), "--date", "2001-01-01", "--no-train", ok=(3,))
-    assert "empty" in stopped.stderr and "ratings.csv" in stopped.stderr
+    assert "empty" in stopped.stderr
+    assert "ratings.csv" in stopped.stderr
     told = mmrec("sql", "select count(*) n from latest_recommendations", "--home", str(home), "--json").stdout
     assert json.loads(told) == [{"n": 0}]

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from shops import random_shop
 
 from mmrec.models.baselines import EASE, history_matrix, train_matrix
 from mmrec.models.fusion import ItemEncoder
@@ -15,7 +16,6 @@ from mmrec.models.splits import per_user
 from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
 from mmrec.train.batches import batches
-from shops import random_shop
 
 NO_CONTENT = np.zeros((40, 1), np.float32)
 
@@ -56,7 +56,8 @@ def test_content_in_the_linear_head_is_further_rows_of_the_matrix() -> None:
 
 def test_a_sample_of_users_stands_for_all_where_there_are_too_many() -> None:
     head = fit_linear(matrix(), NO_CONTENT, lam=7.0, rank=8, content=0.0, max_users=10)
-    assert head.behaviour_NR.shape == (40, 8) and np.isfinite(head.behaviour_NR).all()
+    assert head.behaviour_NR.shape == (40, 8)
+    assert np.isfinite(head.behaviour_NR).all()
 
 
 def test_appeal_finds_what_popularity_follows_in_content() -> None:
@@ -67,21 +68,25 @@ def test_appeal_finds_what_popularity_follows_in_content() -> None:
     there = np.ones((500, 1), bool)
     weights = fit_appeal(like, there, users, lam=0.1)
     # log1p bends the line a little for the small ones
-    assert weights[0] == pytest.approx(0.9, abs=0.08) and np.abs(weights[1:4]).max() < 0.05
+    assert weights[0] == pytest.approx(0.9, abs=0.08)
+    assert np.abs(weights[1:4]).max() < 0.05
 
 
 def test_likeness_is_of_unit_length_and_empty_where_there_is_no_content() -> None:
     items, _ = random_shop(3)
     v = Likeness.fit(items, 8).vectors(items)
     any_content = np.any([items.present[m] for m in items.content], 0)
-    assert np.allclose(np.linalg.norm(v[any_content], axis=1), 1, atol=1e-5) and not v[~any_content].any()
+    assert np.allclose(np.linalg.norm(v[any_content], axis=1), 1, atol=1e-5)
+    assert not v[~any_content].any()
     alone = Likeness.fit(items, 8).vectors(items, drop=frozenset(items.content))
     assert not alone.any()
 
 
 def test_weights_of_a_history_fall_with_age_to_their_base() -> None:
     w = history_weights(100, tau=5.0, base=0.1)
-    assert w[-1] == pytest.approx(1.1) and w[0] == pytest.approx(0.1, abs=1e-6) and (np.diff(w) >= 0).all()
+    assert w[-1] == pytest.approx(1.1)
+    assert w[0] == pytest.approx(0.1, abs=1e-6)
+    assert (np.diff(w) >= 0).all()
 
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=0, max_size=12), min_size=1, max_size=5))
@@ -144,7 +149,8 @@ def test_every_new_item_is_asked_for_once_an_epoch_and_a_repeat_never() -> None:
     for batch in batches(log, train, context=8, tokens=64, seed=1, epoch=2):
         real = batch.rows_BL >= 0
         assert (log.user[batch.rows_BL[real]] == log.user[batch.next_BL[real]]).all()
-        assert (batch.next_BL[real] > batch.rows_BL[real]).all() and train[batch.rows_BL[real]].all()
+        assert (batch.next_BL[real] > batch.rows_BL[real]).all()
+        assert train[batch.rows_BL[real]].all()
         asked += batch.next_BL[batch.asked_BL].tolist()
     naive, had = [], set()
     first_of_user: dict[int, int] = {}
@@ -162,7 +168,8 @@ def test_batches_are_the_same_for_a_seed_and_others_for_another_epoch() -> None:
     train = np.ones(len(log.user), bool)
     one, two, three = ([b.rows_BL.tolist() for b in batches(log, train, context=8, tokens=64, seed=1, epoch=e)]
                        for e in (0, 0, 1))  # fmt: skip
-    assert one == two and one != three
+    assert one == two
+    assert one != three
 
 
 def test_the_head_ranks_as_the_baseline_does() -> None:
