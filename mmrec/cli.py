@@ -41,7 +41,7 @@ def main() -> None:
         app(standalone_mode=True)
     except MmrecError as error:
         err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        err.print(str(error), markup=False, highlight=False)
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         _leave(error.exit_code)
     _leave(0)
 

@@ -166,19 +166,11 @@ def validate(night: Night) -> dict[str, Any]:
         )
         bad_rows = silver.unrecorded(bad, lake.frame(spark, "ops.quarantine", lake.version("ops.quarantine"))).toArrow()
         run_id = f"validate-{kind}"
+        silver.bearable(kind, good, bad_rows, night.config.source.max_bad_share)
         # quarantine first: a kill in between leaves good rows pending, never a bad row without its reason
         bad_done = commit.write(lake, "ops.quarantine", bad_rows, run_id=run_id, pinned=pinned_bad)
         good_done = commit.write(lake, name, good, run_id=run_id, pinned=pinned)
         counts[kind], counts[f"{kind}_quarantined"] = good_done.rows, bad_done.rows
-        new = good_done.rows + bad_done.rows
-        if new >= 100 and bad_done.rows > night.config.source.max_bad_share * new:
-            raise QualityError(
-                "most rows of a delivery are bad",
-                where=f"bronze.{kind}",
-                value=f"{bad_done.rows} of {new} quarantined",
-                valid=f"at most {night.config.source.max_bad_share:.0%}",
-                next='mmrec sql "select rule, count(*) from ops_quarantine group by 1"',
-            )
     return counts
 
 
@@ -201,7 +193,7 @@ def encoders(config: Config) -> list[Any]:
     from mmrec.content.encoders import encoder
 
     names = (config.night.text, config.night.image, config.night.audio)
-    return [encoder(name, config.cache / "encoders") for name in names if name]
+    return [encoder(name, config.cache / "encoders", config.device, config.threads) for name in names if name]
 
 
 def plan(night: Night) -> dict[str, Any]:

@@ -9,7 +9,6 @@ and in the exit code of `mmrec learn`, not in the night's.
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit, content
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
+from mmrec.memory import Peak
 from mmrec.night import Night
 from mmrec.steps import step
 
@@ -86,20 +86,21 @@ def run(config: Config, when: date, *, force: bool = False, train: bool | None =
     """
     begun = time.monotonic()
     night = Night(config, when, tell)
-    if when in night.lake.run_dates() and not force:
-        run_id = commit.published_run_id(night.lake, "gold.recommendations", when)
-        return _summary(night, str(run_id), {}, {"total": round(time.monotonic() - begun, 2)}, published=False)
     counts: dict[str, Any] = {}
     seconds: dict[str, float] = {}
-    night.seconds = seconds  # type: ignore[attr-defined]
-    for name in _BEFORE:
-        _timed(name, night, counts, seconds, tell)
-    if train or (train is None and _due(config, night)):
-        counts["training"] = _learn(config, when, seconds, quiet=tell is _silent)
-    for name in _AFTER:
-        _timed(name, night, counts, seconds, tell)
+    with Peak() as peak:
+        if when in night.lake.run_dates() and not force:
+            run_id = commit.published_run_id(night.lake, "gold.recommendations", when)
+            return _summary(night, str(run_id), {}, {"total": round(time.monotonic() - begun, 2)}, peak)
+        night.seconds = seconds  # type: ignore[attr-defined]
+        for name in _BEFORE:
+            _timed(name, night, counts, seconds, tell)
+        if train or (train is None and _due(config, night)):
+            counts["training"] = _learn(config, when, seconds, quiet=tell is _silent)
+        for name in _AFTER:
+            _timed(name, night, counts, seconds, tell)
     seconds["total"] = round(time.monotonic() - begun, 2)
-    return _summary(night, night.manifest.run_id, counts, seconds, published=True)
+    return _summary(night, night.manifest.run_id, counts, seconds, peak) | {"published": True}
 
 
 def replay(config: Config, when: date, tell: Tell) -> dict[str, Any]:
@@ -127,8 +128,9 @@ def replay(config: Config, when: date, tell: Tell) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     counts: dict[str, Any] = {}
     try:
-        for name in ("features", "recommend", "publish"):
-            _timed(name, night, counts, seconds, tell)
+        with Peak() as peak:
+            for name in ("features", "recommend", "publish"):
+                _timed(name, night, counts, seconds, tell)
         hashes = {
             t: [content.content_hash(lk.day(t, when), t) for lk in (lake, night.out)]
             for t in ("gold.user_sequences", "gold.item_features", "gold.recommendations")
@@ -145,7 +147,7 @@ def replay(config: Config, when: date, tell: Tell) -> dict[str, Any]:
             next="mmrec verify",
         )
     seconds["total"] = round(time.monotonic() - begun, 2)
-    return _summary(night, str(run_id), counts, seconds, published=False) | {
+    return _summary(night, str(run_id), counts, seconds, peak) | {
         "replayed": True,
         "content_hash": hashes["gold.recommendations"][1],
     }
@@ -213,18 +215,17 @@ def _learn(config: Config, when: date, seconds: dict[str, float], *, quiet: bool
 
 
 def _summary(
-    night: Night, run_id: str, counts: dict[str, Any], seconds: dict[str, float], *, published: bool
+    night: Night, run_id: str, counts: dict[str, Any], seconds: dict[str, float], peak: Peak
 ) -> dict[str, Any]:
     lake, day = night.lake, night.run_date
     lists = lake.day("gold.recommendations", day, columns=["user_id", "model_version"])
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
-        "run_date": str(day), "run_id": run_id, "published": published,
+        "run_date": str(day), "run_id": run_id, "published": False,
         "model_version": lists["model_version"][0].as_py() if lists.num_rows else None,
         "users": lake.day("gold.user_sequences", day, columns=["user_id"]).num_rows,
         "items": lake.day("gold.item_features", day, columns=["item_id"]).num_rows,
         "lists": pc.count_distinct(lists["user_id"]).as_py(), **metrics_of(lake, day),
-        "seconds": seconds, "peak_memory_mb": round(peak / 1024), "counts": counts,
+        "seconds": seconds, "peak_memory_mb": peak.megabytes, "counts": counts,
     }  # fmt: skip
 
 

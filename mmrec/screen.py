@@ -36,6 +36,7 @@ def print_run(out: Console, result: dict[str, Any]) -> None:
         f"[bold]{result['run_date']}[/] {word}: {result['lists']} lists from {result['items']} items, "
         f"model version {result['model_version']}, run {result['run_id']}",
         highlight=False,
+        soft_wrap=True,
     )
     failed = result["counts"].get("training", {}).get("failed")
     if failed:
@@ -75,7 +76,7 @@ def print_demo(out: Console, home: Path, result: dict[str, Any]) -> None:
         f'mmrec sql --home {home} "select source, count(*) from latest_recommendations group by 1"',
         f"mmrec run --home {home} --date {result['run_date']} --replay",
     ):
-        out.print(f"  .venv/bin/{command}", highlight=False)
+        out.print(f"  .venv/bin/{command}", highlight=False, soft_wrap=True)
 
 
 def example_users(lake: Lake, run_date: str, n: int = 3) -> list[str]:

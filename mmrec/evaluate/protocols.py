@@ -8,7 +8,7 @@ Trade-off: scores are computed in blocks of dense rows (cases x items), which ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,38 +61,71 @@ def evaluate(
     Raises:
         InputError: scores of another shape than (B, N).
     """
-    ranked = np.full((fold.n_cases, max(KS)), -1, np.int32)
-    not_finite = 0
+    return evaluate_parts(model, items, log, fold, {}, scorer=scorer, block=block, lists=lists)["all"]
+
+
+def evaluate_parts(
+    model: Recommender, items: Items, log: Log, fold: Fold, parts: Mapping[str, Fold], *,
+    scorer: Scorer | None = None, block: int = 256, lists: bool = True,
+) -> dict[str, CaseMetrics]:  # fmt: skip
+    """The same of a fold ("all") and of parts of it, scoring each case once.
+
+    Args:
+        parts: folds whose cases are some of the fold's, in its order, with targets and catalogue of their own. Their
+            lists are not measured as a set.
+
+    Raises:
+        InputError: as `evaluate`; a part with a case that is not the fold's.
+    """
+    folds = {"all": fold, **parts}
+    # a fold asks a user once, in the order of users
+    at = {name: np.searchsorted(fold.case_user, f.case_user) for name, f in folds.items()}
+    for name, f in parts.items():
+        if not np.array_equal(fold.case_user[np.minimum(at[name], fold.n_cases - 1)], f.case_user):
+            raise InputError("A part asks users whom its fold doesn't.", where=f"{fold.name}, {name}")
+    ranked = {name: np.full((f.n_cases, max(KS)), -1, np.int32) for name, f in folds.items()}
+    not_finite = dict.fromkeys(folds, 0)
     score = scorer or (lambda cases: model.score(items, log, fold, cases))
     for start in range(0, fold.n_cases, block):
         cases = slice(start, min(start + block, fold.n_cases))
-        ptr = fold.hist_ptr[cases.start : cases.stop + 1]
-        seen = (ptr - ptr[0], log.item[fold.hist_row[ptr[0] : ptr[-1]]])
         score_BN = np.asarray(score(cases), np.float32)
         want = (cases.stop - cases.start, items.n)
         if score_BN.shape != want:
             raise InputError(
                 "Scores don't fit.", where=f"{model.name}, {fold.name}", value=score_BN.shape, valid=str(want)
             )
-        not_finite += int((~np.isfinite(score_BN[:, fold.catalogue])).sum())
-        ranked[cases] = select(score_BN, max(KS), seen=seen, allowed=fold.catalogue).item
-    values = metrics.ranking(ranked, fold.target_ptr, fold.target_item, KS)
-    whole = _whole(items, log, fold, ranked) if lists else {}
-    return CaseMetrics(model.name, fold.case_user, values, ranked, whole, not_finite)
+        for name, f in folds.items():
+            own = slice(*np.searchsorted(at[name], (cases.start, cases.stop)))
+            if own.start == own.stop:
+                continue
+            own_BN = score_BN[at[name][own] - start]
+            ptr = f.hist_ptr[own.start : own.stop + 1]
+            seen = (ptr - ptr[0], log.item[f.hist_row[ptr[0] : ptr[-1]]])
+            not_finite[name] += int((~np.isfinite(own_BN[:, f.catalogue])).sum())
+            ranked[name][own] = select(own_BN, max(KS), seen=seen, allowed=f.catalogue).item
+    found = {}
+    for name, f in folds.items():
+        values = metrics.ranking(ranked[name], f.target_ptr, f.target_item, KS)
+        whole = _whole(items, log, f, ranked[name]) if lists and name == "all" else {}
+        found[name] = CaseMetrics(model.name, f.case_user, values, ranked[name], whole, not_finite[name])
+    return found
 
 
 def _whole(items: Items, log: Log, fold: Fold, ranked: np.ndarray) -> dict[str, float]:
     train = fold.train
     pairs = np.unique(log.user[train].astype(np.int64) * items.n + log.item[train]) % items.n
     users_N = np.bincount(pairs, minlength=items.n)
-    content = np.concatenate([items.content[m] for m in sorted(items.content)], 1) if items.content else None
+    # only what is shown needs a vector
+    shown = np.unique(ranked[ranked >= 0])
+    content = np.concatenate([v[shown] for _, v in sorted(items.content.items())], 1) if items.content else None
+    place = np.where(ranked >= 0, np.searchsorted(shown, ranked), -1)
     lists = {}
     for k in KS:
         lists[f"coverage@{k}"] = metrics.coverage(ranked, int(fold.catalogue.sum()), k)
         lists[f"novelty@{k}"] = metrics.novelty(ranked, users_N, len(np.unique(log.user[train])), k)
         lists[f"popularity_bias@{k}"] = metrics.popularity_bias(ranked, users_N, k)
         if content is not None:
-            lists[f"diversity@{k}"] = metrics.diversity(ranked, content, k)
+            lists[f"diversity@{k}"] = metrics.diversity(place, content, k)
     return lists
 
 
@@ -148,17 +181,26 @@ def tune(
     Returns: name -> the best candidate (the earliest of equals), to be fitted again on what it is tested on; and the
         pooled mean of `metric` of every candidate, by its repr.
     """
-    grid: list[Recommender] = [
-        *(Popularity(days) for days in (30, 90, 365, float("inf"))),
-        *(ItemKNN(k) for k in (20, 50, 100, 200)),
-        *(EASE(lam) for lam in (50, 100, 250, 500, 1000)),
-    ]
     best: dict[str, Recommender] = {}
-    found: dict[str, float] = {}
-    for candidate in grid:
-        parts = [evaluate(candidate.fit(items, log, f), items, log, f, lists=False) for f in folds if f.n_cases]
-        found[repr(candidate)] = pool(parts).mean(metric)
-        rival = best.setdefault(candidate.name, candidate)
-        if found[repr(candidate)] > found[repr(rival)]:
-            best[candidate.name] = candidate
-    return best, found
+    parts: dict[str, list[CaseMetrics]] = {}
+    for fold in (f for f in folds if f.n_cases):
+        for candidate, fitted in _candidates(items, log, fold):
+            best.setdefault(repr(candidate), candidate)
+            parts.setdefault(repr(candidate), []).append(evaluate(fitted, items, log, fold, lists=False))
+    found = {label: pool(each).mean(metric) for label, each in parts.items()}
+    chosen: dict[str, Recommender] = {}
+    for label, candidate in best.items():
+        if candidate.name not in chosen or found[label] > found[repr(chosen[candidate.name])]:
+            chosen[candidate.name] = candidate
+    return chosen, found
+
+
+def _candidates(items: Items, log: Log, fold: Fold) -> Iterator[tuple[Recommender, Recommender]]:
+    """(settings, the same fitted on a fold)."""
+    for days in (30, 90, 365, float("inf")):
+        yield Popularity(days), Popularity(days).fit(items, log, fold)
+    wide = ItemKNN(200).fit(items, log, fold)
+    for k in (20, 50, 100, 200):
+        yield ItemKNN(k), wide.narrow(k)
+    for lam in (50, 100, 250, 500, 1000):
+        yield EASE(lam), EASE(lam).fit(items, log, fold)

@@ -10,13 +10,13 @@ refit might lean on the others a little more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from mmrec.evaluate.protocols import CaseMetrics, evaluate, pool
+from mmrec.evaluate.protocols import CaseMetrics, Scorer, evaluate_parts, pool
 from mmrec.evaluate.significance import paired_bootstrap
 from mmrec.evaluate.slices import slices
 from mmrec.models.baselines import Recommender
@@ -58,22 +58,22 @@ class Study:
         items, log, found = self.items, self.log, self.found.setdefault(split, {})
         test = split == "test"
         model.refresh(items, log, window)
-        parts = {"all": window} | (slices(items, log, window) if test else {})
+        parts = slices(items, log, window) if test else {}
 
-        def add(part: str, name: str, fold: Fold, score: Callable[[slice], np.ndarray], lists: bool = False) -> None:
-            measured = evaluate(model, items, log, fold, scorer=score, lists=lists)
-            found.setdefault((part, name), []).append(replace(measured, name=name))
+        def add(name: str, score: Scorer, parts: Mapping[str, Fold], part: str = "all", lists: bool = False) -> None:
+            measured = evaluate_parts(model, items, log, window, parts, scorer=score, lists=lists)
+            for other, values in measured.items():
+                found.setdefault((part if other == "all" else other, name), []).append(replace(values, name=name))
 
         for ranker in (*self.baselines, model):
             if ranker is not model:
                 ranker.fit(items, log, window)
-            for part, fold in parts.items():
-                add(part, ranker.name, fold, _scorer(ranker, items, log, fold), lists=part == "all")
+            add(ranker.name, _scorer(ranker, items, log, window), parts, lists=True)
         if test:
             for m in ("id", *sorted(items.content)):
-                add(f"without_{m}", model.name, window, _scorer(model, items, log, window, frozenset([m])))
+                add(model.name, _scorer(model, items, log, window, frozenset([m])), {}, f"without_{m}")
             if self.oracle is not None:
-                add("all", "oracle", window, lambda cases: self.oracle(window, cases))  # type: ignore[misc]
+                add("oracle", lambda cases: self.oracle(window, cases), {})  # type: ignore[misc]
 
     def rows(self, champion: str, rivals: Sequence[str], samples: int) -> list[dict[str, Any]]:
         """Pooled means of everything, and on test the champion's differences to its rivals with intervals."""
@@ -96,8 +96,6 @@ class Study:
         return out
 
 
-def _scorer(
-    model: Any, items: Items, log: Log, fold: Fold, drop: frozenset[str] | None = None
-) -> Callable[[slice], np.ndarray]:
+def _scorer(model: Any, items: Items, log: Log, fold: Fold, drop: frozenset[str] | None = None) -> Scorer:
     more = () if drop is None else (drop,)
     return lambda cases: model.score(items, log, fold, cases, *more)

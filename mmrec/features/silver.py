@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from mmrec import schema
+from mmrec.errors import QualityError
 
 _KEYS = {
     "interactions": ("user_id", "item_id", "event_type", "event_ts"), "items": ("item_id",), "users": ("user_id",),
@@ -92,6 +95,30 @@ def to_silver(
         good.select([typed[c.name].cast(c.type.lower()).alias(c.name) for c in t.columns]),
         bad.select([said.get(c.name, F.col(c.name)).cast(c.type.lower()).alias(c.name) for c in q.columns]),
     )
+
+
+def bearable(kind: str, good: DataFrame, bad: pa.Table, max_share: float) -> None:
+    """Refuse a delivery most of whose rows are bad, before any of it is kept: it stays pending until it is mended.
+
+    Args:
+        good, bad: new rows of silver.<kind> and of ops.quarantine. max_share: bad rows / all new rows.
+
+    Raises: QualityError: more are bad; `report["rules"]` counts them by rule. Of fewer than a hundred rows any share
+        may be chance.
+    """
+    if bad.num_rows <= max_share * 100:
+        return
+    rows = bad.num_rows + good.count()
+    if bad.num_rows > max_share * rows:
+        rules = {v["values"]: v["counts"] for v in pc.value_counts(bad["rule"]).to_pylist()}
+        raise QualityError(
+            "most rows of a delivery are bad",
+            where=f"bronze.{kind}",
+            value=f"{bad.num_rows} of {rows}: " + ", ".join(f"{n} {rule}" for rule, n in sorted(rules.items())),
+            valid=f"at most {max_share:.0%}",
+            next="deliver it again mended, or raise source.max_bad_share in mmrec.toml to quarantine these rows",
+            report={"rules": rules},
+        )
 
 
 def _value(kind: str, column: schema.Column) -> Column:

@@ -104,17 +104,30 @@ class ItemKNN:
             # the root of the whole product, in fp64: 3 / sqrt(27) and 1 / sqrt(3) then tie in fp32, as they should
             scale = np.sqrt(users[row] * users[s.indices]) + self.shrinkage
             s.data = np.where(row == s.indices, 0, s.data / np.maximum(scale, 1)).astype(np.float32)
-            for low, high in zip(s.indptr[:-1], s.indptr[1:], strict=True):
-                if high - low > self.k:
-                    values = s.data[low:high]
-                    values[values < np.partition(values, -self.k)[-self.k]] = 0
-            s.eliminate_zeros()
-            parts.append(s)
-        self.sim = sparse.vstack(parts).T.tocsr()  # (N, N): column j holds the neighbours of j
+            parts.append(_nearest(s, self.k))
+        self.near_NN = sparse.vstack(parts).tocsr()
+        self.sim = self.near_NN.T.tocsr()  # (N, N): column j holds the neighbours of j
         return self
+
+    def narrow(self, k: int) -> ItemKNN:
+        """The fitted model with fewer neighbours, at most this one's: what a fit of its own would give."""
+        made = ItemKNN(k, self.shrinkage)
+        made.near_NN = _nearest(self.near_NN.copy(), k)
+        made.sim = made.near_NN.T.tocsr()
+        return made
 
     def score(self, items: Items, log: Log, fold: Fold, cases: slice) -> np.ndarray:
         return np.asarray((history_matrix(log, fold, cases, items.n) @ self.sim).todense(), np.float32)
+
+
+def _nearest(s: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
+    """The k greatest of each row, and what ties with the k-th; in place."""
+    for low, high in zip(s.indptr[:-1], s.indptr[1:], strict=True):
+        if high - low > k:
+            values = s.data[low:high]
+            values[values < np.partition(values, -k)[-k]] = 0
+    s.eliminate_zeros()
+    return s
 
 
 class EASE:

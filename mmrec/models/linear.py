@@ -18,7 +18,7 @@ Shape legend: U users, N items, R rank, C content directions of all modalities, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,8 @@ class Likeness:
     """modality -> (mean (M,), directions (M, C)), both float32."""
 
     maps: dict[str, tuple[np.ndarray, np.ndarray]]
+    # the catalogue that was last looked at: a study asks for it hundreds of times
+    _last: list[tuple[Items, dict[str, np.ndarray]]] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def fit(cls, items: Items, rank: int) -> Likeness:
@@ -109,14 +111,20 @@ class Likeness:
             maps[m] = (mean.astype(np.float32), directions.astype(np.float32))
         return cls(maps)
 
+    def parts(self, items: Items) -> dict[str, np.ndarray]:
+        """modality -> (N, C) float32: principal directions, of unit length; zeros where an item lacks it."""
+        if not self._last or self._last[0][0] is not items:
+            made = {}
+            for m, (mean, directions) in self.maps.items():
+                part = np.where(items.present[m][:, None], (items.content[m] - mean) @ directions, 0)
+                made[m] = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-9)
+            self._last[:] = [(items, made)]
+        return self._last[0][1]
+
     def vectors(self, items: Items, drop: frozenset[str] = frozenset(), image_share: float = 1.0) -> np.ndarray:
         """(N, C) float32 of unit length; zeros where an item has no content. Pictures count `image_share`."""
-        parts = []
-        for m, (mean, directions) in self.maps.items():
-            there = items.present[m] & (m not in drop)
-            part = np.where(there[:, None], (items.content[m] - mean) @ directions, 0)
-            scale = image_share if m == "image" else 1.0
-            parts.append(scale * part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-9))
+        share = {m: (m not in drop) * (image_share if m == "image" else 1.0) for m in self.maps}
+        parts = [np.float32(share[m]) * part for m, part in self.parts(items).items()]
         v = np.concatenate(parts, 1) if parts else np.zeros((items.n, 1))
         return (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 

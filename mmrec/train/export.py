@@ -83,11 +83,11 @@ class _ItemGraph(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`content`: for each modality in order of name, vectors and presence."""
         r = self.recipe
-        vectors = dict(zip(self.names, content[0::2], strict=True))
         present = dict(zip(self.names, content[1::2], strict=True))
+        vectors = dict(zip(self.names, content[0::2], strict=True))
+        parts = {m: self._part(m, v, present[m]) for m, v in vectors.items()}
         tower_BD = self.tower(id_index, vectors, present)
-        like_BC = self._like(vectors, present, id_index, self.recipe.image_share)
-        even_BC = self._like(vectors, present, id_index, 1.0)
+        like_BC, even_BC = (self._like(parts, id_index, share) for share in (r.image_share, 1.0))
         warm_B1 = (id_index > 0).to(tower_BD.dtype).unsqueeze(1)
         content_B1 = warm_B1 * r.content + (1 - warm_B1) * r.content_cold
         linear_B1 = warm_B1 * r.linear + (1 - warm_B1) * r.linear_cold
@@ -101,17 +101,14 @@ class _ItemGraph(nn.Module):
         item_in = torch.cat([tower_BD, history_BR, like_BC], 1)
         return item_in, torch.cat([sequence_BD, linear_B1 * offer_BR, content_B1 * like_BC, bias_B1], 1)
 
-    def _like(self, vectors: dict[str, torch.Tensor], present: dict[str, torch.Tensor],
-              id_index: torch.Tensor, image_share: float) -> torch.Tensor:  # fmt: skip
-        parts = []
-        for m in self.names:
-            part = (vectors[m] - getattr(self, f"mean_{m}")) @ getattr(self, f"directions_{m}")
-            part = part * present[m].unsqueeze(1)
-            scale = image_share if m == "image" else 1.0
-            parts.append(scale * part / part.norm(dim=1, keepdim=True).clamp(min=1e-9))
+    def _part(self, m: str, vector_BM: torch.Tensor, present_B: torch.Tensor) -> torch.Tensor:
+        part = (vector_BM - getattr(self, f"mean_{m}")) @ getattr(self, f"directions_{m}") * present_B.unsqueeze(1)
+        return part / part.norm(dim=1, keepdim=True).clamp(min=1e-9)
+
+    def _like(self, parts: dict[str, torch.Tensor], id_index: torch.Tensor, image_share: float) -> torch.Tensor:
         if not parts:
             return torch.zeros(id_index.shape[0], 1)
-        like = torch.cat(parts, 1)
+        like = torch.cat([(image_share if m == "image" else 1.0) * parts[m] for m in self.names], 1)
         return like / like.norm(dim=1, keepdim=True).clamp(min=1e-9)
 
 

@@ -368,13 +368,13 @@ class Champion:
         made = cls(Recipe(**about["recipe"]), about["seed"])
         made.chosen, made.curves, made.item_map = about["chosen"], about["curves"], about["item_map"]
         made.event_types, made.dims = tuple(about["event_types"]), about["dims"]
-        made._build(len(made.item_map), len(made.event_types))
         state = load_file(folder / "model.safetensors")
+        made.likeness = Likeness.of(state)
+        made._build(len(made.item_map), len(made.event_types))
         made._restore({k: v for k, v in state.items() if k.startswith(("item.", "user."))})
         made.head = LinearHead(state["head.behaviour"].numpy(), state["head.content"].numpy())
         made.popularity_N, made.touched_N = state["popularity"].numpy(), state["touched"].numpy()
         made.appeal_F = state["appeal"].numpy()
-        made.likeness = Likeness.of(state)
         made.item_tower.eval()
         made.user_tower.eval()
         return made

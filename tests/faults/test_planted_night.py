@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from random import Random
 
@@ -110,3 +111,23 @@ def test_an_empty_delivery_stops_the_night(tmp_path: Path) -> None:
     assert "ratings.csv" in stopped.stderr
     told = mmrec("sql", "select count(*) n from latest_recommendations", "--home", str(home), "--json").stdout
     assert json.loads(told) == [{"n": 0}]
+
+
+def test_a_delivery_of_mostly_bad_rows_stops_every_night_until_it_is_mended_or_allowed(
+    tmp_path: Path, encoders_cache: Path
+) -> None:
+    root, home = tmp_path / "films", tmp_path / "home"
+    films(root)
+    good = (root / "ratings.csv").read_text().splitlines()
+    (root / "ratings.csv").write_text("\n".join([good[0], *(f"{n % 30 + 1},1,four {n},964982703" for n in range(3000)), *good[1:-1]]) + "\n")
+    mmrec("init", "--home", str(home), "--source", "movielens-small", "--root", str(root))
+    share_encoders(home, encoders_cache)
+    for _ in range(2):
+        stopped = mmrec("run", "--home", str(home), "--date", "2001-01-01", "--no-train", ok=(3,))
+        assert re.search(r"30\d\d bad_number", stopped.stderr)
+        assert "max_bad_share" in stopped.stderr
+    count = ("sql", "select count(*) n from ops_quarantine where rule = 'bad_number'", "--home", str(home), "--json")
+    assert json.loads(mmrec(*count).stdout) == [{"n": 0}]
+    (home / "mmrec.toml").write_text((home / "mmrec.toml").read_text() + "max_bad_share = 0.9\n")
+    assert json.loads(mmrec("run", "--home", str(home), "--date", "2001-01-01", "--no-train", "--json").stdout)["lists"] == 30
+    assert json.loads(mmrec(*count).stdout)[0]["n"] >= 3000

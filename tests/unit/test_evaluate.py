@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shops import DAY, films, make_items, make_log, random_shop
 
 from mmrec.errors import InputError
-from mmrec.evaluate.protocols import CaseMetrics, evaluate, pool, restrict, tune
+from mmrec.evaluate.protocols import CaseMetrics, evaluate, evaluate_parts, pool, restrict, tune
 from mmrec.evaluate.significance import paired_bootstrap
 from mmrec.evaluate.slices import slices
 from mmrec.models.baselines import EASE, ItemKNN, Popularity
@@ -271,3 +271,28 @@ def test_on_films_every_baseline_beats_what_it_should():
     assert low > 0
     assert got["popularity"].lists["popularity_bias@10"] > got["ease"].lists["popularity_bias@10"] > 1
     assert got["ease"].lists["coverage@10"] > got["popularity"].lists["coverage@10"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40))
+def test_parts_scored_with_their_fold_are_as_if_scored_alone(seed, block):
+    items, log = random_shop(seed, users=25, n=60, rows=500)
+    fold = per_user(log, items)
+    model = EASE(100).fit(items, log, fold)
+    parts = slices(items, log, fold)
+    together = evaluate_parts(model, items, log, fold, parts, block=block)
+    for name, part in {"all": fold, **parts}.items():
+        alone = evaluate(model, items, log, part)
+        np.testing.assert_array_equal(together[name].ranked, alone.ranked)
+        np.testing.assert_array_equal(together[name].user, alone.user)
+    assert together["all"].lists == evaluate(model, items, log, fold).lists
+
+
+def test_fewer_neighbours_of_a_fit_are_those_of_a_fit_of_their_own():
+    items, log = random_shop(4, users=40, n=60, rows=900)
+    fold = per_user(log, items)
+    wide = ItemKNN(30).fit(items, log, fold)
+    for k in (1, 5, 30):
+        own = ItemKNN(k).fit(items, log, fold)
+        assert (wide.narrow(k).sim != own.sim).nnz == 0
+    assert (wide.sim != ItemKNN(30).fit(items, log, fold).sim).nnz == 0
