@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import mmrec
 from mmrec import config as settings
 from mmrec import dates, schema, screen
 from mmrec.errors import MmrecError
@@ -33,6 +34,21 @@ Home = Annotated[Path, typer.Option("--home", envvar="MMREC_HOME", help="folder 
 Day = Annotated[str, typer.Option("--date", help="run_date, YYYY-MM-DD")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 HOME = Path("mmrec-home")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"mmrec {mmrec.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -216,7 +216,7 @@ def plan(night: Night) -> dict[str, Any]:
         code=mmrec.__version__,
     )
     night.planned(manifest)
-    return {"run_id": manifest.run_id, "model_version": version, "tables": manifest.tables}
+    return {"run_id": manifest.run_id} | asdict(manifest)
 
 
 def features(night: Night) -> dict[str, Any]:

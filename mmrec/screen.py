@@ -18,11 +18,15 @@ _COLUMNS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20", "mrr@10", "coverage@
 
 
 def print_counts(out: Console, name: str, counts: dict[str, Any]) -> None:
-    """A station's counts, a line each."""
+    """A station's counts, a line each; of a dictionary, a line an entry."""
     if not counts:
         out.print(f"{name}: nothing to do")
     for key, value in counts.items():
-        out.print(f"{name} {key}: {value}", highlight=False)
+        if not isinstance(value, dict):
+            out.print(f"{name} {key}: {value}", highlight=False, soft_wrap=True)
+            continue
+        for inner, number in value.items():
+            out.print(f"{name} {key} {inner}: {number}", highlight=False, soft_wrap=True)
 
 
 def print_run(out: Console, result: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ In: texts, picture files, sound files, as they come. Out: `emb_BD` and, a row, w
 `version` names weights, preprocessing and dtype; vectors of two versions are never mixed. A row's vector does not
 depend on its companions: batches are padded to one fixed size, and a text's padded length depends on it alone.
 Trade-off: fp32 through ONNX Runtime on the processor; pictures at 160 pixels, where 224 costs twice as much
-(docs/decisions/encoders.md).
+(docs/decisions/0004-encoders.md).
 
 Shape legend: B rows, D vector size, L tokens, H W pixels, F frames, M mel bands.
 """
