@@ -121,15 +121,31 @@ def load(home: Path, **flags: Any) -> Config:
 
 
 def write(home: Path, sections: dict[str, Any]) -> Path:
-    """Write `<home>/mmrec.toml` from top-level values and one level of sections."""
+    """Write `<home>/mmrec.toml`: every setting with what it is; those of `sections` are set, the others commented out
+    at their defaults.
+
+    Args:
+        sections: top-level values, and sections as dictionaries; None: left at its default.
+    """
     home.mkdir(parents=True, exist_ok=True)
-    lines = [f"{k} = {_toml(v)}" for k, v in sections.items() if not isinstance(v, dict) and v is not None]
-    for name, values in sections.items():
-        if isinstance(values, dict):
-            lines += ["", f"[{name}]"] + [f"{k} = {_toml(v)}" for k, v in values.items() if v is not None]
+    lines = ["# Settings of this home. A line that begins with # is a default.", ""]
+    parts = {n: f for n, f in Config.model_fields.items() if isinstance(f.default, _Part)}
+    lines += _section({n: f for n, f in Config.model_fields.items() if n not in parts and n != "home"}, sections)
+    for name, part in parts.items():
+        lines += [f"[{name}]", *_section(type(part.default).model_fields, sections.get(name) or {})]
     target = home / "mmrec.toml"
-    target.write_text("\n".join(lines) + "\n")
+    target.write_text("\n".join(lines[:-1]) + "\n")
     return target
+
+
+def _section(fields: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, field in fields.items():
+        value = values.get(name)
+        # TOML has no null: such a default is shown as an empty name
+        default = "" if field.default is None else _toml(field.default)
+        lines += [f"# {field.description}", f"# {name} = {default}" if value is None else f"{name} = {_toml(value)}"]
+    return [*lines, ""]
 
 
 def _toml(value: Any) -> str:

@@ -107,23 +107,12 @@ def world(night: Night) -> dict[str, Any]:
         return {}
     from mmrec.worlds.builtin import World
 
-    generator = World(source.seed, source.size)
-    folder = _source_root(night.config)
-    counts = {"days": 0}
-    history = folder / "history.done"
-    if not history.is_file():
-        generator.write_history(folder)
-        history.touch()
-    day = generator.first_run_date
-    while day < night.run_date:
-        done = folder / f"{day}.done"
-        if not done.is_file():
-            shown = night.lake.day("gold.recommendations", day) if day in night.lake.run_dates() else None
-            generator.write_day(folder, day, shown)
-            done.touch()
-            counts["days"] += 1
-        day += timedelta(days=1)
-    return counts
+    published = set(night.lake.run_dates())
+
+    def shown(day: date) -> pa.Table | None:
+        return night.lake.day("gold.recommendations", day) if day in published else None
+
+    return {"days": World(source.seed, source.size).catch_up(_source_root(night.config), night.run_date, shown)}
 
 
 def ingest(night: Night) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from mmrec.models.linear import history_weights
 from mmrec.models.tables import latest
 from mmrec.topk.exact import search
 from mmrec.train.fit import Champion
+from mmrec.train.inputs import history
 
 _OPSET = 17
 _SCALE = 2e-4  # of the scores' spread: fp32 in another order of operations; measured 2e-6 on the films
@@ -234,13 +235,8 @@ def item_feeds(model: Champion, items: Items) -> dict[str, np.ndarray]:
 
 def user_feeds(model: Champion, log: Log, fold: Fold, cases: slice, item_in: np.ndarray) -> dict[str, np.ndarray]:
     """Inputs of the user graph for cases of a fold, as a scorer makes them."""
-    longest = int(np.diff(fold.hist_ptr[cases.start : cases.stop + 1]).max(initial=1))
-    n, length = cases.stop - cases.start, max(model.recipe.context, min(model.recipe.length, longest))
-    rows = np.full((n, length), -1, np.int64)
-    for b in range(n):
-        own = fold.hist_row[fold.hist_ptr[cases.start + b] : fold.hist_ptr[cases.start + b + 1]][-length:]
-        rows[b, length - len(own) :] = own
-    mask, safe = rows >= 0, np.maximum(rows, 0)
+    rows, mask = history(fold, cases, model.recipe.length, model.recipe.context)
+    safe = np.maximum(rows, 0)
     after = np.concatenate([log.ts_us[safe[:, 1:]], fold.case_at_us[cases, None]], 1)
     gap = np.where(mask, np.maximum(after - log.ts_us[safe], 0) / 1e6, 0)
     return {
@@ -257,14 +253,14 @@ def _hard(model: Champion, width: int, item_in: np.ndarray) -> dict[str, np.ndar
     length = model.recipe.length
     mask = np.zeros((4, length), np.float32)
     mask[1, -1:], mask[2] = 1, 1
-    history = np.arange(4 * length).reshape(4, length) % len(item_in)
+    items = np.arange(4 * length).reshape(4, length) % len(item_in)
     # the last row has items behind a mask: they must not count
-    filled = np.where((mask > 0)[..., None] | (np.arange(4) == 3)[:, None, None], item_in[history], 0)
+    filled = np.where((mask > 0)[..., None] | (np.arange(4) == 3)[:, None, None], item_in[items], 0)
     return {
         "item_in": filled.astype(np.float32),
         "event": np.ones((4, length), np.int64),
         "gap_log": np.full((4, length), 3, np.float32),
         "weight": np.ones((4, length), np.float32),
         "mask": mask,
-        "once": latest(history, mask > 0).astype(np.float32),
+        "once": latest(items, mask > 0).astype(np.float32),
     }

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
 from mmrec.train.batches import Batch, batches
 from mmrec.train.blend import blend, blend_cold, first_cases, mask, ndcg
+from mmrec.train.inputs import Tensors, blocks, event_inputs, history
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class Champion:
         return float(np.average(each, weights=[c.stop for c in cases]))
 
     def _loss(
-        self, log: Log, batch: Batch, tensors: _Tensors, share_N: np.ndarray, rng: np.random.Generator
+        self, log: Log, batch: Batch, tensors: Tensors, share_N: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, int]:
         r = self.recipe
         rows, mask = np.maximum(batch.rows_BL, 0), batch.rows_BL >= 0
@@ -245,7 +246,7 @@ class Champion:
         n, t = int(mask.sum()), len(target)
         item_BLD = torch.zeros(*mask.shape, r.d)
         item_BLD[torch.from_numpy(mask)] = vector_ND[torch.from_numpy(where[:n])]
-        user_BLD = self.user_tower(item_BLD, *_side(log.event[rows] + 1, gap, log.weight[rows], mask))
+        user_BLD = self.user_tower(item_BLD, *event_inputs(log.event[rows] + 1, gap, log.weight[rows], mask))
         log_expected = torch.from_numpy(np.log(share_N[negative] * r.negatives)).float()
         loss = sampled_softmax(
             user_BLD[torch.from_numpy(batch.asked_BL)], vector_ND[torch.from_numpy(where[n : n + t])],
@@ -275,15 +276,16 @@ class Champion:
     ) -> np.ndarray:
         vector_ND = self.item_vectors(items, drop)
         out = []
-        for part in _split(cases, 512):
-            rows_BL, mask_BL = _history(fold, part, self.recipe.context)
+        for part in blocks(cases, 512):
+            rows_BL, mask_BL = history(fold, part, self.recipe.context)
             rows = np.maximum(rows_BL, 0)
             after = np.concatenate([log.ts_us[rows[:, 1:]], fold.case_at_us[part, None]], 1)
             gap = np.where(mask_BL, after - log.ts_us[rows], 0) / 1e6
             item_BLD = vector_ND[torch.from_numpy(log.item[rows].astype(np.int64))] * torch.from_numpy(
                 mask_BL
             ).unsqueeze(2)
-            user_BD = self.user_tower(item_BLD, *_side(log.event[rows] + 1, gap, log.weight[rows], mask_BL))[:, -1]
+            side = event_inputs(log.event[rows] + 1, gap, log.weight[rows], mask_BL)
+            user_BD = self.user_tower(item_BLD, *side)[:, -1]
             out.append((user_BD @ vector_ND.T).numpy())
         return np.concatenate(out) if out else np.zeros((0, items.n), np.float32)
 
@@ -306,8 +308,8 @@ class Champion:
         r = self.recipe
         weight_L = np.ones(r.length, np.float32) if flat else history_weights(r.length, tau=r.tau, base=r.base)
         out = []
-        for part in _split(cases, 512):
-            rows_BL, mask_BL = _history(fold, part, r.length)
+        for part in blocks(cases, 512):
+            rows_BL, mask_BL = history(fold, part, r.length)
             n, width = rows_BL.shape
             mask_BL = latest(log.item[np.maximum(rows_BL, 0)], mask_BL)
             w_BL = mask_BL * weight_L[r.length - width :]
@@ -318,10 +320,10 @@ class Champion:
 
     # parts
 
-    def _tensors(self, items: Items) -> _Tensors:
+    def _tensors(self, items: Items) -> Tensors:
         at = {item: i + 1 for i, item in enumerate(self.item_map)}
         index = np.array([at.get(str(i), 0) for i in items.ids], np.int64)
-        return _Tensors(index, {m: items.content[m] for m in self.dims}, {m: items.present[m] for m in self.dims})
+        return Tensors(index, {m: items.content[m] for m in self.dims}, {m: items.present[m] for m in self.dims})
 
     def _present(self, items: Items, drop: frozenset[str] = frozenset()) -> np.ndarray:
         """(N, M) bool, modalities in order of name."""
@@ -378,50 +380,3 @@ class Champion:
         made.item_tower.eval()
         made.user_tower.eval()
         return made
-
-
-class _Tensors:
-    """Inputs of the item tower, a few items at a time, with parts dropped for training."""
-
-    def __init__(self, index: np.ndarray, content: dict[str, np.ndarray], present: dict[str, np.ndarray]) -> None:
-        self.index = torch.from_numpy(index)
-        self.content = {m: torch.from_numpy(np.ascontiguousarray(v)) for m, v in content.items()}
-        self.present = {m: torch.from_numpy(v.astype(np.float32)) for m, v in present.items()}
-
-    def all(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        return self.index, self.content, self.present
-
-    def take(self, rows: np.ndarray, rng: np.random.Generator, drop: float) -> tuple[Any, Any, Any]:
-        at = torch.from_numpy(rows)
-        present = {m: p[at] * torch.from_numpy((rng.random(len(rows)) >= drop).astype(np.float32))
-                   for m, p in self.present.items()}  # fmt: skip
-        has_content = sum(present.values(), torch.zeros(len(rows))) > 0
-        # an item never loses everything it has
-        lose_id = torch.from_numpy(rng.random(len(rows)) < drop) & has_content
-        return torch.where(lose_id, 0, self.index[at]), {m: v[at] for m, v in self.content.items()}, present
-
-
-def _side(event: np.ndarray, gap_s: np.ndarray, weight: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, ...]:
-    return (
-        torch.from_numpy(np.where(mask, event, 0).astype(np.int64)),
-        torch.from_numpy(np.log1p(np.maximum(gap_s, 0)).astype(np.float32)),
-        torch.from_numpy(np.where(mask, weight, 0).astype(np.float32)),
-        torch.from_numpy(mask.astype(np.float32)),
-    )
-
-
-def _history(fold: Fold, cases: slice, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(B, L) rows of the log, right-aligned, and where there are any."""
-    n = cases.stop - cases.start
-    longest = int(np.diff(fold.hist_ptr[cases.start : cases.stop + 1]).max(initial=1))
-    width = max(1, min(length, longest))
-    rows = np.full((n, width), -1, np.int64)
-    for b in range(n):
-        own = fold.hist_row[fold.hist_ptr[cases.start + b] : fold.hist_ptr[cases.start + b + 1]][-width:]
-        rows[b, width - len(own) :] = own
-    return rows, rows >= 0
-
-
-def _split(cases: slice, size: int) -> Iterator[slice]:
-    for start in range(cases.start, cases.stop, size):
-        yield slice(start, min(start + size, cases.stop))

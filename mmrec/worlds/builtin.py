@@ -12,9 +12,9 @@ Shape legend: U users, N items, P parts, K kinds.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from mmrec.errors import InputError
 from mmrec.worlds import render
+from mmrec.worlds.deliver import deliver
 
 PARTS = ("text", "image", "audio", "hidden")
 K = render.KINDS
@@ -96,7 +97,7 @@ class World:
                 rows.setdefault(kind, []).extend(more)
         rows["users"] = [self._user(u) for u in range(self.size.users)]
         rows["relations"] = [*self._social(), *rows.get("relations", [])]
-        counts.update(self._deliver(folder / str(last), last, rows))
+        counts.update(deliver(folder / str(last), last, rows, self.seed, self._kind))
         state.save(folder, last)
         return dict(counts)
 
@@ -104,9 +105,27 @@ class World:
         """Deliver one day after the history. `slate`: rows of gold.recommendations shown that day, if any."""
         state = _State.load(folder, day - timedelta(days=1))
         rows = self._simulate(day, state, slate)
-        counts = self._deliver(folder / str(day), day, rows)
+        counts = deliver(folder / str(day), day, rows, self.seed, self._kind)
         state.save(folder, day)
         return counts
+
+    def catch_up(self, folder: Path, run_date: date, shown: Callable[[date], pa.Table | None]) -> int:
+        """Deliver what is missing before `run_date`; returns the days written. `shown`: a day's slate, if any.
+
+        A day is done when its mark is there, so a kill in between writes the day again, the same."""
+        history = folder / "history.done"
+        if not history.is_file():
+            self.write_history(folder)
+            history.touch()
+        days, day = 0, self.first_run_date
+        while day < run_date:
+            done = folder / f"{day}.done"
+            if not done.is_file():
+                self.write_day(folder, day, shown(day))
+                done.touch()
+                days += 1
+            day += timedelta(days=1)
+        return days
 
     def oracle_scores(self, user_ids: list[str], item_ids: list[str], at: datetime,
                       last_items: list[str | None] | None = None) -> np.ndarray:  # fmt: skip
@@ -305,39 +324,6 @@ class World:
             for v in np.argsort(-near[u], kind="stable")[:3]
         ]
 
-    # files
-
-    def _deliver(self, folder: Path, day: date, rows: dict[str, list[Any]]) -> dict[str, int]:
-        (folder / "media").mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng([self.seed, 9, day.toordinal()])
-        counts: Counter[str] = Counter({kind: len(r) for kind, r in rows.items()})
-        for row in rows["items"]:
-            counts.update(self._media(folder, row))
-        planted = _bad_rows(rows["interactions"], rng)
-        rows["interactions"] += planted
-        counts["planted_rows"] = len(planted)
-        for kind in ("interactions", "relations", "impressions"):
-            _csv(folder / f"{kind}.csv", kind, rows.get(kind, []), torn=kind == "interactions")
-        counts["planted_rows"] += 1  # the torn line
-        for kind in ("items", "users"):
-            if rows.get(kind):
-                lines = [json.dumps(r, sort_keys=True) for r in rows[kind]]
-                (folder / f"{kind}.jsonl").write_text("\n".join(lines) + "\n")
-        return dict(counts)
-
-    def _media(self, folder: Path, row: dict[str, Any]) -> dict[str, int]:
-        if row["image"] is None:
-            return {}
-        item = int(row["item_id"][1:])
-        kind, rng = self._kind(item), np.random.default_rng([self.seed, 10, item])
-        image, audio = render.picture(int(kind[1]), rng), render.tone(int(kind[2]), rng)
-        broken = {17: (b"", audio), 29: (image[: len(image) // 2], audio), 41: (b"not a picture", audio),
-                  53: (image, audio[:2000])}.get(item % 61)  # fmt: skip
-        image, audio = broken or (image, audio)
-        (folder / row["image"]).write_bytes(image)
-        (folder / row["audio"]).write_bytes(audio)
-        return {"planted_media": 1} if broken else {}
-
 
 class _State:
     """Who has had what, and everybody's last item."""
@@ -371,35 +357,6 @@ class _State:
             )
         with np.load(path, allow_pickle=False) as saved:
             return cls(saved["had"], saved["last"])
-
-
-def _bad_rows(rows: list[dict[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """One of each fault: a source is never clean."""
-    faults: list[dict[str, Any]] = [
-        {"user_id": ""}, {"item_id": "i99999999"}, {"weight": "NaN"}, {"weight": "many"}, {"event_ts": "yesterday"},
-        {"event_ts": "1969-07-20T20:17:00Z"},
-        {"event_ts": "2100-01-01T00:00:00Z", "available_at": "2100-01-01T00:00:00Z"},
-        {"context": "{broken"}, {},
-    ]  # fmt: skip
-    if not rows:
-        return []
-    picked = rng.choice(len(rows), len(faults), replace=len(rows) < len(faults))
-    return [rows[int(i)] | fault for i, fault in zip(picked, faults, strict=True)]
-
-
-def _csv(path: Path, kind: str, rows: list[dict[str, Any]], torn: bool) -> None:
-    columns = {
-        "interactions": ("user_id", "item_id", "event_type", "event_ts", "available_at", "weight", "context", "text"),
-        "relations": ("kind", "subject_id", "relation", "object_id", "available_at"),
-        "impressions": ("impression_id", "user_id", "item_id", "shown_at", "available_at", "surface", "rank", "run_id",
-                        "arm",                         "propensity"),
-    }[kind]  # fmt: skip
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        if torn:
-            file.write("u00001,i00002,view,2026-0")
 
 
 def _by_user(slate: pa.Table | None) -> dict[str, list[dict[str, Any]]]:

@@ -128,6 +128,7 @@ def test_a_delivery_of_mostly_bad_rows_stops_every_night_until_it_is_mended_or_a
         assert "max_bad_share" in stopped.stderr
     count = ("sql", "select count(*) n from ops_quarantine where rule = 'bad_number'", "--home", str(home), "--json")
     assert json.loads(mmrec(*count).stdout) == [{"n": 0}]
-    (home / "mmrec.toml").write_text((home / "mmrec.toml").read_text() + "max_bad_share = 0.9\n")
+    settings = (home / "mmrec.toml").read_text()
+    (home / "mmrec.toml").write_text(settings.replace("# max_bad_share = 0.5", "max_bad_share = 0.9"))
     assert json.loads(mmrec("run", "--home", str(home), "--date", "2001-01-01", "--no-train", "--json").stdout)["lists"] == 30
     assert json.loads(mmrec(*count).stdout)[0]["n"] >= 3000
