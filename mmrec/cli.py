@@ -7,20 +7,25 @@ Trade-off: every knob lives in mmrec.toml; flags are for what differs between tw
 from __future__ import annotations
 
 import json
+import math
 import sys
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import mmrec
 from mmrec import config as settings
 from mmrec import dates, schema, screen
-from mmrec.errors import MmrecError
+from mmrec.errors import InputError, MmrecError
 from mmrec.steps import STEPS
+
+if TYPE_CHECKING:
+    from mmrec.lake.store import Lake
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,7 +64,6 @@ def main() -> None:
         err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         _leave(error.exit_code)
-    _leave(0)
 
 
 def _leave(code: int) -> None:
@@ -71,7 +75,39 @@ def _leave(code: int) -> None:
 
 
 def show_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=_plain, allow_nan=False))
+    print(json.dumps(_finite(value), indent=1, default=_plain, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: such a number is its name."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Any) -> Text:
+    """A value of a table as it is: no markup, nothing that steers the terminal."""
+    from mmrec.monitor.show import plain
+
+    return Text("" if value is None else plain(str(value)))
+
+
+def _lake(home: Path) -> Lake:
+    """The tables of a home; InputError where there is none."""
+    from mmrec.lake.store import Lake
+
+    lake = Lake(settings.load(home).lake)
+    if not lake.exists("gold.recommendations"):
+        raise InputError(
+            "this home has no lake yet",
+            where="--home",
+            value=str(home),
+            valid="a folder made by mmrec init",
+            next=f"mmrec init --home {home}",
+        )
+    return lake
 
 
 def _plain(value: Any) -> Any:
@@ -89,13 +125,17 @@ def init(
     zone: Annotated[str, typer.Option(help="the shop's time zone")] = "UTC",
     seed: Annotated[int, typer.Option(help="seed of the built-in world")] = 0,
     size: Annotated[str, typer.Option(help="size of the built-in world: tiny or small")] = "small",
+    as_json: Json = False,
 ) -> None:
     """Make a home: mmrec.toml, empty tables with their constraints, and version 0, a popularity bundle."""
     from mmrec.run import make_home
 
     made = make_home(home, source=source, root=root, zone=zone, seed=seed, size=size)
-    out.print(f"home [bold]{made.home}[/] with {len(schema.TABLES)} tables and model version 0 (popularity)")
-    out.print(f"next: mmrec run --home {home} --date YYYY-MM-DD")
+    if as_json:
+        show_json({"home": made.home, "tables": len(schema.TABLES), "model_version": "0"})
+        return
+    out.print(f"home {made.home} with {len(schema.TABLES)} tables and model version 0 (popularity)", soft_wrap=True)
+    out.print(f"next: mmrec run --home {home} --date YYYY-MM-DD", soft_wrap=True)
 
 
 @app.command()
@@ -164,8 +204,6 @@ def tables(
     as_json: Json = False,
 ) -> None:
     """The tables there are, with rows and versions; or one table's columns."""
-    from mmrec.lake.store import Lake
-
     if name:
         t = schema.table(name)
         if as_json:
@@ -189,7 +227,7 @@ def tables(
             grid.add_row(c.name, c.type + (" or null" if c.nullable else ""), c.comment)
         out.print(grid)
         return
-    lake = Lake(settings.load(home).lake)
+    lake = _lake(home)
     found = []
     for t in schema.TABLES.values():
         if lake.exists(t.name):
@@ -217,19 +255,18 @@ def tables(
 def sql(statement: str, home: Home = HOME, as_json: Json = False) -> None:
     """One DuckDB statement over the tables; `mmrec tables` names them."""
     from mmrec.lake.sql import query
-    from mmrec.lake.store import Lake
 
-    rows = query(Lake(settings.load(home).lake), statement)
+    rows = query(_lake(home), statement)
     if as_json:
         show_json(rows.to_pylist())
         return
     grid = Table()
     for field in rows.schema:
         grid.add_column(
-            field.name, justify="right" if str(field.type) in ("int32", "int64", "float", "double") else "left"
+            _cell(field.name), justify="right" if str(field.type) in ("int32", "int64", "float", "double") else "left"
         )
     for row in rows.slice(0, 200).to_pylist():
-        grid.add_row(*("" if v is None else str(v) for v in row.values()))
+        grid.add_row(*map(_cell, row.values()))
     out.print(grid)
     if rows.num_rows > 200:
         out.print(f"{rows.num_rows:,} rows, 200 shown; --json gives all")
@@ -240,11 +277,10 @@ def show(
     user: str, home: Home = HOME, day: Annotated[str | None, typer.Option("--date")] = None, as_json: Json = False
 ) -> None:
     """One user: what they did lately, beside what they are offered and why."""
-    from mmrec.lake.store import Lake
     from mmrec.monitor.show import render, user_page
 
     cfg = settings.load(home)
-    page = user_page(Lake(cfg.lake), user, dates.parse(day) if day else None, cfg.zone)
+    page = user_page(_lake(home), user, dates.parse(day) if day else None, cfg.zone)
     show_json(page.to_json()) if as_json else out.print(render(page))
 
 
@@ -262,7 +298,7 @@ def verify(home: Home = HOME, as_json: Json = False) -> None:
         for head in ("check", "result", "detail"):
             grid.add_column(head, overflow="fold")
         for f in findings:
-            grid.add_row(f["check"], "[green]ok[/]" if f["ok"] else "[bold red]broken[/]", f["detail"])
+            grid.add_row(f["check"], "[green]ok[/]" if f["ok"] else "[bold red]broken[/]", _cell(f["detail"]))
         out.print(grid)
         out.print("every check holds" if not bad else f"[bold red]{len(bad)} of {len(findings)} checks are broken[/]")
     if bad:

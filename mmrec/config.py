@@ -7,6 +7,7 @@ engine, device) must not change a byte, and is left out of a run's identity.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,9 @@ class SourceConfig(_Part):
     size: str = Field("small", description="size of the built-in world: tiny or small")
     earliest: str = Field("1990-01-01", description="events before this day are quarantined")
     max_bad_share: float = Field(0.5, description="a delivery with a larger share of bad rows stops the night")
-    min_share: float = Field(0.1, description="a delivery below this share of the previous one stops the night")
+    min_share: float = Field(
+        0.1, description="a delivery below this share of the median of at least three stops the night"
+    )
 
 
 class NightConfig(_Part):
@@ -102,14 +105,15 @@ class Config(BaseSettings):
 
 def load(home: Path, **flags: Any) -> Config:
     """The settings of a home. InputError names the key, its value and what would be right."""
+    _known_environment()
     try:
         return Config(home=home.absolute(), **{k: v for k, v in flags.items() if v is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key, variable = ".".join(map(str, first["loc"])), "MMREC_" + "__".join(map(str, first["loc"])).upper()
         raise InputError(
             f"a setting is wrong: {first['msg'].lower()}",
-            where=f"{home / 'mmrec.toml'}: {key}",
+            where=f"environment: {variable}" if variable in os.environ else f"{home / 'mmrec.toml'}: {key}",
             value=first.get("input"),
             valid=_valid(first["loc"]),
             next="edit mmrec.toml",
@@ -120,6 +124,21 @@ def load(home: Path, **flags: Any) -> Config:
         ) from None
 
 
+def _known_environment() -> None:
+    """A misspelt variable would be passed over without a word."""
+    for key, value in os.environ.items():
+        if not key.startswith("MMREC_"):
+            continue
+        model: Any = Config
+        for part in key.removeprefix("MMREC_").lower().split("__"):
+            fields = getattr(model, "model_fields", {})
+            if part not in fields:
+                raise InputError("no such setting", where=f"environment: {key}", value=value,
+                                 valid=[f"MMREC_{n.upper()}" for n in Config.model_fields]
+                                 if model is Config else sorted(fields), next=f"unset {key}")  # fmt: skip
+            model = fields[part].annotation
+
+
 def write(home: Path, sections: dict[str, Any]) -> Path:
     """Write `<home>/mmrec.toml`: every setting with what it is; those of `sections` are set, the others commented out
     at their defaults.
@@ -127,6 +146,9 @@ def write(home: Path, sections: dict[str, Any]) -> Path:
     Args:
         sections: top-level values, and sections as dictionaries; None: left at its default.
     """
+    unknown = set(sections) - set(Config.model_fields)
+    if unknown:
+        raise InputError("no such setting", where="mmrec.toml", value=sorted(unknown), valid=list(Config.model_fields))
     home.mkdir(parents=True, exist_ok=True)
     lines = ["# Settings of this home. A line that begins with # is a default.", ""]
     parts = {n: f for n, f in Config.model_fields.items() if isinstance(f.default, _Part)}
@@ -134,7 +156,7 @@ def write(home: Path, sections: dict[str, Any]) -> Path:
     for name, part in parts.items():
         lines += [f"[{name}]", *_section(type(part.default).model_fields, sections.get(name) or {})]
     target = home / "mmrec.toml"
-    target.write_text("\n".join(lines[:-1]) + "\n")
+    target.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
     return target
 
 
@@ -155,7 +177,8 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
-    return json.dumps(str(value))
+    # TOML has no surrogate pairs
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _valid(where: tuple[Any, ...]) -> str:
@@ -164,5 +187,6 @@ def _valid(where: tuple[Any, ...]) -> str:
         model = model.model_fields[part].annotation
     fields = model.model_fields
     if where[-1] in fields:
-        return fields[where[-1]].description
+        about = fields[where[-1]]
+        return about.description or f"a section [{where[-1]}] of " + ", ".join(type(about.default).model_fields)
     return "one of " + ", ".join(fields)

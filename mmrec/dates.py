@@ -17,7 +17,7 @@ def as_of(run_date: date, zone: str = "UTC") -> datetime:
     """Midnight that begins `run_date` in the shop's zone, as UTC; exclusive: a night knows what came before it."""
     try:
         tz = ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):
         raise InputError(
             "no such time zone",
             where="config: zone",
@@ -44,6 +44,8 @@ def days(start: date, end: date) -> list[date]:
 def parse(text: str, where: str = "--date") -> date:
     """A `YYYY-MM-DD` date, or an InputError that says where it was given."""
     try:
+        if len(text) != 10 or text[4] != "-" or text[7] != "-":  # fromisoformat also reads weeks
+            raise ValueError
         return date.fromisoformat(text)
     except ValueError:
         raise InputError(

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from mmrec import config as settings
-from mmrec import schema
+from mmrec import dates, schema
 from mmrec.config import Config
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit, content
@@ -57,6 +57,7 @@ def make_home(
             next="mmrec init --help",
         )
     if not (home / "mmrec.toml").is_file():
+        _check_choices(source, size, zone)
         more: dict[str, Any] = {}
         if source == "builtin":  # two months of history: short windows, a small model
             more = {"evaluate": {"rolling_days": 3, "rolling_cuts": 3, "rolling_fits": 1}, "train": {"recipe": "small"}}
@@ -68,6 +69,17 @@ def make_home(
     Lake(config.lake).create_all()
     init_version_zero(config)
     return config
+
+
+def _check_choices(source: str, size: str, zone: str) -> None:
+    from mmrec.worlds.builtin import World
+    from mmrec.worlds.sources import SPECS
+
+    dates.as_of(date(2026, 1, 1), zone)
+    if source not in SPECS:
+        raise InputError("no such source", where="source.spec", value=source, valid=SPECS, next="mmrec init --help")
+    if source == "builtin":
+        World(0, size)
 
 
 def station(config: Config, name: str, when: date, tell: Tell) -> dict[str, Any]:

@@ -92,6 +92,12 @@ def write(
             against=lake.version(name) if t.mode == "append_new" else None,
         )
         return adopt(lake, checked, run_id=run_id, pinned=pinned, partition=partition, metadata=metadata or {})
+    except QualityError as error:
+        stage.discard()
+        seen = fence(lake, name, partition)
+        if set(error.report.get("refused", {})) == {"existing_key"} and seen != pinned:
+            raise _fenced(name, partition, seen, pinned) from error  # what was refused had come in between
+        raise
     except BaseException:
         stage.discard()
         raise

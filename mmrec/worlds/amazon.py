@@ -107,7 +107,9 @@ class Amazon:
     def _relations(self) -> Iterator[Any]:
         def edges() -> Iterator[_Row]:
             for line, row, text, error in jsonl_rows(self.root / "items.jsonl"):
-                brand, *categories = (row or {}).get("attributes") or ["Unknown"]
+                found = (row or {}).get("attributes")
+                named = isinstance(found, list) and all(isinstance(a, str) for a in found)  # if not, items name it
+                brand, *categories = (named and found) or ["Unknown"]
                 pairs = [("brand", brand)] * (brand != "Unknown") + [("category", c) for c in dict.fromkeys(categories)]
                 for relation, entity in pairs if row and "item" in row else ():
                     yield line, {"item": row["item"], "relation": relation, "entity": entity}, text, error

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from mmrec import schema
+from mmrec import dates, schema
 from mmrec.errors import InputError
 from mmrec.worlds.sources import Delivery, batches, csv_rows, jsonl_rows, media_bytes
 
@@ -24,6 +24,7 @@ KINDS = ("interactions", "items", "users", "relations", "impressions")
 MAPPING = "mmrec-source.toml"
 _DATED = re.compile(r"^\d{4}-\d{2}-\d{2}$")
 _TIMES = ("event_ts", "available_at", "valid_from", "withdrawn_at", "shown_at")
+_FORMS = ("iso", "epoch_s", "epoch_ms")
 _KEYS = ("file", "format", "delimiter", "columns", "constants", "time", "zone")
 
 
@@ -45,8 +46,9 @@ class FilesSource:
     def _dated(self) -> list[Delivery]:
         found = []
         for folder in sorted(p for p in self.root.iterdir() if p.is_dir() and _DATED.match(p.name)):
+            day = dates.parse(folder.name, f"source.root: {folder}")
             # a day's folder is complete when the day is over
-            arrived = datetime.fromisoformat(folder.name).replace(tzinfo=UTC) + timedelta(days=1)
+            arrived = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
             for kind in KINDS:
                 for suffix in ("csv", "jsonl"):
                     path = folder / f"{kind}.{suffix}"
@@ -146,16 +148,19 @@ def _moment(value: str, form: str, zone: ZoneInfo) -> str:
         if form in ("epoch_s", "epoch_ms"):
             seconds = float(value) / (1000 if form == "epoch_ms" else 1)
             return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).isoformat()
-        return datetime.strptime(value, form).replace(tzinfo=zone).astimezone(UTC).isoformat()
+        moment = datetime.strptime(value, form)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC).isoformat()
     except (ValueError, OverflowError):
         return value  # validate names it
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        mapping = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"the mapping is not TOML: {error}", where=str(path), next=f"edit {MAPPING}") from error
+        mapping = tomllib.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"the mapping is not TOML: {error}", where=str(path), valid="TOML in UTF-8", next=f"edit {MAPPING}"
+        ) from error
     for kind, rule in mapping.items():
         if kind == "name":
             continue
@@ -167,6 +172,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
                 valid=("name", *KINDS),
                 next=f"edit {MAPPING}",
             )
+        if not isinstance(rule, dict):
+            raise _wrong(path, kind, "a kind is not a section", rule, f"[{kind}]")
         if "file" not in rule:
             raise InputError(
                 "a kind names no file", where=f"{path}: [{kind}]", valid='file = "orders*.csv"', next=f"edit {MAPPING}"
@@ -176,6 +183,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
                 raise InputError(
                     "no such key", where=f"{path}: [{kind}] {key}", value=key, valid=_KEYS, next=f"edit {MAPPING}"
                 )
+        _check_values(path, kind, rule)
         for name in (*rule.get("columns", {}), *rule.get("constants", {})):
             if name not in _columns(kind):
                 raise InputError(
@@ -186,3 +194,25 @@ def _read_mapping(path: Path) -> dict[str, Any]:
                     next=f"edit {MAPPING}",
                 )
     return mapping
+
+
+def _check_values(path: Path, kind: str, rule: dict[str, Any]) -> None:
+    for key in ("columns", "constants"):
+        if not isinstance(rule.get(key, {}), dict):
+            raise _wrong(path, f"{kind}.{key}", "not a table", rule[key], 'columns = { user_id = "customer" }')
+    file, delimiter, form = rule["file"], rule.get("delimiter", ","), rule.get("time", "iso")
+    if not isinstance(file, str) or not file or Path(file).is_absolute():
+        raise _wrong(path, f"{kind}.file", "not a pattern within the folder", file, '"orders*.csv"')
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
+        raise _wrong(path, f"{kind}.delimiter", "not one character", delimiter, "one character")
+    if form not in _FORMS and not (isinstance(form, str) and "%" in form):
+        raise _wrong(path, f"{kind}.time", "no such form of times", form, (*_FORMS, "a strptime form, as %d.%m.%Y"))
+    try:
+        ZoneInfo(rule.get("zone", "UTC"))
+    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
+        valid = "an IANA name, as Europe/Berlin"
+        raise _wrong(path, f"{kind}.zone", "no such time zone", rule["zone"], valid) from None
+
+
+def _wrong(path: Path, key: str, what: str, value: Any, valid: Any) -> InputError:
+    return InputError(what, where=f"{path}: {key}", value=value, valid=valid, next=f"edit {MAPPING}")

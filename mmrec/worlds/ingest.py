@@ -58,6 +58,14 @@ def ingest(
     ledger: list[dict[str, Any]] = []
     fresh: dict[str, list[pa.Table]] = {}
     deliveries = [(d, _file_sha256(d)) for d in source.deliveries()]
+    if not deliveries:
+        raise QualityError(
+            "the source has delivered nothing",
+            where=f"source {source.name}",
+            value="no file",
+            valid="dated folders, or files that mmrec-source.toml names (docs/sources.md)",
+            next="mmrec ingest --date D, when there are some",
+        )
     for kind in _KINDS:
         todo = [
             (d, sha) for d, sha in deliveries if d.kind == kind and (source.name, d.file, kind, sha) not in known_files

@@ -179,10 +179,19 @@ def download(name: str, cache: Path) -> Path:
         )
     scratch = cache / f"{stem}.unpack"
     shutil.rmtree(scratch, ignore_errors=True)
-    with zipfile.ZipFile(part) as archive:
-        archive.extractall(scratch)
-    (scratch / stem).replace(folder)
-    shutil.rmtree(scratch)
+    try:
+        with zipfile.ZipFile(part) as archive:
+            archive.extractall(scratch)
+        (scratch / stem).replace(folder)
+    except (zipfile.BadZipFile, FileNotFoundError) as error:
+        part.unlink()
+        raise TransientError(
+            f"the downloaded file can't be unpacked: {error}",
+            where=_URL.format(stem),
+            next=f"mmrec demo --data {name}, or with --source FOLDER",
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     part.unlink()
     return folder
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from mmrec.errors import InputError
 
+SPECS = ("builtin", "files", "movielens-small", "movielens-25m", "movielens-32m", "movielens-latest", "amazon")
 _BATCH = 50_000
 _MAX_MEDIA = 50 * 1024 * 1024
 
@@ -66,13 +67,7 @@ def open_source(spec: str, root: Path | None, cache: Path) -> Source:
         from mmrec.worlds.amazon import Amazon
 
         return Amazon(_folder(root, spec))
-    raise InputError(
-        "no such source",
-        where="source.spec",
-        value=spec,
-        valid=["builtin", "files", "movielens-small", "movielens-25m", "movielens-32m", "amazon"],
-        next="mmrec init --help",
-    )
+    raise InputError("no such source", where="source.spec", value=spec, valid=SPECS, next="mmrec init --help")
 
 
 def media_bytes(root: Path, reference: str) -> bytes | None:
@@ -89,10 +84,11 @@ def media_bytes(root: Path, reference: str) -> bytes | None:
         return None
 
 
-def records(path: Path) -> Iterator[tuple[int, str, str | None]]:
-    """Lines of a UTF-8 text file: (line number, text, error); a torn last line and bad bytes carry an error.
+def records(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, str, str | None]]:
+    """Lines of a UTF-8 text file: (line number, text, error); bad bytes and a quote left open at a torn end are errors.
 
-    A quoted field may hold line breaks if its quote closes within 100 lines; an unclosed quote costs its own line.
+    With a delimiter, a quoted field may hold line breaks if that makes one csv record of at most 100 lines; a quote
+    that doesn't costs its own line.
     """
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     torn = bool(data) and not data.endswith(b"\n")
@@ -103,11 +99,12 @@ def records(path: Path) -> Iterator[tuple[int, str, str | None]]:
     while i < len(lines):
         start, raw = i, lines[i].removesuffix(b"\r")
         i += 1
-        if raw.count(b'"') % 2:
+        if delimiter and raw.count(b'"') % 2:
             for j in range(i, min(i + 100, len(lines))):
                 if lines[j].count(b'"') % 2:
-                    raw = b"\n".join([raw, *(x.removesuffix(b"\r") for x in lines[i : j + 1])])
-                    i = j + 1
+                    joined = b"\n".join([raw, *(x.removesuffix(b"\r") for x in lines[i : j + 1])])
+                    if _is_one(joined, delimiter):
+                        raw, i = joined, j + 1
                     break
         try:
             text, error = raw.decode(), None
@@ -120,7 +117,7 @@ def records(path: Path) -> Iterator[tuple[int, str, str | None]]:
 
 def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, str] | None, str, str | None]]:
     """Rows of a csv with a header: (line, values by column, raw text, error); values are None where it has an error."""
-    source = records(path)
+    source = records(path, delimiter)
     head = next(source, None)
     if head is None:
         return
@@ -138,10 +135,17 @@ def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, 
         yield line, None if error else dict(zip(header, fields, strict=True)), text, error
 
 
+def _is_one(record: bytes, delimiter: str) -> bool:
+    try:
+        return bool(_fields(record.decode(errors="replace"), delimiter))
+    except csv.Error:
+        return False
+
+
 def _fields(text: str, delimiter: str) -> list[str]:
     if '"' not in text:
         return text.split(delimiter)
-    rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True))
+    rows = list(csv.reader([text], delimiter=delimiter, strict=True))
     if len(rows) != 1:
         raise csv.Error("more than one record")
     return rows[0]
@@ -156,7 +160,7 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None, str, st
         try:
             value = json.loads(raw)
             error = None if isinstance(value, dict) else "not a JSON object"
-        except ValueError as wrong:
+        except (ValueError, RecursionError) as wrong:
             value, error = None, f"not JSON: {wrong}"
         yield number, None if error else value, text, error
 
@@ -178,7 +182,7 @@ def batches(
         error = bad
         if values is not None:
             try:
-                made |= convert(values)
+                made |= _writable(convert(values))
             except (KeyError, ValueError, TypeError, OverflowError) as wrong:
                 error = f"{type(wrong).__name__}: {wrong}"
         if error:
@@ -189,6 +193,14 @@ def batches(
             out = []
     if out:
         yield pa.RecordBatch.from_pylist(out, fields)
+
+
+def _writable(row: dict[str, Any]) -> dict[str, Any]:
+    for value in row.values():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{value!r} is no text")
+        (value or "").encode()  # half of a surrogate pair, which JSON can name, can't be stored
+    return row
 
 
 def _folder(root: Path | None, spec: str) -> Path:

@@ -64,7 +64,7 @@ def random_shop(seed, users=12, n=30, rows=240, days=100.0):
 def films():
     """MovieLens small: every rating is an interaction, a film is on offer from the beginning."""
     beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    path = Path(os.environ.get("MMREC_TEST_DATA", beside)) / "movielens-small" / "ratings.csv"
+    path = Path(os.environ.get("TEST_DATA_ROOT", beside)) / "movielens-small" / "ratings.csv"
     if not path.exists():
         pytest.skip(f"the films are not at {path}")
     with path.open(newline="") as file:
