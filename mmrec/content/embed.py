@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
@@ -66,7 +67,9 @@ def embed(
             rows = []
             for shas, raw in _media(lake, encoder.modality, chunk, contents):
                 vectors, reasons = encoder.encode(raw)
-                for sha, vector, why in zip(shas, vectors, reasons, strict=True):
+                finite = np.isfinite(vectors).all(1)
+                for sha, vector, why, ok in zip(shas, vectors, reasons, finite, strict=True):
+                    why = why or (None if ok else "not_finite: the encoder gave no number")
                     rows.append({"content_sha256": sha, "encoder_version": encoder.version,
                                  "modality": encoder.modality, "dim": 0 if why else encoder.dim,
                                  "embedding": [] if why else vector, "refused": why})  # fmt: skip

@@ -30,6 +30,7 @@ IMAGE_SIZE = 160
 _TEXT_BATCH, _IMAGE_BATCH = 16, 16
 _LENGTHS = (16, 32, 64, 128, 256)  # a text is padded to the first that holds it; longer ones are cut
 _RATE, _FFT, _HOP, _MELS = 16_000, 1024, 256, 64
+_FRAMES = 2048  # transformed at a time: memory does not grow with a sound's length
 
 
 class Encoder(Protocol):
@@ -101,8 +102,9 @@ class _MiniLM:
             self.tokenizer.no_padding()
             self.tokenizer.enable_truncation(_LENGTHS[-1])
         out = np.zeros((len(raw), self.dim), np.float32)
-        # half a megabyte of text is far beyond 256 tokens, and tokenizing 10 MB takes seconds
-        ids = [e.ids for e in self.tokenizer.encode_batch([t[:20_000] for t in raw])]
+        # 20,000 characters are far beyond 256 tokens, and tokenizing 10 MB takes seconds; half a character becomes "?"
+        texts = [t[:20_000].encode("utf-8", "replace").decode() for t in raw]
+        ids = [e.ids for e in self.tokenizer.encode_batch(texts)]
         bucket = [next(n for n in _LENGTHS if len(i) <= n) for i in ids]
         for length in sorted(set(bucket)):
             rows = [r for r, n in enumerate(bucket) if n == length]
@@ -177,12 +179,17 @@ class _LogMel:
             samples = soxr.resample(samples, rate, _RATE)
         padded = np.pad(samples, (0, max(0, _FFT - len(samples))))
         frames_FW = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[::_HOP]
-        power = np.abs(np.fft.rfft(frames_FW * np.hanning(_FFT), axis=1)) ** 2
-        mel_FM = np.log(power @ _filters().T + 1e-6)
+        window_W, filters_MW = np.hanning(_FFT), _filters()
+        mel_FM = np.concatenate([
+            np.log(np.abs(np.fft.rfft(frames_FW[at : at + _FRAMES] * window_W, axis=1)) ** 2 @ filters_MW.T + 1e-6)
+            for at in range(0, len(frames_FW), _FRAMES)])  # fmt: skip
         delta = np.abs(np.diff(mel_FM, axis=0)).mean(0) if len(mel_FM) > 1 else np.zeros(_MELS)
         # the level of silence is the origin, so that loudness doesn't swamp timbre
         vector = np.concatenate([mel_FM.mean(0) - np.log(1e-6), mel_FM.std(0), delta])
-        return (vector / max(np.linalg.norm(vector), 1e-12)).astype(np.float32)
+        norm = float(np.linalg.norm(vector))
+        if not 1e-6 < norm < np.inf:  # below, the vector would be rounding noise
+            raise BadMedia("silent: nothing to hear")
+        return (vector / norm).astype(np.float32)
 
 
 @lru_cache(maxsize=1)

@@ -30,7 +30,7 @@ def export(name: str, target: Path) -> None:
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
     model, inputs, names, axes = _minilm() if name == "minilm" else _efficientnet()
-    part = target.with_suffix(".part")
+    part = target.with_suffix(f".{os.getpid()}.part")  # two homes may share a cache
     target.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
