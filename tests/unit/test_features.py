@@ -300,7 +300,7 @@ def test_engine_and_python_agree_on_the_text_of_an_item(spark):
 @pytest.mark.films
 def test_the_films_take_seconds(spark, capsys):
     beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    path = Path(os.environ.get("MMREC_TEST_DATA", beside)) / "movielens-small" / "ratings.csv"
+    path = Path(os.environ.get("TEST_DATA_ROOT", beside)) / "movielens-small" / "ratings.csv"
     if not path.exists():
         pytest.skip(f"the films are not at {path}")
     ratings = pyarrow.csv.read_csv(path)
