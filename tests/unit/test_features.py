@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 import random
-import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -298,7 +297,7 @@ def test_engine_and_python_agree_on_the_text_of_an_item(spark):
 
 
 @pytest.mark.films
-def test_the_films_take_seconds(spark, capsys):
+def test_every_rating_of_the_films_is_counted_once(spark):
     beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
     path = Path(os.environ.get("TEST_DATA_ROOT", beside)) / "movielens-small" / "ratings.csv"
     if not path.exists():
@@ -319,13 +318,7 @@ def test_the_films_take_seconds(spark, capsys):
     seen = asof.interactions(spark.createDataFrame(table), NOW)
     offered = asof.items(frame(spark, "silver.items", items), NOW)
     known = asof.users(frame(spark, "silver.users", []), NOW)
-    began = time.perf_counter()
     made = sequences.user_sequences(seen, known, DAY, NOW, 50, "r").toArrow()
-    between = time.perf_counter()
     about = windows.item_features(seen, offered, DAY, NOW, 180.0, "r").toArrow()
-    ended = time.perf_counter()
-    with capsys.disabled():
-        print(f"\nfilms: sequences {between - began:.2f} s, item features {ended - between:.2f} s, {n} rows")
     assert made.num_rows == 610
     assert sum(made["n_interactions"].to_pylist()) == sum(about["n_interactions"].to_pylist()) == n
-    assert ended - began < 20  # an order of magnitude above the usual: a plan gone quadratic, not a busy machine
