@@ -209,7 +209,7 @@ def export(night: Night) -> dict[str, Any]:
                if r["split"] == "test" and r["slice"] == "all" and r["metric"] in COMPARED}  # fmt: skip
     about = spec | {
         "kind": "two_tower", "name": "champion", "as_of": night.as_of.isoformat(), "encoders": data.encoders,
-        "config": state["chosen"]["rolling"], "features": features_fingerprint(), "data_versions": data.tables,
+        "config": state["chosen"]["rolling"], "features": schema.features_fingerprint(), "data_versions": data.tables,
         "metrics": metrics, "code": mmrec.__version__, "mlflow_run": state["mlflow_run"],
         "refit": "on everything before as_of, with the settings that validation chose",
     }  # fmt: skip
@@ -289,14 +289,6 @@ def served(data: Data, night: Night) -> Fold:
                    case_at_us=np.full(len(users), dates.micros(night.as_of)),
                    hist_ptr=np.concatenate([[0], np.cumsum(size)]).astype(np.int64), hist_row=rows,
                    target_ptr=np.zeros(len(users) + 1, np.int64))  # fmt: skip
-
-
-def features_fingerprint() -> str:
-    """Digest of the definitions that training and scoring share."""
-    import hashlib
-
-    shared = [schema.table(n).ddl for n in ("gold.user_sequences", "gold.item_features", "gold.item_embeddings")]
-    return hashlib.sha256("|".join(shared).encode()).hexdigest()[:16]
 
 
 def oracle_of(night: Night, data: Data) -> Callable[[Fold, slice], np.ndarray] | None:

@@ -11,6 +11,7 @@ out of the content hash; retention is how long a pinned version stays readable.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -451,3 +452,9 @@ def table(name: str) -> Table:
         raise InputError(
             "no such table", where="schema", value=name, valid=sorted(TABLES), next="mmrec tables"
         ) from None
+
+
+def features_fingerprint() -> str:
+    """Digest of the definitions that training and scoring share: names and types of the feature tables."""
+    shared = [table(n).ddl for n in ("gold.user_sequences", "gold.item_features", "gold.item_embeddings")]
+    return hashlib.sha256("|".join(shared).encode()).hexdigest()[:16]

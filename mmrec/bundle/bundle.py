@@ -67,16 +67,21 @@ def load(folder: Path, expected: str | None = None) -> Bundle:
         raise InputError(
             "there is no bundle here", where=str(folder), valid="a folder made by mmrec export", next="mmrec init"
         )
-    sealed = json.loads(seal_file.read_text())
+    try:
+        sealed = json.loads(seal_file.read_text())
+        told, listed = sealed["sha256"], dict(sealed["files"])
+    except (ValueError, TypeError, KeyError):
+        told, listed = "", {}
     files = _files(folder)
     digest = _digest(files)
-    if digest != sealed["sha256"] or (expected is not None and digest != expected):
-        changed = sorted(n for n in {*files, *sealed["files"]} if files.get(n) != sealed["files"].get(n))
+    whole = _digest(listed) == told  # a seal that contradicts itself was edited
+    if not whole or digest != told or (expected is not None and digest != expected):
+        changed = sorted(n for n in {*files, *listed} if files.get(n) != listed.get(n)) if whole else [_SEAL]
         raise QualityError(
             "the model bundle was altered since it was sealed",
             where=str(folder),
             value=changed or digest,
-            valid=expected or sealed["sha256"],
+            valid=expected or told or "the seal that mmrec export wrote",
             next="mmrec promote --help",
         )
     return Bundle(folder, digest, json.loads((folder / "bundle.json").read_text()))
@@ -88,15 +93,24 @@ def install(folder: Path, target: Path) -> Path:
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(folder, part)
+    load(part)
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        shutil.rmtree(target)
-    part.replace(target)
+        target.replace(old)
+    try:
+        part.replace(target)
+    except OSError:
+        if old.exists():
+            old.replace(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def _files(folder: Path) -> dict[str, str]:
     found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _SEAL):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / _SEAL):
         with path.open("rb") as handle:
             found[path.relative_to(folder).as_posix()] = hashlib.file_digest(handle, "sha256").hexdigest()
     return found

@@ -56,7 +56,15 @@ def champion(config: Config, as_of: datetime | None = None) -> tuple[Bundle, str
     """
     for version, digest, trained in _promoted(config):
         if as_of is None or trained is None or datetime.fromisoformat(trained) <= as_of:
-            return load(config.bundles / version, digest), version
+            folder = config.bundles / version
+            if not folder.is_dir():
+                raise InputError(
+                    "a promoted bundle is not on this disk",
+                    where=str(folder),
+                    value=f"version {version}",
+                    next="mmrec train && mmrec promote",
+                )
+            return load(folder, digest), version
     return init_version_zero(config), ZERO
 
 
@@ -69,7 +77,7 @@ def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -
     bundle = load(folder)
     if not any(m.name == NAME for m in c.search_registered_models(filter_string=f"name = '{NAME}'")):
         c.create_registered_model(NAME, description="Two-tower models that mmrec's nights are scored with.")
-    tags = {"sha256": bundle.digest, "as_of": str(about["as_of"]), "kind": bundle.kind}
+    tags = {"sha256": bundle.digest, "kind": bundle.kind} | ({"as_of": about["as_of"]} if about["as_of"] else {})
     made = c.create_model_version(
         NAME, source=f"runs:/{run_id}/bundle", run_id=run_id, tags=tags, description=about.get("summary", "")
     )
@@ -113,14 +121,6 @@ def _promoted(config: Config) -> list[tuple[str, str, str | None]]:
     current = aliases.get("champion")
     once = [v for v in found if v.tags.get("promoted") == "true" or str(v.version) == current]
     once.sort(key=lambda v: (str(v.version) != current, -int(v.version)))
-    for v in once:
-        if not (config.bundles / str(v.version)).is_dir():
-            raise InputError(
-                "a promoted bundle is not on this disk",
-                where=str(config.bundles / str(v.version)),
-                value=f"version {v.version}",
-                next="mmrec train && mmrec promote",
-            )
     return [(str(v.version), v.tags["sha256"], v.tags.get("as_of")) for v in once]
 
 

@@ -43,6 +43,8 @@ def decide(rows: list[dict[str, Any]], challenger: str, champion: str) -> tuple[
             numbers[f"{protocol}/{name}"] = other
             (passed if own > other else held).append(f"{protocol}: {own:.4f} against {name} {other:.4f}")
         before = value.get((champion, protocol, "champion"))
+        if before is None and champion != "0":
+            held.append(f"{protocol}: no number of champion {champion}")
         if before is not None:
             numbers[f"{protocol}/champion"] = before
             (passed if own >= _TOLERANCE * before else held).append(

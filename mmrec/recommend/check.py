@@ -19,7 +19,7 @@ _FAULTS = {
     "not_on_offer": "SELECT r.user_id, r.item_id FROM lists r ANTI JOIN items i ON i.item_id = r.item_id",
     "unknown_user": "SELECT r.user_id FROM lists r ANTI JOIN users u ON u.user_id = r.user_id",
     "gap_in_ranks": """SELECT user_id, count(*) FROM lists GROUP BY arm, user_id
-                       HAVING max(rank) <> count(*) OR min(rank) <> 1""",
+                       HAVING max(rank) <> count(*) OR min(rank) <> 1 OR count(DISTINCT rank) <> count(*)""",
     "repeated_item": "SELECT user_id, item_id FROM lists GROUP BY arm, user_id, item_id HAVING count(*) > 1",
     "too_long": "SELECT user_id, max(rank) FROM lists GROUP BY arm, user_id HAVING max(rank) > $k",
     "order": """SELECT user_id, rank FROM (SELECT *, lag(score) OVER w AS before, lag(item_id) OVER w AS id FROM lists

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from mmrec import schema
 from mmrec.bundle.bundle import Bundle
 from mmrec.bundle.ort import session
 from mmrec.errors import QualityError
@@ -35,10 +36,19 @@ def vectors(
 ) -> Vectors | None:
     """Both sides of the dot product; None for a popularity bundle.
 
-    Raises: QualityError: a modality's embeddings are not the encoder version the bundle was trained on.
+    Raises: QualityError: a modality's embeddings are not the encoder version the bundle was trained on, or the
+        features are not those it was trained on.
     """
     if bundle.kind == "popularity":
         return None
+    if bundle.about.get("features") != schema.features_fingerprint():
+        raise QualityError(
+            "the model was trained on features of another definition",
+            where="bundle.json: features",
+            value=bundle.about.get("features"),
+            valid=schema.features_fingerprint(),
+            next="mmrec train --date D",
+        )
     item_in, item_vec = _items(bundle, items, lake, m, device, threads)
     user_vec = _users(bundle, users, items, item_in, device, threads)
     return Vectors(user_vec, item_vec)
@@ -70,6 +80,18 @@ def _items(
                 valid=str(dim),
                 next="mmrec train --date D",
             )
+        if any(keys[k]) and not present[k].any():
+            there = lake.arrow("gold.item_embeddings", m.tables["gold.item_embeddings"], columns=["encoder_version"],
+                               where=ds.field("modality") == k)  # fmt: skip
+            found = sorted(set(there["encoder_version"].to_pylist()))
+            if found and versions[k] not in found:
+                raise QualityError(
+                    "embeddings of another encoder than the model was trained on",
+                    where=f"gold.item_embeddings, {k}",
+                    value=found,
+                    valid=versions[k],
+                    next="mmrec train --date D",
+                )
         feeds[k] = content[k] if present[k].any() else np.zeros((items.num_rows, dim), np.float32)
         feeds[f"{k}_present"] = present[k].astype(np.float32)
     graph = session(bundle.folder / "item_encoder.onnx", device, threads)

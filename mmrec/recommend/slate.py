@@ -111,8 +111,9 @@ def _reasons(
     reason_BK = np.full(item_BK.shape, "popular lately", object)
     if unit_ND is None:
         return reason_BK
+    speaks_N = np.isfinite(unit_ND).all(1)
     for b, history in enumerate(block["item_ids"].to_pylist()):
-        h_H = np.array([index[i] for i in history[-_HISTORY:] if i in index], np.int64)
+        h_H = np.array([index[i] for i in history if i in index and speaks_N[index[i]]][-_HISTORY:], np.int64)
         mine = np.flatnonzero((source_BK[b] == MODEL) & (item_BK[b] >= 0))
         if not len(mine):
             continue
@@ -154,4 +155,5 @@ def _csr(column: pa.ChunkedArray, index: dict[str, int]) -> tuple[np.ndarray, np
 
 def _unit(x_ND: np.ndarray) -> np.ndarray:
     norm = np.linalg.norm(x_ND, axis=1, keepdims=True)
-    return x_ND / np.where(norm > 0, norm, 1)
+    with np.errstate(invalid="ignore"):  # a vector that is not finite has no direction
+        return x_ND / np.where(norm > 0, norm, 1)

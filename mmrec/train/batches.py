@@ -1,7 +1,7 @@
 """Training batches of real tokens: windows of histories, in length buckets.
 
 In: a log and its train rows. Out: right-aligned arrays of one length a batch, in an order fixed by seed and epoch.
-Trade-off: windows of a batch have lengths within one bucket, so at most a quarter of a batch is padding, and a
+Trade-off: windows of a batch have lengths within one bucket, so at most a quarter of an epoch is padding, and a
 user's windows are cut at a random offset each epoch, so that no position is always first.
 
 Shape legend: B windows, L inputs (targets are one further on).
