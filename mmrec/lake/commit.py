@@ -91,7 +91,6 @@ def write(
             min_share=min_share,
             against=lake.version(name) if t.mode == "append_new" else None,
         )
-        return adopt(lake, checked, run_id=run_id, pinned=pinned, partition=partition, metadata=metadata or {})
     except QualityError as error:
         stage.discard()
         seen = fence(lake, name, partition)
@@ -101,12 +100,16 @@ def write(
     except BaseException:
         stage.discard()
         raise
+    return adopt(lake, checked, run_id=run_id, pinned=pinned, partition=partition, metadata=metadata or {})
 
 
 def adopt(
     lake: Lake, checked: Audited, *, run_id: str, pinned: int, partition: date | None, metadata: dict[str, Any]
 ) -> Committed:
-    """Commit an audited stage. See `write` for arguments and errors."""
+    """Commit an audited stage. See `write` for arguments and errors.
+
+    A stage that is known not to be committed is removed. Once the transaction was asked for, its files are left alone
+    whatever happens: an answer that never came may have been yes."""
     stage, t = checked.stage, schema.table(checked.stage.table)
     handle = DeltaTable(str(lake.path(t.name)))  # one handle: fence read and commit see the same snapshot
     app = _app(t.name, partition)
@@ -115,8 +118,13 @@ def adopt(
         if t.partition and published_run_id(lake, t.name, partition) == run_id:
             stage.discard()
             return Committed(t.name, handle.version(), checked.rows, False)
+        stage.discard()
         raise _fenced(t.name, partition, seen, pinned)
-    _sync(stage)
+    try:
+        _sync(stage)
+    except BaseException:
+        stage.discard()
+        raise
     prefix = stage.folder.name
     adds = [AddAction(f"{prefix}/{f.path}", f.size, f.partition, f.modified, True, f.stats) for f in stage.files]
     mode = "append" if t.mode == "append_new" else "overwrite"
@@ -134,6 +142,7 @@ def adopt(
             ),
         )
     except CommitFailedError as error:
+        stage.discard()
         raise _fenced(t.name, partition, seen, pinned) from error
     shutil.rmtree(stage.folder / "_delta_log", ignore_errors=True)
     return Committed(t.name, lake.version(t.name), checked.rows, True)

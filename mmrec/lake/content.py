@@ -20,11 +20,13 @@ from mmrec import schema
 def content_hash(rows: pa.Table, name: str) -> str:
     """Hex sha256 of `rows` of table `name`; rows hold at least the table's content columns."""
     t = schema.table(name)
-    rows = rows.sort_by([(k, "ascending") for k in t.key]).select(t.content_columns)
+    # plain types first: views and dictionaries can't be sorted, and are storage, not meaning
+    plain = {c: rows[c].cast(t.arrow.field(c).type) for c in t.content_columns}
+    rows = pa.table(plain).sort_by([(k, "ascending") for k in t.key])
     digest = hashlib.sha256(f"{name}:{rows.num_rows}".encode())
     for field, column in zip(rows.schema, rows.columns, strict=True):
         digest.update(f"|{field.name}:{t.arrow.field(field.name).type}|".encode())
-        combined = column.cast(t.arrow.field(field.name).type).combine_chunks()
+        combined = column.combine_chunks()
         _feed(digest, combined.combine_chunks() if isinstance(combined, pa.ChunkedArray) else combined)
     return digest.hexdigest()
 

@@ -18,9 +18,10 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import write_deltalake
+from deltalake.exceptions import DeltaError
 
 from mmrec import schema
-from mmrec.errors import InputError
+from mmrec.errors import InputError, QualityError
 from mmrec.lake.store import Lake
 
 if TYPE_CHECKING:
@@ -67,6 +68,17 @@ def stage_frame(lake: Lake, name: str, frame: DataFrame, run_id: str) -> Stage:
             valid=wanted,
             next=f"correct the step {t.step}",
         )
+    lossy = {
+        c: kind for c, kind in frame.dtypes if _loses(kind, next(x.type.lower() for x in t.columns if x.name == c))
+    }
+    if lossy:
+        raise InputError(
+            "a column can't be cast to the table's type without loss",
+            where=name,
+            value=lossy,
+            valid=t.ddl,
+            next=f"correct the step {t.step}",
+        )
     folder = _fresh(lake, name, run_id)
     cast = frame.select([F.col(c.name).cast(c.type.lower()).alias(c.name) for c in t.columns])
     writer = cast.write.format("delta").mode("error")
@@ -92,8 +104,11 @@ def stage_arrow(lake: Lake, name: str, data: pa.Table | Iterator[pa.RecordBatch]
                 t.arrow, (pa.RecordBatch.from_arrays([b.column(n).cast(t.arrow.field(n).type) for n in t.arrow.names],
                                                      schema=t.arrow) for b in data))  # fmt: skip
         write_deltalake(str(folder), data, mode="error", partition_by=[t.partition] if t.partition else None)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, ValueError) as error:
+    except (pa.ArrowException, KeyError, ValueError, DeltaError) as error:
         shutil.rmtree(folder, ignore_errors=True)
+        # a stream's own errors come back through delta-rs
+        if isinstance(error, DeltaError) and not any(w in str(error) for w in ("C Data interface", "non-nullable")):
+            raise
         raise InputError(
             f"the rows do not fit the table: {error}", where=name, valid=t.ddl, next=f"correct the step {t.step}"
         ) from error
@@ -102,6 +117,8 @@ def stage_arrow(lake: Lake, name: str, data: pa.Table | Iterator[pa.RecordBatch]
 
 def read_stage(name: str, folder: Path) -> Stage:
     """The stage in `folder`, from the log its writer left."""
+    if not (folder / "_delta_log").is_dir():
+        raise QualityError("the stage has no log: it is not known what was written", where=str(folder))
     files = []
     for log in sorted((folder / "_delta_log").glob("*.json")):
         for line in log.read_text().splitlines():
@@ -110,6 +127,13 @@ def read_stage(name: str, folder: Path) -> Stage:
                 files.append(StagedFile(unquote(add["path"]), add["size"], add.get("partitionValues") or {},
                                         add.get("stats") or "{}", add["modificationTime"]))  # fmt: skip
     return Stage(name, folder, tuple(files))
+
+
+def _loses(kind: str, wanted: str) -> bool:
+    """Whether a cast between Spark types would cut a fraction, or make text of a list."""
+    if kind.startswith("array") != wanted.startswith("array"):
+        return kind != "void"
+    return wanted in ("int", "bigint") and kind.startswith(("double", "float", "decimal"))
 
 
 def _fresh(lake: Lake, name: str, run_id: str) -> Path:

@@ -7,6 +7,7 @@ Trade-off: reads go through pyarrow datasets with an explicit local file system;
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from mmrec import schema
@@ -23,6 +24,9 @@ from mmrec.errors import InputError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+# the embedded engine writes to a percent-encoded twin of any other path
+_PLAIN = re.compile(r"[A-Za-z0-9/._+,=@~-]+\Z")
 
 
 class Lake:
@@ -51,11 +55,32 @@ class Lake:
                 valid="a home made by mmrec init",
                 next="mmrec init --home HOME",
             ) from None
+        except (DeltaError, OverflowError) as error:
+            if version is None:
+                raise
+            newest = DeltaTable(str(self.path(name))).version()
+            if 0 <= version <= newest:
+                raise
+            raise InputError(
+                "the table has no such version",
+                where=name,
+                value=version,
+                valid=f"0 to {newest}",
+                next=f"mmrec tables {name}",
+            ) from error
 
     def create(self, name: str) -> None:
         """Make the empty table with its NOT NULL columns, comments and CHECKs; leaves an existing one alone."""
         if self.exists(name):
             return
+        if not _PLAIN.match(str(self.root)):
+            raise InputError(
+                "an engine can't write to a folder of this name",
+                where="--home",
+                value=str(self.root),
+                valid="a path of letters a to z, digits and / . _ - + , = @ ~",
+                next="mmrec init --home HOME, with another name",
+            )
         t = schema.table(name)
         fields = [c.arrow.with_metadata({"comment": c.comment}) for c in t.columns]
         handle = DeltaTable.create(
