@@ -146,7 +146,7 @@ def test_training_is_on_record(lived: Lived) -> None:
     decision = lived.sql("select decision, reason, numbers from ops_promotions")
     assert len(decision) == 1
     assert decision[0]["decision"] in ("promoted", "held")
-    assert "rolling" in decision[0]["reason"]
+    assert re.search(r"(rolling|per_user): 0\.\d{4} against ", decision[0]["reason"])
 
 
 def test_metrics_hold_slices_masks_intervals_and_the_oracle(lived: Lived) -> None:
