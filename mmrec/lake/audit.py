@@ -99,6 +99,8 @@ def _types(t: schema.Table, paths: list) -> dict[str, str]:
     refused: dict[str, str] = {}
     for path in paths:
         found = {f.name: _plain(f.type) for f in pq.read_schema(path)}
+        if t.partition in found:
+            refused["wrong_partition"] = f"{path.name} holds {t.partition} itself: only the log may name it"
         for column in t.columns:
             if column.name == t.partition:
                 continue

@@ -142,7 +142,11 @@ def adopt(
             ),
         )
     except CommitFailedError as error:
-        stage.discard()
+        mine = any(f"/{prefix}/" in uri for uri in lake.handle(t.name).file_uris())  # it met its own commit
+        if not mine:
+            stage.discard()
+        if mine or (t.partition and published_run_id(lake, t.name, partition) == run_id):
+            return Committed(t.name, lake.version(t.name), checked.rows, mine)
         raise _fenced(t.name, partition, seen, pinned) from error
     shutil.rmtree(stage.folder / "_delta_log", ignore_errors=True)
     return Committed(t.name, lake.version(t.name), checked.rows, True)

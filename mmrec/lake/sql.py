@@ -40,7 +40,7 @@ def connect(lake: Lake, versions: dict[str, int] | None = None) -> duckdb.DuckDB
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
     con.execute("SET enable_progress_bar = false")
-    for name, version in (versions or lake.versions()).items():
+    for name, version in (lake.versions() if versions is None else versions).items():
         _view(con, lake, schema.table(name), version)
     for view, (_, query) in DERIVED.items():
         with contextlib.suppress(duckdb.CatalogException):  # a table it is made from is not among `versions`
@@ -50,8 +50,9 @@ def connect(lake: Lake, versions: dict[str, int] | None = None) -> duckdb.DuckDB
 
 def query(lake: Lake, statement: str, versions: dict[str, int] | None = None) -> pa.Table:
     """Rows of one statement. InputError with DuckDB's words where it can't be run."""
-    con = connect(lake, versions)
+    con = None
     try:
+        con = connect(lake, versions)
         relation = con.sql(statement)
         return relation.to_arrow_table() if relation is not None else pa.table({})
     except duckdb.Error as error:
@@ -64,7 +65,8 @@ def query(lake: Lake, statement: str, versions: dict[str, int] | None = None) ->
             next='mmrec sql "select * from latest_recommendations limit 5"',
         ) from error
     finally:
-        con.close()
+        if con is not None:
+            con.close()
 
 
 def _view(con: duckdb.DuckDBPyConnection, lake: Lake, t: schema.Table, version: int) -> None:

@@ -1,6 +1,6 @@
 """Staging: an engine frame or an Arrow stream becomes files inside the table's own folder.
 
-In: a frame or record batches. Out: a `Stage`: a small Delta table in `<table>/stage-<run_id>-<n>`, whose log
+In: a frame or record batches. Out: a `Stage`: a small Delta table in `<table>/stage-<run_id>-<random>`, whose log
 lists the files; nothing of it is visible to readers of the table.
 Trade-off: a stage writes a log of its own that is thrown away after adoption; that log is what gives both
 engines' files names, sizes and statistics in one form, and it costs milliseconds.
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
+from uuid import uuid4
 
 import pyarrow as pa
 from deltalake import write_deltalake
@@ -84,8 +85,12 @@ def stage_frame(lake: Lake, name: str, frame: DataFrame, run_id: str) -> Stage:
     writer = cast.write.format("delta").mode("error")
     if t.partition:
         writer = writer.partitionBy(t.partition)
-    writer.save(str(folder))
-    return read_stage(name, folder)
+    try:
+        writer.save(str(folder))
+        return read_stage(name, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def stage_arrow(lake: Lake, name: str, data: pa.Table | Iterator[pa.RecordBatch], run_id: str) -> Stage:
@@ -133,13 +138,12 @@ def _loses(kind: str, wanted: str) -> bool:
     """Whether a cast between Spark types would cut a fraction, or make text of a list."""
     if kind.startswith("array") != wanted.startswith("array"):
         return kind != "void"
+    if kind.startswith("array"):
+        return _loses(kind[6:-1], wanted[6:-1])
     return wanted in ("int", "bigint") and kind.startswith(("double", "float", "decimal"))
 
 
 def _fresh(lake: Lake, name: str, run_id: str) -> Path:
     # not "_" or "." in front: vacuum must see an orphaned stage
-    root = lake.path(name)
-    n = 0
-    while (root / f"stage-{run_id}-{n}").exists():
-        n += 1
-    return root / f"stage-{run_id}-{n}"
+    # not a counter: two attempts of one run may look at the same moment
+    return lake.path(name) / f"stage-{run_id}-{uuid4().hex[:12]}"

@@ -7,6 +7,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -147,6 +149,28 @@ def test_a_key_that_the_table_holds_already_is_not_appended_again(lake: Lake, sp
     assert (state(lake), on_disk(lake)) == (before, files)
 
 
+def test_a_key_that_came_in_since_the_fence_was_pinned_is_the_other_writers_win_not_bad_data(lake: Lake) -> None:
+    pinned = commit.fence(lake, USERS)
+    put(lake, people("h"), "faster", None, USERS)
+    before, files = state(lake), on_disk(lake)
+    with pytest.raises(TransientError, match="fenced"):
+        put(lake, people("h", "i"), "slower", None, USERS, pinned=pinned)
+    # a stage that is bad by itself stays bad, whoever was faster
+    with pytest.raises(QualityError) as refused:
+        put(lake, people("h", "i", "i"), "bad", None, USERS, pinned=pinned)
+    assert set(refused.value.report["refused"]) == {"existing_key", "duplicate_key"}
+    assert (state(lake), on_disk(lake)) == (before, files)
+
+
+def test_a_file_that_names_another_day_than_its_log_is_refused(lake: Lake) -> None:
+    # readers that trust the file and readers that trust the log would see different days
+    planted = by_hand(lake, slates("a"))
+    pq.write_table(slates("a", day=D2), planted.folder / "0.parquet")
+    with pytest.raises(QualityError) as refused:
+        audit.audit(lake, planted, partition=str(D1))
+    assert set(refused.value.report["refused"]) == {"wrong_partition"}
+
+
 def test_every_broken_promise_of_a_stage_is_named_at_once(lake: Lake) -> None:
     bad = by_hand(lake, slates("a", "a", rank=0, reason=None))
     with pytest.raises(QualityError) as refused:
@@ -263,6 +287,29 @@ def test_of_three_writers_with_one_fence_exactly_one_wins(lake: Lake, name: str,
         seen = lake.arrow(name)["user_id" if day else "row_hash"].to_pylist()
         assert set(seen) & set(who) == set(won)
         assert len(seen) == (1 if day else before + 1)
+        assert len(list(lake.path(name).glob("stage-*"))) == pinned + 1, "a loser left its files"
+
+
+@pytest.mark.parametrize("door", ["arrow", "engine"])
+@pytest.mark.parametrize(("name", "day"), [(LIST, D1), (USERS, None)], ids=["replace_partition", "append_new"])
+def test_an_attempt_that_its_own_successor_overtakes_takes_none_of_its_files_away(lake: Lake, spark: Any, monkeypatch: pytest.MonkeyPatch, name: str, day: date | None, door: str) -> None:
+    # the zombie and its successor carry one run_id: what either removes must be its own
+    rows = slates("a", run_id="run") if day else people("h")
+    data = spark.createDataFrame(rows, schema.table(name).ddl) if door == "engine" else rows
+    named, overtaken = stage._fresh, list[commit.Committed]()
+
+    def slow(*args: Any) -> Path:
+        folder = named(*args)
+        monkeypatch.setattr(stage, "_fresh", named)
+        overtaken.append(put(lake, data, "run", day, name, pinned=0))
+        return folder
+
+    monkeypatch.setattr(stage, "_fresh", slow)
+    with suppress(TransientError):
+        assert put(lake, data, "run", day, name, pinned=0) == replace(overtaken[0], changed=False)
+    assert [done.changed for done in overtaken] == [True]
+    assert Counter(map(repr, lake.arrow(name).to_pylist())) == Counter(map(repr, rows.to_pylist()))
+    assert len(list(lake.path(name).glob("stage-*"))) == 1
 
 
 def test_writers_of_different_days_do_not_fence_each_other(lake: Lake) -> None:
@@ -336,19 +383,19 @@ class Blind(Lake):
         raise OSError("the store is gone")
 
 
-@pytest.mark.parametrize("fault", ["store gone", "acknowledgement lost", "interrupted"])
+@pytest.mark.parametrize("fault", ["store gone", "acknowledgement lost", "taken for a conflict", "interrupted"])
 def test_a_fault_after_the_commit_never_takes_the_committed_files_away(lake: Lake, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     put(lake, slates("old", run_id="first"), "first")
     real = DeltaTable.create_write_transaction
 
     def lost(*args: Any, **more: Any) -> None:
         real(*args, **more)
-        raise KeyboardInterrupt if fault == "interrupted" else OSError("no answer")
+        raise {"interrupted": KeyboardInterrupt(), "taken for a conflict": CommitFailedError("this version is there")}.get(fault, OSError("no answer"))
 
     with monkeypatch.context() as patched:
         if fault != "store gone":
             patched.setattr(DeltaTable, "create_write_transaction", lost)
-        with pytest.raises((OSError, TransientError, KeyboardInterrupt)):
+        with suppress(OSError, TransientError, KeyboardInterrupt):
             put(Blind(lake.root) if fault == "store gone" else lake, slates("new", run_id="second"), "second", pinned=1)
     assert users_of(lake) == ["new"]
     assert not put(lake, slates("new", run_id="second"), "second", pinned=1).changed
@@ -407,6 +454,9 @@ def test_a_read_at_a_pinned_version_is_the_same_after_later_commits(lake: Lake, 
 
 def test_a_manifests_own_versions_are_enough_for_a_query(shop: Lake) -> None:
     assert sql.query(shop, "select count(*) n from users", {USERS: shop.version(USERS)}).to_pylist() == [{"n": 0}]
+    # a pin on nothing is not a pin on whatever is there now
+    with pytest.raises(InputError, match="users"):
+        sql.query(shop, "select * from users", {})
 
 
 def test_the_latest_list_is_the_greatest_run_date_whatever_was_committed_last(shop: Lake) -> None:
