@@ -109,7 +109,7 @@ def adopt(
     """Commit an audited stage. See `write` for arguments and errors.
 
     A stage that is known not to be committed is removed. Once the transaction was asked for, its files are left alone
-    whatever happens: an answer that never came may have been yes."""
+    unless it was refused and the log does not hold them: an answer that never came may have been yes."""
     stage, t = checked.stage, schema.table(checked.stage.table)
     handle = DeltaTable(str(lake.path(t.name)))  # one handle: fence read and commit see the same snapshot
     app = _app(t.name, partition)
@@ -142,7 +142,7 @@ def adopt(
             ),
         )
     except CommitFailedError as error:
-        mine = any(f"/{prefix}/" in uri for uri in lake.handle(t.name).file_uris())  # it met its own commit
+        mine = _landed(lake, t.name, prefix, handle.version())  # it met its own commit
         if not mine:
             stage.discard()
         if mine or (t.partition and published_run_id(lake, t.name, partition) == run_id):
@@ -159,6 +159,12 @@ def published_run_id(lake: Lake, name: str, partition: date | None, version: int
     scan = lake.dataset(name, version).scanner(columns=["run_id"], filter=ds.field("run_date") == partition)
     head = scan.head(1)
     return head.column("run_id")[0].as_py() if head.num_rows else None
+
+
+def _landed(lake: Lake, name: str, prefix: str, since: int) -> bool:
+    """Whether a commit after version `since` added the files of stage `prefix`, replaced by now or not."""
+    later = [p for p in (lake.path(name) / "_delta_log").glob("*.json") if p.stem.isdigit() and int(p.stem) > since]
+    return any(f'"{prefix}/' in p.read_text() for p in later)
 
 
 def _app(name: str, partition: date | str | None) -> str:

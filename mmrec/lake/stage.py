@@ -97,9 +97,10 @@ def stage_arrow(lake: Lake, name: str, data: pa.Table | Iterator[pa.RecordBatch]
     """Write Arrow rows, which are cast to the table's types without loss; no engine is involved.
 
     Raises:
-        InputError: a value does not fit the table's type.
+        InputError: a value does not fit the table's type. What the stream itself raises comes through as it is.
     """
     t = schema.table(name)
+    own: list[BaseException] = []
     folder = _fresh(lake, name, run_id)
     try:
         if isinstance(data, pa.Table):
@@ -107,17 +108,28 @@ def stage_arrow(lake: Lake, name: str, data: pa.Table | Iterator[pa.RecordBatch]
         else:
             data = pa.RecordBatchReader.from_batches(
                 t.arrow, (pa.RecordBatch.from_arrays([b.column(n).cast(t.arrow.field(n).type) for n in t.arrow.names],
-                                                     schema=t.arrow) for b in data))  # fmt: skip
+                                                     schema=t.arrow) for b in _watched(data, own)))  # fmt: skip
         write_deltalake(str(folder), data, mode="error", partition_by=[t.partition] if t.partition else None)
     except (pa.ArrowException, KeyError, ValueError, DeltaError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        # a stream's own errors come back through delta-rs
+        if own:
+            raise own[0] from None
+        # a cast that fails within the stream comes back as delta-rs words it
         if isinstance(error, DeltaError) and not any(w in str(error) for w in ("C Data interface", "non-nullable")):
             raise
         raise InputError(
             f"the rows do not fit the table: {error}", where=name, valid=t.ddl, next=f"correct the step {t.step}"
         ) from error
     return read_stage(name, folder)
+
+
+def _watched(data: Iterator[pa.RecordBatch], raised: list[BaseException]) -> Iterator[pa.RecordBatch]:
+    """`data`; what it raises is kept, because delta-rs makes text of it."""
+    try:
+        yield from data
+    except (Exception, KeyboardInterrupt) as error:
+        raised.append(error)
+        raise
 
 
 def read_stage(name: str, folder: Path) -> Stage:

@@ -6,7 +6,7 @@ import json
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
 from datetime import UTC, date, datetime, timedelta
@@ -230,6 +230,19 @@ def test_arrow_rows_that_do_not_fit_are_an_input_error_that_leaves_no_file(lake:
     assert on_disk(lake) == files
 
 
+@pytest.mark.parametrize("kind", [OSError, QualityError, TransientError, KeyboardInterrupt])
+def test_what_a_stream_of_rows_raises_itself_keeps_its_kind_and_leaves_no_file(lake: Lake, kind: type[BaseException]) -> None:
+    # the kind decides whether a person is called or the step tried again
+    def broken() -> Iterator[pa.RecordBatch]:
+        yield from slates("a").to_batches()
+        raise kind("the source stopped")
+
+    before, files = state(lake), on_disk(lake)
+    with pytest.raises(kind, match="the source stopped"):
+        put(lake, broken(), "bad")
+    assert (state(lake), on_disk(lake)) == (before, files)
+
+
 @pytest.mark.parametrize("since", [1, 3])
 def test_a_zombie_that_wakes_after_its_successors_is_fenced_and_changes_nothing(lake: Lake, since: int) -> None:
     planned = commit.fence(lake, LIST, D1)
@@ -400,6 +413,22 @@ def test_a_fault_after_the_commit_never_takes_the_committed_files_away(lake: Lak
     assert users_of(lake) == ["new"]
     assert not put(lake, slates("new", run_id="second"), "second", pinned=1).changed
     assert users_of(lake) == ["new"]
+
+
+def test_a_commit_taken_for_a_conflict_keeps_its_version_readable_after_a_successor_replaced_it(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = DeltaTable.create_write_transaction
+
+    def lost(*args: Any, **more: Any) -> None:
+        real(*args, **more)
+        monkeypatch.setattr(DeltaTable, "create_write_transaction", real)
+        put(lake, slates("newer", run_id="second"), "second", pinned=1)
+        raise CommitFailedError("this version is there")
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", lost)
+    with suppress(TransientError):
+        put(lake, slates("new", run_id="first"), "first", pinned=0)
+    assert users_of(lake) == ["newer"]
+    assert lake.day(LIST, D1, lake.version(LIST) - 1)["user_id"].to_pylist() == ["new"]
 
 
 MANIFEST = Manifest("2026-03-02", "2026-03-02T00:00:00+00:00", {"silver.items": 4, "silver.users": 5}, "7", "d" * 64, {"text": "e1"}, {"k": 10, "rules": [1, None]}, {LIST: 3}, "1.0")
