@@ -21,7 +21,7 @@ from rich.text import Text
 import mmrec
 from mmrec import config as settings
 from mmrec import dates, schema, screen
-from mmrec.errors import InputError, MmrecError
+from mmrec.errors import MmrecError
 from mmrec.steps import STEPS
 
 if TYPE_CHECKING:
@@ -98,16 +98,7 @@ def _lake(home: Path) -> Lake:
     """The tables of a home; InputError where there is none."""
     from mmrec.lake.store import Lake
 
-    lake = Lake(settings.load(home).lake)
-    if not lake.exists("gold.recommendations"):
-        raise InputError(
-            "this home has no lake yet",
-            where="--home",
-            value=str(home),
-            valid="a folder made by mmrec init",
-            next=f"mmrec init --home {home}",
-        )
-    return lake
+    return Lake(settings.load(home).lake).made()
 
 
 def _plain(value: Any) -> Any:

@@ -53,16 +53,8 @@ class Night:
     out: Lake = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lake = Lake(self.config.lake)
+        self.lake = Lake(self.config.lake).made()
         self.out = self.lake
-        if not self.lake.exists("gold.recommendations"):
-            raise InputError(
-                "this home has no lake yet",
-                where="--home",
-                value=str(self.config.home),
-                valid="a folder made by mmrec init",
-                next=f"mmrec init --home {self.config.home}",
-            )
 
     @property
     def as_of(self) -> datetime:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from mmrec import config as settings
-from mmrec import dates, schema
+from mmrec import dates
 from mmrec.config import Config
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit, content
@@ -251,8 +251,3 @@ def metrics_of(lake: Lake, day: date) -> dict[str, Any]:
         if r["run_date"] == newest:
             by.setdefault(r["protocol"], {}).setdefault(r["model"], {})[r["metric"]] = r["value"]
     return {"metrics": by.get("rolling", {}), "metrics_by_protocol": by, "metrics_of": str(newest) if newest else None}
-
-
-def tables_of(lake: Lake) -> list[str]:
-    """Names of the tables that exist, in schema.py's order."""
-    return [n for n in schema.TABLES if lake.exists(n)]

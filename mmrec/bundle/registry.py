@@ -8,7 +8,6 @@ Trade-off: a run's bundle is copied to disk at registration, so a night needs ML
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from datetime import datetime
@@ -132,8 +131,3 @@ def _aliases(c: MlflowClient) -> dict[str, str]:
 def _empty(config: Config) -> bool:
     # opening a registry that isn't there would create one, which costs seconds
     return config.mlflow_uri is None and not (config.home / "mlflow.db").is_file()
-
-
-def about_of(folder: Path) -> dict[str, Any]:
-    """bundle.json of a folder that is being built, before it is sealed."""
-    return json.loads((folder / "bundle.json").read_text())

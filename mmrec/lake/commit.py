@@ -115,10 +115,10 @@ def adopt(
     app = _app(t.name, partition)
     seen = handle.transaction_version(app) or 0
     if seen != pinned:
-        if t.partition and published_run_id(lake, t.name, partition) == run_id:
+        if not _landed(lake, stage):  # the same stage may have been published by another attempt
             stage.discard()
+        if t.partition and published_run_id(lake, t.name, partition) == run_id:
             return Committed(t.name, handle.version(), checked.rows, False)
-        stage.discard()
         raise _fenced(t.name, partition, seen, pinned)
     try:
         _sync(stage)
@@ -142,7 +142,7 @@ def adopt(
             ),
         )
     except CommitFailedError as error:
-        mine = _landed(lake, t.name, prefix, handle.version())  # it met its own commit
+        mine = _landed(lake, stage)  # it met its own commit
         if not mine:
             stage.discard()
         if mine or (t.partition and published_run_id(lake, t.name, partition) == run_id):
@@ -161,10 +161,10 @@ def published_run_id(lake: Lake, name: str, partition: date | None, version: int
     return head.column("run_id")[0].as_py() if head.num_rows else None
 
 
-def _landed(lake: Lake, name: str, prefix: str, since: int) -> bool:
-    """Whether a commit after version `since` added the files of stage `prefix`, replaced by now or not."""
-    later = [p for p in (lake.path(name) / "_delta_log").glob("*.json") if p.stem.isdigit() and int(p.stem) > since]
-    return any(f'"{prefix}/' in p.read_text() for p in later)
+def _landed(lake: Lake, stage: Stage) -> bool:
+    """Whether any commit added the files of `stage`, replaced by now or not."""
+    log, prefix = lake.path(stage.table) / "_delta_log", f'"{stage.folder.name}/'
+    return any(prefix in p.read_text() for p in log.glob("*.json"))
 
 
 def _app(name: str, partition: date | str | None) -> str:

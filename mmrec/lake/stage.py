@@ -69,9 +69,8 @@ def stage_frame(lake: Lake, name: str, frame: DataFrame, run_id: str) -> Stage:
             valid=wanted,
             next=f"correct the step {t.step}",
         )
-    lossy = {
-        c: kind for c, kind in frame.dtypes if _loses(kind, next(x.type.lower() for x in t.columns if x.name == c))
-    }
+    types = {c.name: c.type.lower() for c in t.columns}
+    lossy = {c: kind for c, kind in frame.dtypes if _loses(kind, types[c])}
     if lossy:
         raise InputError(
             "a column can't be cast to the table's type without loss",

@@ -35,6 +35,18 @@ class Lake:
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
 
+    def made(self) -> Lake:
+        """The lake itself; InputError where no home was made."""
+        if not self.exists("gold.recommendations"):
+            raise InputError(
+                "this home has no lake yet",
+                where="--home",
+                value=str(self.root.parent),
+                valid="a folder made by mmrec init",
+                next=f"mmrec init --home {self.root.parent}",
+            )
+        return self
+
     def path(self, name: str) -> Path:
         schema.table(name)
         layer, short = name.split(".")

@@ -533,3 +533,17 @@ def test_a_table_or_version_that_is_not_there_is_an_input_error_and_opening_make
     for version in (99, -1):
         with pytest.raises(InputError, match=str(version)):
             lake.handle(USERS, version)
+
+
+def test_a_stage_that_is_published_twice_is_published_once_and_keeps_its_files(lake: Lake) -> None:
+    staged = stage.stage_arrow(lake, LIST, slates("new", run_id="r"), "r")
+    checked = audit.audit(lake, staged, partition=str(D1))
+    assert commit.adopt(lake, checked, run_id="r", pinned=0, partition=D1, metadata={}).changed
+    assert not commit.adopt(lake, checked, run_id="r", pinned=0, partition=D1, metadata={}).changed
+    assert users_of(lake) == ["new"]
+    version = lake.version(LIST)
+    put(lake, slates("later", run_id="s"), "s", pinned=1)
+    with pytest.raises(TransientError):
+        commit.adopt(lake, checked, run_id="r", pinned=0, partition=D1, metadata={})
+    assert lake.day(LIST, D1, version)["user_id"].to_pylist() == ["new"]
+    assert users_of(lake) == ["later"]
