@@ -37,6 +37,9 @@ out, err = Console(), Console(stderr=True)
 
 Home = Annotated[Path, typer.Option("--home", envvar="MMREC_HOME", help="folder of the lake, models and reports")]
 Day = Annotated[str, typer.Option("--date", help="run_date, YYYY-MM-DD")]
+Engine = Annotated[
+    str | None, typer.Option("--engine", help="what computes tables: local or spark; else as in mmrec.toml")
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 HOME = Path("mmrec-home")
 
@@ -136,12 +139,13 @@ def run(
     force: Annotated[bool, typer.Option(help="resolve anew, under a new run_id")] = False,
     replay: Annotated[bool, typer.Option(help="repeat from the recorded manifest and compare hashes")] = False,
     train: Annotated[bool | None, typer.Option("--train/--no-train", help="train now, or not at all")] = None,
+    engine: Engine = None,
     as_json: Json = False,
 ) -> None:
     """Training if due, then the night. Of a published date: nothing, unless --force or --replay."""
     from mmrec import run as nights
 
-    cfg, when = settings.load(home), dates.parse(day)
+    cfg, when = settings.load(home, engine=engine), dates.parse(day)
     with progress(as_json) as tell:
         result = (
             nights.replay(cfg, when, tell) if replay else nights.run(cfg, when, force=force, train=train, tell=tell)
@@ -155,12 +159,13 @@ def backfill(
     end: Annotated[str, typer.Option("--to", help="last run_date, included")],
     home: Home = HOME,
     force: bool = False,
+    engine: Engine = None,
     as_json: Json = False,
 ) -> None:
     """The night of every date of a range, oldest first; none of them trains."""
     from mmrec import run as nights
 
-    cfg = settings.load(home)
+    cfg = settings.load(home, engine=engine)
     results = []
     with progress(as_json) as tell:
         for when in dates.days(dates.parse(start, "--from"), dates.parse(end, "--to")):
@@ -297,21 +302,38 @@ def verify(home: Home = HOME, as_json: Json = False) -> None:
 
 
 @app.command(hidden=True)
-def learn(day: Day, home: Home = HOME, as_json: Json = False) -> None:
+def learn(day: Day, home: Home = HOME, engine: Engine = None, as_json: Json = False) -> None:
     """train, evaluate, export, register and promote, in one process."""
     from mmrec.learn import chain
 
     with progress(as_json and not err.is_terminal) as tell:
-        told = chain(settings.load(home), dates.parse(day), tell)
+        told = chain(settings.load(home, engine=engine), dates.parse(day), tell)
     show_json(told) if as_json else screen.print_counts(out, "learn", told)
 
 
+@app.command()
+def steps(
+    names: Annotated[list[str], typer.Argument(help="stations, in the order to run")],
+    day: Day,
+    home: Home = HOME,
+    engine: Engine = None,
+    force: Annotated[bool, typer.Option(help="do it though the date is published")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stations one after the other, in one process with one engine session."""
+    from mmrec import run as nights
+
+    with progress(as_json) as tell:
+        told = nights.stations(settings.load(home, engine=engine), names, dates.parse(day), force=force, tell=tell)
+    show_json(told) if as_json else screen.print_counts(out, "steps", told)
+
+
 def _station(name: str, summary: str) -> None:
-    def command(day: Day, home: Home = HOME, as_json: Json = False) -> None:
+    def command(day: Day, home: Home = HOME, engine: Engine = None, as_json: Json = False) -> None:
         from mmrec import run as nights
 
         with progress(as_json) as tell:
-            counts = nights.station(settings.load(home), name, dates.parse(day), tell)
+            counts = nights.station(settings.load(home, engine=engine), name, dates.parse(day), tell)
         show_json(counts) if as_json else screen.print_counts(out, name, counts)
 
     command.__doc__ = summary[0].upper() + summary[1:] + "."

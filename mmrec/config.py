@@ -8,6 +8,7 @@ engine, device) must not change a byte, and is left out of a run's identity.
 from __future__ import annotations
 
 import os
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,9 @@ class SourceConfig(_Part):
     max_bad_share: float = Field(0.5, description="a delivery with a larger share of bad rows stops the night")
     min_share: float = Field(
         0.1, description="a delivery below this share of the median of at least three stops the night"
+    )
+    expect: tuple[str, ...] = Field(
+        (), description="files that a night under Airflow waits for, below root; {day}: the last day before run_date"
     )
 
 
@@ -58,13 +62,40 @@ class EvaluateConfig(_Part):
     bootstrap: int = Field(2000, ge=100, description="bootstrap samples of an interval")
 
 
+class SparkConfig(_Part):
+    master: str = Field("local[*]", description="where engine spark runs: local[*], spark://..., k8s://..., sc://...")
+    memory: str = Field("1g", description="heap of the driver, as Java writes it: 512m, 4g")
+    partitions: int = Field(2, ge=1, description="partitions of a shuffle")
+    quick_start: bool = Field(True, description="start local sessions from a class archive; off for runs of hours")
+    options: dict[str, str] = Field({}, description="more settings of Spark, by name")
+
+
+class AirflowConfig(_Part):
+    runner: Literal["process", "spark-submit", "container", "pod"] = Field(
+        "process", description="how a task runs its stations: process, spark-submit, container or pod"
+    )
+    nightly: str = Field("0 2 * * *", description="when the night runs, cron in the shop's zone")
+    training: str = Field("0 4 * * 0", description="when training runs, cron in the shop's zone")
+    maintenance: str = Field("0 7 * * 0", description="when maintenance runs, cron in the shop's zone")
+    start: date = Field(date(2026, 1, 1), description="first day of the schedules")
+    end: date | None = Field(None, description="last day of the schedules; null: none")
+    catchup: bool = Field(False, description="run the nights that were missed")
+    retries: int = Field(3, ge=0, description="tries after a failure that may pass (exit 75, a kill)")
+    retry_delay_s: float = Field(60, ge=0, description="pause before the first of them, seconds; doubles")
+    wait_minutes: float = Field(120, ge=0, description="how long a night waits for late sources, minutes")
+    poll_s: float = Field(30, gt=0, description="how often it looks, seconds")
+    image: str = Field("mmrec-spark:latest", description="image of containers and pods")
+    namespace: str = Field("mmrec", description="namespace of pods")
+    connection: str = Field("spark_default", description="Airflow connection of spark-submit")
+
+
 class Config(BaseSettings):
     """The whole tree; see the module."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="MMREC_", env_nested_delimiter="__")
 
     home: Path = Field(description="folder of the lake, models, runs and reports")
-    engine: Literal["local"] = Field("local", description="what computes table code: local (Sail)")
+    engine: Literal["local", "spark"] = Field("local", description="what computes table code: local (Sail) or spark")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where encoders and scoring run")
     threads: int = Field(2, ge=1, description="threads of encoders and scoring")
     zone: str = Field("UTC", description="the shop's time zone, IANA name")
@@ -74,6 +105,8 @@ class Config(BaseSettings):
     night: NightConfig = NightConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    spark: SparkConfig = SparkConfig()
+    airflow: AirflowConfig = AirflowConfig()
 
     @classmethod
     def settings_customise_sources(

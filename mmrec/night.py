@@ -8,15 +8,18 @@ Trade-off: stations of one process share an engine session and nothing else, so 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 import mmrec
 from mmrec import dates, schema
@@ -26,6 +29,7 @@ from mmrec.lake import commit, content, stage
 from mmrec.lake.audit import audit
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.session import session
+from mmrec.lake.spread import map_arrow
 from mmrec.lake.store import Lake
 
 SILVER = ("items", "users", "interactions", "relations", "impressions")
@@ -127,7 +131,7 @@ def validate(night: Night) -> dict[str, Any]:
     """Bronze to silver: every bronze row that is in neither silver nor quarantine gets its place."""
     from mmrec.features import silver
 
-    lake, spark = night.lake, session(night.config.engine)
+    lake, spark = night.lake, session(night.config.engine, night.config.spark)
     earliest = dates.as_of(dates.parse(night.config.source.earliest, "source.earliest"))
     clock = lake.arrow("bronze.files", columns=["ingested_at"]).column(0)
     latest = (pc.max(clock).as_py() or datetime.now(UTC)) + timedelta(days=1)
@@ -204,7 +208,7 @@ def features(night: Night) -> dict[str, Any]:
     """Write the day's user_sequences and item_features from the pinned silver tables."""
     from mmrec.features import asof, sequences, windows
 
-    m, lake, spark = night.manifest, night.lake, session(night.config.engine)
+    m, lake, spark = night.manifest, night.lake, session(night.config.engine, night.config.spark)
     frames = {k: lake.frame(spark, f"silver.{k}", m.tables[f"silver.{k}"]) for k in ("interactions", "items", "users")}
     interactions = asof.interactions(frames["interactions"], m.moment)
     items = asof.items(frames["items"], m.moment)
@@ -235,14 +239,13 @@ def features(night: Night) -> dict[str, Any]:
 def recommend(night: Night) -> dict[str, Any]:
     """Score every user against every item on offer and stage the lists; nothing is visible yet."""
     from mmrec.bundle import bundle as bundles
-    from mmrec.recommend.score import vectors
-    from mmrec.recommend.slate import Stamp, slates
+    from mmrec.recommend import spread
+    from mmrec.recommend.score import item_side
 
-    m = night.manifest
-    folder = night.config.bundles / m.model_version
+    m, config, out = night.manifest, night.config, night.out
+    folder = config.bundles / m.model_version
     model = bundles.load(folder, m.model_digest)
-    users = night.out.day("gold.user_sequences", m.day).sort_by("user_id")
-    items = night.out.day("gold.item_features", m.day).sort_by("item_id")
+    items = out.day("gold.item_features", m.day).sort_by("item_id")
     if not items.num_rows:
         raise QualityError(
             "no item is on offer",
@@ -251,32 +254,49 @@ def recommend(night: Night) -> dict[str, Any]:
             valid="at least one item",
             next="mmrec tables silver.items",
         )
-    scored = vectors(model, users, items, night.lake, m, device=night.config.device, threads=night.config.threads)
-    stamp = Stamp(m.day, m.run_id, m.model_version)
-    if scored is not None:
-        table = pa.table(
-            {
-                "run_date": [m.day] * users.num_rows,
-                "user_id": users["user_id"],
-                "vector": pa.array(list(scored.user_UD), pa.list_(pa.float32())),
-                "model_version": [m.model_version] * users.num_rows,
-                "run_id": [m.run_id] * users.num_rows,
-            }
-        )
-        commit.write(
-            night.out,
-            "gold.user_vectors",
-            table,
-            run_id=m.run_id,
-            pinned=_pin(night, "gold.user_vectors"),
-            partition=m.day,
-        )
-    counts: dict[str, int] = {}
-    staged = stage.stage_arrow(
-        night.out, "gold.recommendations", slates(users, items, scored, m.config["k"], stamp, counts), m.run_id
-    )
-    night.folder.mkdir(parents=True, exist_ok=True)
+    side = item_side(model, items, night.lake, m, device=config.device, threads=config.threads)
+    job = spread.Job(str(folder.absolute()), m.model_digest, config.device, config.threads, m.config["k"],
+                     m.run_date, m.run_id, m.model_version)  # fmt: skip
+    packed = str(spread.pack((night.folder / "scoring").absolute(), job, items, side))
+    everywhere = partial(map_arrow, out, config.engine, config.spark, m.day)
+    users = out.version("gold.user_sequences")
+    history = ("user_id", "item_ids", "event_types", "gap_s", "weight_micro")
+    sources: dict[str, tuple[int, tuple[str, ...]]] = {
+        "gold.user_sequences": (users, ("user_id", "item_ids", "seen_item_ids"))
+    }
+    if side is not None:
+        name = "gold.user_vectors"
+        rows = everywhere({"gold.user_sequences": (users, history)}, partial(spread.vectors_of, packed), name)
+        done = commit.write(out, name, rows, run_id=m.run_id, pinned=_pin(night, name), partition=m.day)
+        sources[name] = (done.version, ("user_id", "vector"))
+    lists = everywhere(sources, partial(spread.lists_of, packed), "gold.recommendations")
+    staged = stage.stage(out, "gold.recommendations", lists, m.run_id)
+    counts = _tally(night, staged, None if side is None else side.item_vec, sources)
+    shutil.rmtree(packed)
     (night.folder / "stage.json").write_text(json.dumps({"folder": str(staged.folder), "counts": counts}))
+    return counts
+
+
+def _tally(
+    night: Night, staged: stage.Stage, item_vec: np.ndarray | None, sources: dict[str, tuple[int, tuple[str, ...]]]
+) -> dict[str, int]:
+    """What was staged, counted from what is on disk: lists may have been made on other machines."""
+    m, out = night.manifest, night.out
+    files = [str(staged.folder / f.path) for f in staged.files]
+    rows = ds.dataset(files, format="parquet").to_table(columns=["user_id", "source"]) if files else None
+    counts = {"users": out.day("gold.user_sequences", m.day, columns=["user_id"]).num_rows, "rows": 0,
+              "fallback_rows": 0, "short_lists": 0, "dropped_users": 0, "dropped_items": 0}  # fmt: skip
+    counts["short_lists"] = counts["users"]
+    if rows is not None:
+        sizes = rows.group_by("user_id").aggregate([("source", "count")])["source_count"]
+        full = pc.sum(pc.equal(sizes, m.config["k"])).as_py() or 0
+        counts |= {"rows": rows.num_rows, "short_lists": counts["users"] - full,
+                   "fallback_rows": pc.sum(pc.starts_with(rows["source"], "fallback")).as_py() or 0}  # fmt: skip
+    if item_vec is not None:
+        vectors = out.day("gold.user_vectors", m.day, sources["gold.user_vectors"][0], ["vector"])["vector"]
+        flat = pc.list_flatten(vectors).to_numpy().reshape(len(vectors), -1)
+        counts |= {"dropped_users": int((~np.isfinite(flat).all(1)).sum()),
+                   "dropped_items": int((~np.isfinite(item_vec).all(1)).sum())}  # fmt: skip
     return counts
 
 

@@ -87,6 +87,35 @@ def station(config: Config, name: str, when: date, tell: Tell) -> dict[str, Any]
     return step(name).load()(Night(config, when, tell))
 
 
+def stations(config: Config, names: list[str], when: date, *, force: bool = False, tell: Tell) -> dict[str, Any]:
+    """Run stations of one run_date in the order given, sharing one engine session.
+
+    Of a published date the stations from `plan` on do nothing, as in `run`, unless `force`: a list is published once.
+
+    Returns: counts by station, `seconds` by station, `skipped`: stations that had nothing to do.
+    """
+    known = [step(name) for name in names]
+    night = Night(config, when, tell)
+    counts: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    skipped: list[str] = []
+    night.seconds = seconds  # type: ignore[attr-defined]
+    for s in known:
+        if not force and _settled(night, s.name):
+            skipped.append(s.name)
+        else:
+            _timed(s.name, night, counts, seconds, tell)
+    return counts | {"run_date": str(when), "seconds": seconds, "skipped": skipped}
+
+
+def _settled(night: Night, name: str) -> bool:
+    """Whether a published list leaves station `name` nothing to do; publish and monitor complete their own run."""
+    published = commit.published_run_id(night.lake, "gold.recommendations", night.run_date)
+    if published is None or name not in _AFTER:
+        return False
+    return name not in ("publish", "monitor") or night.manifest.run_id != published
+
+
 def run(config: Config, when: date, *, force: bool = False, train: bool | None = None, tell: Tell) -> dict[str, Any]:
     """Training if due, then the night of `when`.
 
@@ -216,7 +245,8 @@ def _due(config: Config, night: Night) -> bool:
 
 def _learn(config: Config, when: date, seconds: dict[str, float], *, quiet: bool) -> dict[str, Any]:
     begun = time.monotonic()
-    command = [sys.executable, "-m", "mmrec", "learn", "--home", str(config.home), "--date", str(when), "--json"]
+    command = [sys.executable, "-m", "mmrec", "learn", "--home", str(config.home), "--date", str(when), "--json",
+               "--engine", config.engine]  # fmt: skip
     child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if quiet else None, text=True)
     if child.returncode != 0:
         seconds["training"] = round(time.monotonic() - begun, 2)

@@ -24,7 +24,8 @@ from deltalake.transaction import AddAction
 from mmrec import schema
 from mmrec.errors import QualityError, TransientError
 from mmrec.lake.audit import Audited, audit
-from mmrec.lake.stage import Stage, stage_arrow, stage_frame
+from mmrec.lake.stage import Stage
+from mmrec.lake.stage import stage as stage_rows
 from mmrec.lake.store import Lake
 
 if TYPE_CHECKING:
@@ -77,8 +78,7 @@ def write(
     t = schema.table(name)
     if isinstance(rows, pa.Table) and rows.num_rows == 0 and t.mode == "append_new":
         return Committed(name, lake.version(name), 0, False)
-    engine_frame = not isinstance(rows, pa.Table | pa.RecordBatchReader) and hasattr(rows, "sparkSession")
-    stage = (stage_frame if engine_frame else stage_arrow)(lake, name, rows, run_id)  # type: ignore[operator]
+    stage = stage_rows(lake, name, rows, run_id)
     try:
         if t.mode == "append_new" and not any(_count(f.stats) for f in stage.files):
             stage.discard()

@@ -1,46 +1,45 @@
 """The engine that computes: one session a process, started on first use.
 
-In: the engine's name from config. Out: a SparkSession with UTC, ANSI and the same settings on either engine.
+In: the engine's name and `[spark]` from config. Out: a SparkSession with UTC, ANSI and the same settings on either
+engine.
 Trade-off: `local` runs Sail inside this process (2.6 s to start, no JVM) and shares its memory; a server
-process of its own would isolate a crash and cost another second.
+process of its own would isolate a crash and cost another second. A process has one engine: the client of one and
+the classic API of the other switch PySpark as a whole.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mmrec.config import SparkConfig
 from mmrec.errors import InputError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-ENGINES = ("local",)
+ENGINES = ("local", "spark")
 
-_open: dict[str, tuple[object, SparkSession]] = {}
+_open: dict[str, tuple[Any, SparkSession]] = {}
 
 
-def session(engine: str = "local") -> SparkSession:
+def session(engine: str = "local", spark: SparkConfig | None = None) -> SparkSession:
     """The process's session of `engine`; starts it on the first call.
 
+    Args:
+        spark: how engine spark is started; under spark-submit, what that was given goes before it.
+
     Raises:
-        InputError: an engine that is not one of `ENGINES`.
+        InputError: an engine that is not one of `ENGINES`, or another than this process runs; no Java for spark.
     """
     if engine not in ENGINES:
         raise InputError("no such engine", where="config: engine", value=engine, valid=ENGINES, next="edit mmrec.toml")
+    if _open.keys() - {engine}:
+        raise InputError("this process computes with another engine already", where="engine", value=engine,
+                         valid=list(_open), next="start another process")  # fmt: skip
     if engine not in _open:
-        os.environ.setdefault("RUST_LOG", "error")  # the server logs every session at INFO
-        from pysail.spark import SparkConnectServer
-        from pyspark.sql import SparkSession
-
-        server = SparkConnectServer("127.0.0.1", 0)
-        server.start(background=True)
-        host, port = server.listening_address or ("127.0.0.1", 0)
-        spark = SparkSession.builder.remote(f"sc://{host}:{port}").getOrCreate()
-        spark.conf.set("spark.sql.session.timeZone", "UTC")
-        spark.conf.set("spark.sql.shuffle.partitions", "2")
-        _open[engine] = (server, spark)
+        _open[engine] = _sail() if engine == "local" else _spark(spark or SparkConfig())
         atexit.register(stop, engine)
     return _open[engine][1]
 
@@ -50,4 +49,37 @@ def stop(engine: str = "local") -> None:
     if engine in _open:
         server, spark = _open.pop(engine)
         spark.stop()
-        server.stop()  # type: ignore[attr-defined]
+        if server is not None:
+            server.stop()
+
+
+def _sail() -> tuple[Any, SparkSession]:
+    os.environ.setdefault("RUST_LOG", "error")  # the server logs every session at INFO
+    from pysail.spark import SparkConnectServer
+    from pyspark.sql import SparkSession
+
+    server = SparkConnectServer("127.0.0.1", 0)
+    server.start(background=True)
+    host, port = server.listening_address or ("127.0.0.1", 0)
+    spark = SparkSession.builder.remote(f"sc://{host}:{port}").getOrCreate()
+    spark.conf.set("spark.sql.session.timeZone", "UTC")
+    spark.conf.set("spark.sql.shuffle.partitions", "2")
+    return server, spark
+
+
+def _spark(spark: SparkConfig) -> tuple[Any, SparkSession]:
+    from pyspark.sql import SparkSession
+
+    from mmrec.lake import jvm
+
+    if spark.master.startswith("sc://"):
+        remote = SparkSession.builder.remote(spark.master).getOrCreate()
+        remote.conf.set("spark.sql.session.timeZone", "UTC")
+        return None, remote
+    builder = SparkSession.builder.appName("mmrec")
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # the JVM runs already, with a master and jars
+    if not submitted:
+        jvm.prepare()
+    for key, value in (jvm.spark_sql(spark) if submitted else jvm.settings(spark)).items():
+        builder = builder.config(key, value)
+    return None, builder.getOrCreate()

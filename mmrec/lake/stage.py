@@ -51,6 +51,12 @@ class Stage:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def stage(lake: Lake, name: str, rows: DataFrame | pa.Table | Iterator[pa.RecordBatch], run_id: str) -> Stage:
+    """Stage rows through the door they came to: an engine's frame, or Arrow. See the two for errors."""
+    engine_frame = not isinstance(rows, pa.Table | pa.RecordBatchReader) and hasattr(rows, "sparkSession")
+    return (stage_frame if engine_frame else stage_arrow)(lake, name, rows, run_id)  # type: ignore[operator]
+
+
 def stage_frame(lake: Lake, name: str, frame: DataFrame, run_id: str) -> Stage:
     """Let the engine write `frame`, columns in schema.py's order and types.
 

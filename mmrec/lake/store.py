@@ -151,8 +151,19 @@ class Lake:
         return self.arrow(name, version, columns=columns, where=ds.field("run_date") == run_date)
 
     def frame(self, spark: SparkSession, name: str, version: int) -> DataFrame:
-        """The same rows as an engine frame, pinned."""
-        return spark.read.format("delta").option("versionAsOf", version).load(str(self.path(name)))
+        """The same rows as an engine frame, pinned.
+
+        A classic Spark session is given the files that the log lists: its own Delta reader replays the log in Spark
+        jobs, half of a small night. It still reads what the list alone does not say: partitions, deletion vectors.
+        """
+        t, handle = schema.table(name), self.handle(name, version)
+        protocol = handle.protocol()
+        plain = protocol.min_reader_version == 1 and not protocol.reader_features and not t.partition
+        if type(spark).__module__.startswith("pyspark.sql.connect") or not plain:
+            return spark.read.format("delta").option("versionAsOf", version).load(str(self.path(name)))
+        ddl = ", ".join(f"{c.name} {c.type}" for c in t.columns)
+        files = handle.file_uris()
+        return spark.read.schema(ddl).parquet(*files) if files else spark.createDataFrame([], ddl)
 
     def run_dates(self, name: str = "gold.recommendations") -> list[date]:
         """The run_dates that a table partitioned by run_date holds, ascending; from the log, no file is read."""

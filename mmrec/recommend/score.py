@@ -11,6 +11,7 @@ Shape legend: B users or items of a batch, L history length, D vector size, M mo
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,24 @@ from mmrec.errors import QualityError
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.models.tables import content_of, latest
-from mmrec.recommend.slate import Vectors
 
 _BATCH = 256
 _TOKENS = 16_384  # history events of a batch: longer histories come in smaller batches
 _LENGTHS = (64, 256)  # a history is padded to the first that holds it, so its bits don't depend on its companions
 
 
-def vectors(
-    bundle: Bundle, users: pa.Table, items: pa.Table, lake: Lake, m: Manifest, *, device: str, threads: int
-) -> Vectors | None:
-    """Both sides of the dot product; None for a popularity bundle.
+@dataclass(frozen=True)
+class ItemSide:
+    """The catalogue's half: `item_in` (N, V) is what a history is made of, `item_vec` (N, D) what is ranked."""
+
+    item_in: np.ndarray
+    item_vec: np.ndarray
+
+
+def item_side(
+    bundle: Bundle, items: pa.Table, lake: Lake, m: Manifest, *, device: str, threads: int
+) -> ItemSide | None:
+    """Items of the day, ascending by item_id, through the bundle's item encoder; None for a popularity bundle.
 
     Raises: QualityError: a modality's embeddings are not the encoder version the bundle was trained on, or the
         features are not those it was trained on.
@@ -49,9 +57,7 @@ def vectors(
             valid=schema.features_fingerprint(),
             next="mmrec train --date D",
         )
-    item_in, item_vec = _items(bundle, items, lake, m, device, threads)
-    user_vec = _users(bundle, users, items, item_in, device, threads)
-    return Vectors(user_vec, item_vec)
+    return ItemSide(*_items(bundle, items, lake, m, device, threads))
 
 
 def _items(
@@ -99,12 +105,16 @@ def _items(
     return out["item_in"], out["item_vec"]
 
 
-def _users(
-    bundle: Bundle, users: pa.Table, items: pa.Table, item_in: np.ndarray, device: str, threads: int
+def user_vectors(
+    bundle: Bundle, users: pa.Table, place: dict[str, int], item_in: np.ndarray, *, device: str, threads: int
 ) -> np.ndarray:
+    """(users, D) vectors of any part of the day's users; NaN where the model has nothing to say.
+
+    Args:
+        users: rows of gold.user_sequences. place: item_id -> row of `item_in`.
+    """
     about: dict[str, Any] = bundle.about
     length: int = about["length"]
-    place = {i: n for n, i in enumerate(items["item_id"].to_pylist())}
     events = {e: n + 1 for n, e in enumerate(about["event_types"])}
     graph = session(bundle.folder / "user_encoder.onnx", device, threads)
     columns = [users[c].to_pylist() for c in ("item_ids", "event_types", "gap_s", "weight_micro")]

@@ -28,7 +28,7 @@ from mmrec.models.data import Fold, Items, Log
 from mmrec.models.splits import per_user
 from mmrec.recommend import score, slate
 from mmrec.recommend.check import check_slates
-from mmrec.recommend.score import vectors
+from mmrec.recommend.score import item_side, user_vectors
 from mmrec.recommend.slate import FALLBACK, MODEL, Stamp, Vectors, slates
 from mmrec.schema import features_fingerprint
 from mmrec.topk.exact import search
@@ -214,6 +214,14 @@ def test_a_planted_fault_is_refused_by_its_name_and_no_other(name: str, plant: P
     with pytest.raises(QualityError, match=name) as refused:
         look(tmp_path, plant(rows), users, items)
     assert set(refused.value.report["faults"]) == {name}
+
+
+def vectors(bundle: Any, users: pa.Table, items: pa.Table, lake: Lake, m: Manifest, *, device: str, threads: int) -> Vectors | None:
+    side = item_side(bundle, items, lake, m, device=device, threads=threads)
+    if side is None:
+        return None
+    place = {i: n for n, i in enumerate(items["item_id"].to_pylist())}
+    return Vectors(user_vectors(bundle, users, place, side.item_in, device=device, threads=threads), side.item_vec)
 
 
 @dataclass(frozen=True)

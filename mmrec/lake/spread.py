@@ -1,0 +1,71 @@
+"""Python over Arrow batches of a day's rows, wherever the engine computes: here, or on Spark's executors.
+
+In: tables of one run_date, a function from batches to batches. Out: the rows of another table, on their way: what
+`commit.write` and `stage.stage` take.
+Trade-off: the function sees rows in no defined order and in batches of any size, and must not care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmrec import schema
+from mmrec.config import SparkConfig
+from mmrec.lake.session import session
+from mmrec.lake.store import Lake
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+_ROWS = 8192  # of a local batch
+
+
+def map_arrow(
+    lake: Lake,
+    engine: str,
+    spark: SparkConfig,
+    day: date,
+    sources: Mapping[str, tuple[int, Sequence[str]]],
+    fn: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]],
+    out: str,
+) -> DataFrame | Iterator[pa.RecordBatch]:
+    """`fn` over rows of `day`.
+
+    Args:
+        sources: table -> (version, columns); all have user_id, the first decides which users there are, of the others
+            a row is looked up.
+        fn: picklable by reference (a module's function, or a partial of one): executors import it.
+        out: the table whose rows `fn` gives.
+    """
+    if engine == "local":
+        return fn(iter(_joined(lake, day, sources).to_batches(max_chunksize=_ROWS)))
+    from pyspark.sql import functions as F
+
+    opened = session(engine, spark)
+    frames = [
+        lake.frame(opened, name, version).where(F.col("run_date") == F.lit(day)).select(*columns)
+        for name, (version, columns) in sources.items()
+    ]
+    rows = frames[0]
+    for other in frames[1:]:
+        rows = rows.join(other, "user_id", "left")
+    t = schema.table(out)
+    ddl = ", ".join(f"{c.name} {c.type}" for c in t.columns)
+    # a number asked for is not coalesced: every part of the work has its task
+    return rows.repartition(spark.partitions, "user_id").mapInArrow(fn, ddl)
+
+
+def _joined(lake: Lake, day: date, sources: Mapping[str, tuple[int, Sequence[str]]]) -> pa.Table:
+    tables = [lake.day(name, day, version, list(columns)) for name, (version, columns) in sources.items()]
+    rows = tables[0].sort_by("user_id")
+    for other in tables[1:]:
+        at = pc.index_in(rows["user_id"], other["user_id"])
+        for name in other.column_names:
+            if name != "user_id":
+                rows = rows.append_column(name, other[name].take(at))
+    return rows

@@ -1,0 +1,100 @@
+"""Scoring as a job that any machine can take a part of: what is shared is packed once, users come in batches.
+
+In: a packed folder (catalogue, its vectors, where the bundle is) and record batches of users. Out: batches of
+gold.user_vectors and gold.recommendations. A user's rows don't depend on which batch, process or machine they are in.
+Trade-off: machines find the folder and the bundle by path, so a cluster shares the home's file system; in exchange
+the catalogue crosses no wire more than once a process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather as feather
+
+from mmrec import schema
+from mmrec.bundle import bundle as bundles
+from mmrec.recommend.score import ItemSide, user_vectors
+from mmrec.recommend.slate import Stamp, Vectors, slates
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a part of the users is scored with."""
+
+    bundle: str
+    digest: str
+    device: str
+    threads: int
+    k: int
+    run_date: str
+    run_id: str
+    model_version: str
+
+
+def pack(folder: Path, job: Job, items: pa.Table, side: ItemSide | None) -> Path:
+    """Write what every part needs.
+
+    Args:
+        items: gold.item_features of the day, ascending by item_id. side: None for a popularity bundle.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    feather.write_feather(items.select(["item_id", "title", "popularity_micro"]), folder / "items.arrow")
+    for name in ("item_in", "item_vec"):
+        (folder / f"{name}.npy").unlink(missing_ok=True)
+        if side is not None:
+            np.save(folder / f"{name}.npy", getattr(side, name), allow_pickle=False)
+    (folder / "job.json").write_text(json.dumps(asdict(job)))
+    return folder
+
+
+def vectors_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Rows of gold.user_sequences -> rows of gold.user_vectors."""
+    job, items, side = _open(folder)
+    bundle = _bundle(job.bundle, job.digest)
+    place = {i: n for n, i in enumerate(items["item_id"].to_pylist())}
+    arrow = schema.table("gold.user_vectors").arrow
+    for batch in batches:
+        users = pa.Table.from_batches([batch])
+        found = user_vectors(bundle, users, place, side.item_in, device=job.device, threads=job.threads)
+        n = batch.num_rows
+        values = {
+            "run_date": [date.fromisoformat(job.run_date)] * n, "user_id": batch.column("user_id"),
+            "vector": list(found), "model_version": [job.model_version] * n, "run_id": [job.run_id] * n,
+        }  # fmt: skip
+        yield pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in arrow], schema=arrow)
+
+
+def lists_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Rows of gold.user_sequences, with a column `vector` unless the bundle is popularity -> gold.recommendations."""
+    job, items, side = _open(folder)
+    stamp = Stamp(date.fromisoformat(job.run_date), job.run_id, job.model_version)
+    for batch in batches:
+        users = pa.Table.from_batches([batch])
+        found = None
+        if side is not None and batch.num_rows:
+            found = Vectors(np.array(users["vector"].to_pylist(), np.float32), side.item_vec)
+        yield from slates(users, items, found, job.k, stamp, {})
+
+
+@cache
+def _open(folder: str) -> tuple[Job, pa.Table, ItemSide]:
+    here = Path(folder)
+    job = Job(**json.loads((here / "job.json").read_text()))
+    items = feather.read_table(here / "items.arrow")
+    side = None
+    if (here / "item_vec.npy").is_file():
+        side = ItemSide(*(np.load(here / f"{n}.npy", allow_pickle=False) for n in ("item_in", "item_vec")))
+    return job, items, side  # type: ignore[return-value]
+
+
+@cache
+def _bundle(folder: str, digest: str) -> bundles.Bundle:
+    return bundles.load(Path(folder), digest)
