@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from uuid import uuid4
@@ -22,6 +23,7 @@ from uuid import uuid4
 from filelock import FileLock
 from platformdirs import user_cache_path
 
+import mmrec
 from mmrec.config import SparkConfig
 from mmrec.errors import InputError, TransientError
 
@@ -109,11 +111,16 @@ def settings(spark: SparkConfig, quick: bool | None = None) -> dict[str, str]:
     Args:
         quick: overrides `spark.quick_start`.
     """
-    plain = spark_sql(spark) | {"spark.master": spark.master}
+    plain = spark_sql(spark) | {
+        "spark.master": spark.master,
+        "spark.driver.memory": spark.memory,
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+    }
     paths = jars(spark)
     log = (Path(__file__).with_name("log4j2.properties")).as_uri()
     if not spark.master.startswith("local"):
-        plain["spark.jars"] = ",".join(map(str, paths))
+        plain |= {"spark.jars": ",".join(map(str, paths)), "spark.submit.pyFiles": str(package())}
         return plain | {"spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={log}"} | spark.options
     # on the driver's class path, not in spark.jars: only those classes can come from the archive
     plain["spark.driver.extraClassPath"] = os.pathsep.join(map(str, paths))
@@ -164,6 +171,34 @@ def archive(spark: SparkConfig) -> Path:
                 )
             part.replace(target)
     return target
+
+
+def package() -> Path:
+    """mmrec itself as a zip, for `--py-files`: executors import what the driver runs."""
+    root = Path(mmrec.__file__).parent
+    if not root.is_dir():  # this process runs from such a zip
+        return root.parent
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    digest = hashlib.sha256()
+    for p in files:
+        digest.update(p.relative_to(root).as_posix().encode() + p.read_bytes())
+    target = user_cache_path("mmrec") / "packages" / digest.hexdigest()[:16] / "mmrec.zip"
+    with _once(target.parent):
+        if not target.is_file():
+            target.parent.mkdir()
+            part = target.with_suffix(".part")
+            with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as z:
+                for p in files:
+                    z.write(p, Path("mmrec") / p.relative_to(root))
+            part.replace(target)
+    return target
+
+
+def shipped(spark: SparkConfig) -> dict[str, str]:
+    """What spark-submit is given beside the job: `jars`, `py_files` and a quiet log, as `conf` words."""
+    log = Path(__file__).with_name("log4j2.properties").as_uri()
+    return {"jars": ",".join(map(str, jars(spark))), "py_files": str(package()),
+            "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={log}"}  # fmt: skip
 
 
 def submit() -> Path:
