@@ -21,7 +21,7 @@ from rich.text import Text
 import mmrec
 from mmrec import config as settings
 from mmrec import dates, schema, screen
-from mmrec.errors import MmrecError
+from mmrec.errors import InputError, MmrecError
 from mmrec.steps import STEPS
 
 if TYPE_CHECKING:
@@ -299,6 +299,42 @@ def verify(home: Home = HOME, as_json: Json = False) -> None:
         out.print("every check holds" if not bad else f"[bold red]{len(bad)} of {len(findings)} checks are broken[/]")
     if bad:
         _leave(3)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="jvm: a cold start of Spark, with and without the class archive")],
+    rounds: Annotated[int, typer.Option(min=1, help="of each side, interleaved")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure a hot path beside its peers, after a check that all give the same answer."""
+    from mmrec.bench import jvm
+
+    rooms = {"jvm": jvm.bench}
+    if name not in rooms:
+        raise InputError("no such benchmark", where="bench", value=name, valid=list(rooms), next="mmrec bench jvm")
+    with progress(as_json) as tell:
+        told = rooms[name](rounds, tell)
+    show_json(told) if as_json else screen.print_counts(out, f"bench {name}", told)
+
+
+@app.command()
+def doctor(
+    home: Home = HOME,
+    engine: Engine = None,
+    install: Annotated[bool, typer.Option("--install", help="get what can be had: Java, jars, the archive")] = False,
+    as_json: Json = False,
+) -> None:
+    """What this machine lacks, and how to get it; exit 2 if something needed is missing."""
+    from mmrec.doctor import examine
+
+    found = examine(home, engine, install=install)
+    if as_json:
+        show_json({"ok": all(f["ok"] or not f["needed"] for f in found), "checks": found})
+    else:
+        screen.print_doctor(out, found)
+    if any(f["needed"] and not f["ok"] for f in found):
+        _leave(2)
 
 
 @app.command(hidden=True)

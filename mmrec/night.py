@@ -388,7 +388,30 @@ def monitor(night: Night) -> dict[str, Any]:
         versions=m.tables,
         curves=_curves(night),
     )
-    return {"report": str(path), "stale": pc.sum(fresh["stale"]).as_py() or 0}
+    return {
+        "report": str(path),
+        "stale": pc.sum(fresh["stale"]).as_py() or 0,
+        "training_due": training_due(night),
+    }
+
+
+def training_due(night: Night) -> str | None:
+    """Why a model should be trained before the next night; None: no reason, or a date of the past."""
+    from mmrec.bundle.registry import champion
+
+    published = night.lake.run_dates()
+    if published and night.run_date < published[-1]:
+        return None
+    marker = night.config.runs / "last-training.json"
+    if not marker.is_file():
+        return "no model was trained yet"
+    age = (night.as_of - datetime.fromisoformat(json.loads(marker.read_text())["as_of"])).days
+    if age >= night.config.train.every_days:
+        return f"the last training is {age} days old; train.every_days is {night.config.train.every_days}"
+    about = champion(night.config, night.as_of)[0].about
+    if about["kind"] != "popularity" and about.get("features") != schema.features_fingerprint():
+        return "the champion was trained on features of another definition"
+    return None
 
 
 def record_metrics(lake: Lake, numbers: pa.Table, run_id: str, pinned: int) -> int:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mmrec.lake import commit, content
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.memory import Peak
-from mmrec.night import Night
+from mmrec.night import Night, training_due
 from mmrec.steps import step
 
 Tell = Callable[[str, int, int], None]
@@ -136,7 +136,7 @@ def run(config: Config, when: date, *, force: bool = False, train: bool | None =
         night.seconds = seconds  # type: ignore[attr-defined]
         for name in _BEFORE:
             _timed(name, night, counts, seconds, tell)
-        if train or (train is None and _due(config, night)):
+        if train or (train is None and training_due(night)):
             counts["training"] = _learn(config, when, seconds, quiet=tell is _silent)
         for name in _AFTER:
             _timed(name, night, counts, seconds, tell)
@@ -229,18 +229,6 @@ def _timed(name: str, night: Night, counts: dict[str, Any], seconds: dict[str, f
 
 def _silent(_what: str, _done: int, _of: int) -> None:
     pass
-
-
-def _due(config: Config, night: Night) -> bool:
-    """Training is due when nothing was trained within `train.every_days`, and never for a date in the past."""
-    published = night.lake.run_dates()
-    if published and night.run_date < published[-1]:
-        return False
-    marker = config.runs / "last-training.json"
-    if not marker.is_file():
-        return True
-    last = datetime.fromisoformat(json.loads(marker.read_text())["as_of"])
-    return night.as_of - last >= timedelta(days=config.train.every_days)
 
 
 def _learn(config: Config, when: date, seconds: dict[str, float], *, quiet: bool) -> dict[str, Any]:

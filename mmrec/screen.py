@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mmrec import config as settings
 from mmrec.lake.store import Lake
@@ -27,6 +28,19 @@ def print_counts(out: Console, name: str, counts: dict[str, Any]) -> None:
             continue
         for inner, number in value.items():
             out.print(f"{name} {key} {inner}: {number}", highlight=False, soft_wrap=True)
+
+
+def print_doctor(out: Console, found: list[dict[str, Any]]) -> None:
+    """What was looked at, what was found, and the command that gets what is missing."""
+    grid = Table()
+    for head in ("what", "for", "result", "found", "to get it"):
+        grid.add_column(head, overflow="fold")
+    for f in found:
+        word = "[green]ok[/]" if f["ok"] else "[bold red]missing[/]" if f["needed"] else "[yellow]missing[/]"
+        grid.add_row(f["what"], f["for"], word, Text(str(f["found"])), Text(f["get"] if not f["ok"] else ""))
+    out.print(grid)
+    bad = [f for f in found if f["needed"] and not f["ok"]]
+    out.print("all that is needed is here" if not bad else f"[bold red]{len(bad)} missing[/]: see the last column")
 
 
 def print_run(out: Console, result: dict[str, Any]) -> None:

@@ -71,6 +71,7 @@ def _spark(spark: SparkConfig) -> tuple[Any, SparkSession]:
     from pyspark.sql import SparkSession
 
     from mmrec.lake import jvm
+    from mmrec.lake.java import environment
 
     if spark.master.startswith("sc://"):
         remote = SparkSession.builder.remote(spark.master).getOrCreate()
@@ -79,7 +80,7 @@ def _spark(spark: SparkConfig) -> tuple[Any, SparkSession]:
     builder = SparkSession.builder.appName("mmrec")
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # the JVM runs already, with a master and jars
     if not submitted:
-        jvm.prepare()
+        os.environ.update(environment(spark.quick_start))
     for key, value in (jvm.spark_sql(spark) if submitted else jvm.settings(spark)).items():
         builder = builder.config(key, value)
     return None, builder.getOrCreate()

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 
 from mmrec.config import SparkConfig
-from mmrec.lake import jvm
+from mmrec.lake.jars import shipped
+from mmrec.lake.java import environment, submit
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,17 +98,17 @@ class Cluster:
 
     def submit(self, *words: str, conf: dict[str, str] | None = None, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """spark-submit of jobs/step.py, the package shipped with it."""
-        ship = jvm.shipped(SparkConfig())
+        ship = shipped(SparkConfig())
         options = {"spark.executor.memory": "700m", "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1",
                    "spark.executor.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"} | (conf or {})  # fmt: skip
         options["spark.driver.extraJavaOptions"] = ship["spark.driver.extraJavaOptions"] + " -XX:TieredStopAtLevel=1"
-        command = [str(jvm.submit()), "--master", self.master, "--jars", ship["jars"], "--py-files", ship["py_files"], *(w for k, v in options.items() for w in ("--conf", f"{k}={v}")),
+        command = [str(submit()), "--master", self.master, "--jars", ship["jars"], "--py-files", ship["py_files"], *(w for k, v in options.items() for w in ("--conf", f"{k}={v}")),
                    str(ROOT / "jobs" / "step.py"), *words]  # fmt: skip
-        return subprocess.Popen(command, env=jvm.environment() | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        return subprocess.Popen(command, env=environment() | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                 cwd=self.folder)  # fmt: skip
 
     def _run(self, name: str, cls: str, *words: str) -> None:
-        env = jvm.environment() | {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_MEMORY": "256m", "SPARK_NO_DAEMONIZE": "1"}
+        env = environment() | {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_MEMORY": "256m", "SPARK_NO_DAEMONIZE": "1"}
         log = (self.folder / f"{name}.log").open("wb")
         self.processes[name] = subprocess.Popen([str(Path(env["SPARK_HOME"]) / "bin" / "spark-class"), f"org.apache.spark.deploy.{cls.lower()}.{cls}", *words],
                                                 env=env, stdout=log, stderr=log, start_new_session=True, cwd=self.folder)  # fmt: skip
