@@ -4,18 +4,26 @@ SOURCE ?=
 NIGHTS ?= 4
 DEMO_HOME ?= demo/$(DATA)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+UP ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo up down test soak lint docs clean
 
 demo: .venv/installed
 	$(BIN)/mmrec demo --data $(DATA) $(if $(SOURCE),--source $(SOURCE)) --home $(DEMO_HOME) --nights $(NIGHTS)
+
+# Airflow, MLflow and a page of links over the demo's home, on loopback; `make down` ends just these
+up: .venv/installed
+	$(BIN)/python infra/local/stack.py up --home $(DEMO_HOME) $(UP)
+
+down: .venv/installed
+	$(BIN)/python infra/local/stack.py down --home $(DEMO_HOME)
 
 test: lint
 	$(BIN)/python -m pytest
 
 lint: .venv/installed
-	$(BIN)/ruff check mmrec tests
+	$(BIN)/ruff check mmrec dags jobs infra tests
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m mmrec.docs --check
 

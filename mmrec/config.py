@@ -210,6 +210,10 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(k)} = {_toml(v)}' for k, v in value.items())}}}"
     # TOML has no surrogate pairs
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 

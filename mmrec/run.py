@@ -61,6 +61,9 @@ def make_home(
         more: dict[str, Any] = {}
         if source == "builtin":  # two months of history: short windows, a small model
             more = {"evaluate": {"rolling_days": 3, "rolling_cuts": 3, "rolling_fits": 1}, "train": {"recipe": "small"}}
+            # its days are not ours: nothing is scheduled by the clock, a person triggers a date
+            day = _world(seed, size).first_run_date
+            more["airflow"] = {"start": day, "end": day}
         about: dict[str, Any] = {"spec": source, "root": root.absolute() if root else None}
         if source == "builtin":
             about |= {"seed": seed, "size": size}
@@ -71,15 +74,20 @@ def make_home(
     return config
 
 
-def _check_choices(source: str, size: str, zone: str) -> None:
+def _world(seed: int, size: str) -> Any:
     from mmrec.worlds.builtin import World
+
+    return World(seed, size)
+
+
+def _check_choices(source: str, size: str, zone: str) -> None:
     from mmrec.worlds.sources import SPECS
 
     dates.as_of(date(2026, 1, 1), zone)
     if source not in SPECS:
         raise InputError("no such source", where="source.spec", value=source, valid=SPECS, next="mmrec init --help")
     if source == "builtin":
-        World(0, size)
+        _world(0, size)
 
 
 def station(config: Config, name: str, when: date, tell: Tell) -> dict[str, Any]:
@@ -197,9 +205,7 @@ def replay(config: Config, when: date, tell: Tell) -> dict[str, Any]:
 def demo(home: Path, *, data: str, source: Path | None, nights: int, seed: int, tell: Tell) -> dict[str, Any]:
     """Nights in a row in a fresh home; returns the last night's summary with all nights under `nights`."""
     if data == "builtin":
-        from mmrec.worlds.builtin import World
-
-        first = World(seed, "small").first_run_date
+        first = _world(seed, "small").first_run_date
     else:
         from mmrec.worlds.sources import open_source
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -29,12 +31,15 @@ _COLUMNS = {
 def deliver(
     folder: Path, day: date, rows: dict[str, list[Any]], seed: int, kind_of: Callable[[int], np.ndarray]
 ) -> dict[str, int]:
-    """Write a day; counts of rows by kind, of planted rows and planted media.
+    """Write a day, whole or not at all; counts of rows by kind, of planted rows and planted media.
+
+    A day that is there already is left as it is: two runs may deliver it at the same time.
 
     Args:
         kind_of: number of an item -> its kinds by part; pictures and tones are made from them.
     """
-    (folder / "media").mkdir(parents=True, exist_ok=True)
+    target, folder = folder, folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.part")
+    (folder / "media").mkdir(parents=True)
     rng = np.random.default_rng([seed, 9, day.toordinal()])
     counts: Counter[str] = Counter({kind: len(r) for kind, r in rows.items()})
     for row in rows["items"]:
@@ -49,6 +54,12 @@ def deliver(
         if rows.get(kind):
             lines = [json.dumps(r, sort_keys=True) for r in rows[kind]]
             (folder / f"{kind}.jsonl").write_text("\n".join(lines) + "\n")
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(folder)
     return dict(counts)
 
 
