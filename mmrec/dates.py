@@ -1,6 +1,6 @@
 """All date arithmetic: run_date, as_of, windows, backfill lists.
 
-In: dates, zone names. Out: UTC instants and lists of dates.
+In: dates, zone names, a scheduler's instants. Out: UTC instants, dates and lists of dates.
 Trade-off: intervals are half-open everywhere, `[start, end)`; a reader who thinks in closed intervals must
 look twice, and nobody ever counts an instant two times.
 """
@@ -39,6 +39,24 @@ def days(start: date, end: date) -> list[date]:
             next=f"mmrec backfill --from {end} --to {start}",
         )
     return [start + timedelta(days=i) for i in range((end - start).days + 1)]
+
+
+def run_date_of(interval_end: datetime, zone: str = "UTC") -> date:
+    """The run_date of a scheduled run: the shop's local date at the end of its data interval."""
+    as_of(date(2000, 1, 1), zone)  # names a wrong zone
+    return interval_end.astimezone(ZoneInfo(zone)).date()
+
+
+def airflow_range(start: date, end: date, zone: str = "UTC") -> tuple[str, str]:
+    """What to give `airflow backfill create` as --from-date and --to-date, to make the run_dates of `[start, end]`.
+
+    Airflow selects by logical date, the start of an interval, both ends included: for a run once a day that lies on
+    the local day before run_date, at any hour. So: from the first instant of the day before `start` to the last second
+    before `end`. Plain dates are read as midnight in UTC, which drops `end` or gains a day, by zone and hour.
+    """
+    wanted = days(start, end)
+    first, last = as_of(wanted[0] - timedelta(days=1), zone), as_of(wanted[-1], zone) - timedelta(seconds=1)
+    return first.isoformat(), last.isoformat()
 
 
 def parse(text: str, where: str = "--date") -> date:

@@ -14,12 +14,13 @@ import json
 import os
 import warnings
 from datetime import date
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from PIL import Image
 
 from mmrec import schema
@@ -79,7 +80,8 @@ def write_report(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FileSystemLoader(Path(__file__).parent),
+        # not by path: under spark-submit the package is a zip
+        loader=FunctionLoader(lambda name: resources.files("mmrec.monitor").joinpath(name).read_text(encoding="utf-8")),
     )
     env.filters |= {
         "plain": lambda v: plain(str(v)),

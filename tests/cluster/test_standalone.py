@@ -90,12 +90,12 @@ def test_the_cluster_left_with_one_worker_gives_the_rows_of_local(
 ) -> None:
     home = tmp_path / "home"
     shutil.copytree(planned, home, symlinks=True)
-    job = cluster.submit(*night(home))
+    job = cluster.submit("features", "recommend", "publish", "monitor", *night(home)[2:])
     out, err = job.communicate(timeout=240)
     assert job.returncode == 0, err
     assert json.loads(out)["features"]["gold.user_sequences"] == 60
-    mmrec("steps", "publish", "--home", str(home), "--date", DAY)
     assert hashes(home) == want
+    assert (home / "reports" / DAY / "report.html").is_file()
 
 
 def test_a_job_that_meets_a_wrong_word_ends_with_the_exit_code_of_the_command_line(cluster: Cluster, tmp_path: Path) -> None:
