@@ -20,7 +20,13 @@ down: .venv/installed
 	$(BIN)/python infra/local/stack.py down --home $(DEMO_HOME)
 
 test: lint
+	$(BIN)/python -m pytest --engine spark
 	$(BIN)/python -m pytest
+
+# what takes an hour: nights under a real Airflow on SQLite and on PostgreSQL, with kills; figures to docs/evidence
+soak: .venv/installed
+	$(BIN)/python -m tests.soak.nights --db sqlite --out docs/evidence/nights-sqlite.json
+	$(BIN)/python -m tests.soak.nights --db postgres --out docs/evidence/nights-postgres.json
 
 lint: .venv/installed
 	$(BIN)/ruff check mmrec dags jobs infra tests

@@ -1,4 +1,8 @@
-"""One engine session for all tests that need one; one home that has lived through four nights."""
+"""One engine session for all tests that need one; one home that has lived through four nights.
+
+`pytest` runs everything on the embedded engine. `pytest --engine spark` runs, in a process of its own, what the engine
+can change: tests that ask for the `spark` fixture, and those marked `engines`, which start both.
+"""
 
 import json
 import subprocess
@@ -9,17 +13,49 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
-from mmrec.lake.session import session, stop
+from mmrec.lake.session import ENGINES, session, stop
 
 NIGHTS = ("2026-03-02", "2026-03-03", "2026-03-04", "2026-03-05")
 
 
+# An example that asks an engine is a job or two. They cost the embedded engine some 50 ms and Spark ten times that, so
+# tests that take their count from the profile get fewer there; what is drawn is the same kind of rows, and each of
+# the fixed worlds of those test files runs on both engines whole.
+settings.register_profile("spark", deadline=None, max_examples=8)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", choices=ENGINES, default="local", help="the engine of the `spark` fixture")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--engine") == "spark":
+        settings.load_profile("spark")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def wanted(item: pytest.Item) -> bool:
+        both = item.get_closest_marker("engines") is not None
+        return not both if engine == "local" else both or "spark" in getattr(item, "fixturenames", ())
+
+    engine = config.getoption("--engine")
+    left = [item for item in items if not wanted(item)]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if wanted(item)]
+
+
 @pytest.fixture(scope="session")
-def spark() -> Iterator[object]:
-    """The local engine; stopped when the tests end."""
-    yield session("local")
-    stop("local")
+def engine(request: pytest.FixtureRequest) -> str:
+    return request.config.getoption("--engine")
+
+
+@pytest.fixture(scope="session")
+def spark(engine: str) -> Iterator[object]:
+    """The session of the engine under test; stopped when the tests end."""
+    yield session(engine)
+    stop(engine)
 
 
 @pytest.fixture(scope="session")

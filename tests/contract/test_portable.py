@@ -22,7 +22,7 @@ from mmrec import schema
 from mmrec.errors import InputError, MmrecError
 from mmrec.lake import commit, sql, stage
 from mmrec.lake.content import content_hash
-from mmrec.lake.session import session
+from mmrec.lake.session import ENGINES, session
 from mmrec.lake.store import Lake
 
 LIST, USERS, ITEMS = "gold.recommendations", "silver.users", "silver.items"
@@ -269,8 +269,11 @@ def test_a_content_hash_recorded_by_an_earlier_release_is_still_the_hash_of_thos
     assert content_hash(catalogue([{"title": "שלום 😀", "categories": ["", "b"]}, {"text": ""}]), ITEMS) == "cb10c0f823644a43f0033fd13ec937647fa80088d0d50e5f3c5d2b60bb34ace8"
 
 
-def test_a_process_has_one_session_in_utc_and_knows_its_engines(spark: Any) -> None:
-    assert session("local") is spark
+def test_a_process_has_one_session_in_utc_and_knows_its_engines(spark: Any, engine: str) -> None:
+    assert session(engine) is spark
     assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
     with pytest.raises(InputError, match="local"):
         session("flink")
+    other = next(e for e in ENGINES if e != engine)
+    with pytest.raises(InputError, match="another engine"):
+        session(other)

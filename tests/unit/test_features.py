@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyspark.sql import functions as F
 
 from mmrec import schema
@@ -65,7 +67,9 @@ def rows_of(name, made, key):
 def shop(seed, n=400):
     """Silver rows: repeated events, equal times, corrections, late and future deliveries, edges of the windows."""
     rng = random.Random(seed)
-    item_ids, user_ids = [f"i{i}" for i in range(25)] + ["ü", "😀"], [f"u{i}" for i in range(20)] + ["ü"]
+    # names that UTF-8 and UTF-16 put in different orders are among those of events
+    item_ids = [f"i{i}" for i in range(20)] + ["\ue000", "\uffff", "😀", "é", "e\u0301", "ü", "שלום"]
+    user_ids = ["😀", "\uffff", "'"] + [f"u{i}" for i in range(17)] + ["ü"]
     edges = [NOW - timedelta(days=d) + s * US for d in (7, 30, 90, 15) for s in (-1, 0, 1)] + [NOW - US, NOW, NOW + US]
     edges += [datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC), datetime(1900, 1, 1, tzinfo=UTC)]
     moments = edges + [NOW - timedelta(seconds=rng.randrange(-300_000, 9_000_000), microseconds=rng.randrange(10**6))
@@ -81,7 +85,7 @@ def shop(seed, n=400):
             row = {"user_id": rng.choice(user_ids[:-2]), "item_id": rng.choice(item_ids[:-3]), "event_ts": at,
                    "event_type": rng.choice(["view", "buy"]), "context": "{}", "text": None, "source": "s",
                    "available_at": at + rng.choice([timedelta(0), timedelta(0), timedelta(days=3)]),
-                   "weight": rng.choice([1.0, 4.5, -0.5, 1 / 3, 1e300, -1e300, 0.0000005])}  # fmt: skip
+                   "weight": rng.choice([1.0, 4.5, -0.5, -0.0, 1 / 3, 1e300, -1e300, 0.0000005])}  # fmt: skip
         interactions.append(row | {"row_hash": hashlib.sha256(f"{seed}{i}".encode()).hexdigest()})
     items, users = [], []
     for _ in range(70):
@@ -199,6 +203,32 @@ def test_features_are_those_of_a_loop(spark, seed):
     assert any(r["n_interactions"] > LENGTH for r in made_users)
     assert any(not r["n_interactions"] for r in made_items)
     assert any(r["popularity_micro"] for r in made_items)
+
+
+SOON = st.sampled_from([NOW - timedelta(days=7), NOW - timedelta(days=7) - US, NOW - US, NOW, EPOCH, EPOCH - US, EPOCH - timedelta(days=1, microseconds=3)])
+NAMES = st.sampled_from(["a", "😀", "\uffff", "e\u0301"])
+EVENT = st.fixed_dictionaries({
+    "user_id": NAMES, "item_id": NAMES, "event_type": st.sampled_from(["v", "V"]), "event_ts": SOON, "late": st.sampled_from([timedelta(0), US, timedelta(days=1)]),
+    "weight": st.sampled_from([1.0, -0.0, 0.0, -1.0000005, 5e-324, 9e12, -1e308]),
+})  # fmt: skip
+VERSION = st.fixed_dictionaries({
+    "id": NAMES, "available_at": SOON, "valid_from": SOON, "withdrawn_at": st.none() | SOON, "title": st.sampled_from(NASTY), "text": st.none() | st.sampled_from(NASTY),
+    "categories": st.lists(st.sampled_from(NASTY), max_size=2), "attributes": st.sampled_from(["{}", '{"😀":null}']),
+})  # fmt: skip
+
+
+@settings(deadline=None)  # the count of examples is that of the engine's profile
+@given(st.lists(EVENT, max_size=8), st.lists(VERSION, max_size=4), st.lists(VERSION, max_size=4))
+def test_features_of_any_few_rows_with_ties_corrections_and_odd_values_are_those_of_a_loop(spark, events, catalogue, people):
+    interactions = [{c: v for c, v in e.items() if c != "late"} | {"available_at": e["event_ts"] + e["late"], "context": "{}", "text": None, "source": "s", "row_hash": f"h{n % 3}{n}"}
+                    for n, e in enumerate(events)]  # fmt: skip
+    media = {"image": None, "image_sha256": None, "audio": None, "audio_sha256": "cd", "source": "s"}
+    items = [{c: v for c, v in r.items() if c != "id"} | media | {"item_id": r["id"], "row_hash": f"h{n % 3}{n}"} for n, r in enumerate(catalogue)]
+    users = [{c: r[c] for c in ("available_at", "withdrawn_at", "attributes")} | {"user_id": r["id"], "source": "s", "row_hash": f"h{n % 3}{n}"} for n, r in enumerate(people)]
+    made_users, made_items = build(spark, interactions, items, users)
+    seen = naive_interactions(interactions)
+    assert made_users == naive_sequences(seen, present(newest(users, "user_id")))
+    assert made_items == naive_item_features(seen, naive_items(items))
 
 
 def test_arrival_order_and_replays_change_nothing(spark):
