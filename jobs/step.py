@@ -9,5 +9,6 @@ from mmrec.cli import main
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    sys.argv[1:] = ["steps", *words, *([] if "--engine" in words else ["--engine", "spark"])]
+    named = any(w == "--engine" or w.startswith("--engine=") for w in words)
+    sys.argv[1:] = ["steps", *words, *([] if named else ["--engine", "spark"])]
     main()

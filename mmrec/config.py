@@ -220,8 +220,11 @@ def _toml(value: Any) -> str:
 
 def _valid(where: tuple[Any, ...]) -> str:
     model: Any = Config
-    for part in where[:-1]:
-        model = model.model_fields[part].annotation
+    for n, part in enumerate(where[:-1]):
+        below = model.model_fields[part].annotation
+        if not hasattr(below, "model_fields"):  # an element of a list or a table
+            return _valid(where[: n + 1])
+        model = below
     fields = model.model_fields
     if where[-1] in fields:
         about = fields[where[-1]]

@@ -35,7 +35,9 @@ def examine(home: Path, engine: str | None = None, *, install: bool = False) -> 
     """
     there = (home / "mmrec.toml").is_file()
     config = settings.load(home, engine=engine)
-    spark, local = config.engine == "spark", config.spark.master.startswith("local")
+    # a server that is spoken to over Spark Connect has its own Java and jars
+    spark = config.engine == "spark" and not config.spark.master.startswith("sc://")
+    local = config.spark.master.startswith("local")
     cuda = config.device == "cuda"
     found: list[dict[str, Any]] = []
 

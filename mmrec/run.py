@@ -121,7 +121,12 @@ def _settled(night: Night, name: str) -> bool:
     published = commit.published_run_id(night.lake, "gold.recommendations", night.run_date)
     if published is None or name not in _AFTER:
         return False
-    return name not in ("publish", "monitor") or night.manifest.run_id != published
+    if name not in ("publish", "monitor"):
+        return True
+    try:
+        return night.manifest.run_id != published
+    except InputError:  # published long ago, and its plan is no longer on this disk
+        return True
 
 
 def run(config: Config, when: date, *, force: bool = False, train: bool | None = None, tell: Tell) -> dict[str, Any]:

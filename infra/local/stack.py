@@ -91,9 +91,13 @@ def up(
     Lake(config.lake).made()
     running = _running(home)
     ports = {"airflow": airflow_port, "mlflow": mlflow_port, "page": page_port}
+    ports |= {name: about["port"] for name, about in running.items()}  # what runs stays where it is
+    for name, about in _told(home).items():
+        if name not in running:  # it died, and may have left children that hold its port
+            _end(about)
     for name in ports.keys() - running.keys():
         _free(name, ports[name])
-    env = environment(home, airflow_port)
+    env = environment(home, ports["airflow"])
     if "airflow" not in running:
         print("preparing Airflow's database", flush=True)
         prepare(env)
@@ -103,19 +107,18 @@ def up(
     commands = {
         "airflow": [*python, "airflow", "standalone"],
         "mlflow": [*python, "mlflow", "server", "--backend-store-uri", config.tracking, "--host", "127.0.0.1",
-                   "--artifacts-destination", str(home / "mlartifacts"), "--port", str(mlflow_port), "--workers", "1"],
-        "page": [*python, "http.server", str(page_port), "--bind", "127.0.0.1", "--directory", str(www)],
+                   "--port", str(ports["mlflow"]), "--artifacts-destination", str(home / "mlartifacts"),
+                   "--workers", "1"],
+        "page": [*python, "http.server", str(ports["page"]), "--bind", "127.0.0.1", "--directory", str(www)],
     }  # fmt: skip
     for name, command in commands.items():
         if name not in running:
-            running[name] = _start(home, name, command, env)
+            running[name] = _start(home, name, command, env) | {"port": ports[name]}
             _save(home, running)
-    urls = {"airflow": f"http://127.0.0.1:{airflow_port}/api/v2/monitor/health",
-            "mlflow": f"http://127.0.0.1:{mlflow_port}/health", "page": f"http://127.0.0.1:{page_port}/"}  # fmt: skip
-    for name, url in urls.items():
-        _wait(home, name, url, running[name], wait_s)
-    print(f"page     http://127.0.0.1:{page_port}    links to everything")
-    print(f"Airflow  http://127.0.0.1:{airflow_port}\nMLflow   http://127.0.0.1:{mlflow_port}")
+    at = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    for name, path in {"airflow": "/api/v2/monitor/health", "mlflow": "/health", "page": "/"}.items():
+        _wait(home, name, at[name] + path, running[name], wait_s)
+    print(f"page     {at['page']}    links to everything\nAirflow  {at['airflow']}\nMLflow   {at['mlflow']}")
     print("next: open the page; `make down` ends these three")
 
 
@@ -123,26 +126,34 @@ def up(
 def down(home: Home = Path("demo/builtin")) -> None:
     """End what `up` started, and only that."""
     home = home.absolute()
-    running = _running(home)
-    for name, about in running.items():
-        _end(about["pid"])
-        print(f"ended {name} ({about['pid']})")
+    ended = [f"{name} ({about['pid']})" for name, about in _told(home).items() if _end(about)]
     (home / "stack" / "running.json").unlink(missing_ok=True)
-    if not running:
-        print("nothing of it runs")
+    print("\n".join(f"ended {e}" for e in ended) or "nothing of it runs")
+
+
+def _told(home: Path) -> dict[str, dict[str, Any]]:
+    """What `up` started, whether it lives or not: name -> pid, when it was born, port."""
+    path = home / "stack" / "running.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _running(home: Path) -> dict[str, dict[str, Any]]:
     """What `up` started and is still the same process."""
-    path = home / "stack" / "running.json"
-    told = json.loads(path.read_text()) if path.is_file() else {}
-    return {name: about for name, about in told.items() if _same(about)}
+    return {name: about for name, about in _told(home).items() if _same(about)}
 
 
 def _same(about: dict[str, Any]) -> bool:
     try:
         process = psutil.Process(about["pid"])
-        return process.create_time() == about["born"] and process.status() != psutil.STATUS_ZOMBIE
+        return process.create_time() == about["born"] and _lives(process)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it runs; one that only waits to be buried, which in a container may take forever, does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -163,19 +174,39 @@ def _start(home: Path, name: str, command: list[str], env: dict[str, str]) -> di
     return {"pid": process.pid, "born": psutil.Process(process.pid).create_time()}
 
 
-def _end(pid: int, grace_s: float = 15) -> None:
-    """SIGTERM to a process and its descendants, SIGKILL to those that stay."""
-    try:
-        tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
+def _end(about: dict[str, Any], grace_s: float = 15) -> bool:
+    """SIGTERM to what was started and all that it started, SIGKILL to what stays; whether there was anything."""
+    tree = found = [p for p in _theirs(about) if _lives(p)]
     for sig in (signal.SIGTERM, signal.SIGKILL):
         for process in tree:
             try:
                 process.send_signal(sig)
             except psutil.NoSuchProcess:
                 continue
-        _, tree = psutil.wait_procs(tree, timeout=grace_s)
+        end = time.monotonic() + grace_s
+        while (tree := [p for p in tree if _lives(p)]) and time.monotonic() < end:
+            time.sleep(0.05)
+    return bool(found)
+
+
+def _theirs(about: dict[str, Any]) -> list[psutil.Process]:
+    """A process that was started, its descendants, and its session: where it was killed, its children live on."""
+    tree: list[psutil.Process] = []
+    try:
+        leader = psutil.Process(about["pid"])
+        if leader.create_time() != about["born"]:  # the number is another's by now, so the session is empty
+            return []
+        tree = [leader, *leader.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        pass
+    return tree + [p for p in psutil.process_iter() if p not in tree and _session(p.pid) == about["pid"]]
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
 
 
 def _any_port() -> int:
@@ -216,7 +247,7 @@ def _page(home: Path, tracking: str, ports: dict[str, int], www: Path) -> None:
     www.mkdir(parents=True, exist_ok=True)
     reports = www / "reports"
     if not reports.is_symlink():
-        reports.symlink_to(home / "reports", target_is_directory=True)
+        reports.symlink_to(Path("..", "..", "reports"), target_is_directory=True)  # a copied home shows its own
     lake = Lake(home / "lake")
     days = lake.run_dates()
     last = str(days[-1]) if days else None
@@ -229,7 +260,7 @@ def _page(home: Path, tracking: str, ports: dict[str, int], www: Path) -> None:
         (f"{m}/#/models", "Models", "MLflow: every version, its metrics, which one is champion"),
         (f"{m}/#/experiments", "Experiments", "MLflow: every training, its settings and curves"),
     ]
-    if last:
+    if last and (www / report).is_file():
         rows.insert(0, (report, f"Report of {last}", "what was published, for whom, how good, how fresh"))
     links = "\n".join(f'<li><a href="{html.escape(u)}">{html.escape(t)}</a><span>{html.escape(d)}</span></li>'
                       for u, t, d in rows)  # fmt: skip

@@ -21,7 +21,7 @@ from platformdirs import user_cache_path
 import mmrec
 from mmrec.config import SparkConfig
 from mmrec.errors import InputError, TransientError
-from mmrec.lake.java import environment, submit
+from mmrec.lake.java import STDERR, environment, submit
 
 _DELTA = ("io.delta_", "io.unitycatalog_")  # everything else it asks for is in Spark's own folder
 
@@ -48,36 +48,44 @@ def jars(spark: SparkConfig, make: bool = True) -> list[Path]:
                          next="pip install 'mmrec[cluster]', or --engine local") from None  # fmt: skip
     folder = user_cache_path("mmrec") / "jars" / wanted.replace(":", "_")
     with once(folder):
-        if not folder.is_dir() and not make:
+        there = any(folder.glob("*.jar"))
+        if not there and not make:
             raise TransientError(
                 "Delta's jars are not in the cache yet", where=str(folder), next="mmrec doctor --install"
             )
-        if not folder.is_dir():
+        if not there:
             part = folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.part")
-            part.mkdir(parents=True)
-            (part / "nothing.py").write_text("")
-            strangers = ",".join(f"{g}:*" for g in ("org.*", "com.*", "commons-*", "javax.*", "io.airlift"))
-            options = [f"{k}={v}" for k, v in spark.options.items() if k.startswith("spark.jars.")]
-            done = subprocess.run(
-                [str(submit()), "--packages", wanted, "--exclude-packages", strangers, "--conf",
-                 f"spark.jars.ivy={part / 'ivy'}", *(w for o in options for w in ("--conf", o)), part / "nothing.py"],
-                env=environment(), capture_output=True, text=True)  # fmt: skip
-            found = [p for p in (part / "ivy" / "jars").glob("*.jar") if p.name.startswith(_DELTA)]
-            if done.returncode or not found:
+            try:
+                _fetch(wanted, spark, part)
+                part.replace(folder)
+            finally:
                 shutil.rmtree(part, ignore_errors=True)
-                raise TransientError(
-                    "Delta's jars could not be fetched",
-                    where="Maven's central repository, or [spark] options spark.jars.ivySettings",
-                    value=done.stderr.strip()[-800:],
-                    valid=wanted,
-                    next="mmrec doctor",
-                )
-            for p in found:
-                p.replace(part / p.name)
-            shutil.rmtree(part / "ivy")
-            (part / "nothing.py").unlink()
-            part.replace(folder)
     return sorted(folder.glob("*.jar"))
+
+
+def _fetch(wanted: str, spark: SparkConfig, part: Path) -> None:
+    """Delta's jars, and nothing else, into the folder `part`."""
+    part.mkdir(parents=True)
+    (part / "nothing.py").write_text("")
+    strangers = ",".join(f"{g}:*" for g in ("org.*", "com.*", "commons-*", "javax.*", "io.airlift"))
+    options = [f"{k}={v}" for k, v in spark.options.items() if k.startswith("spark.jars.")]
+    done = subprocess.run(
+        [str(submit()), "--packages", wanted, "--exclude-packages", strangers, "--conf",
+         f"spark.jars.ivy={part / 'ivy'}", *(w for o in options for w in ("--conf", o)), part / "nothing.py"],
+        env=environment(), capture_output=True, text=True)  # fmt: skip
+    found = [p for p in (part / "ivy" / "jars").glob("*.jar") if p.name.startswith(_DELTA)]
+    if done.returncode or not found:
+        raise TransientError(
+            "Delta's jars could not be fetched",
+            where="Maven's central repository, or [spark] options spark.jars.ivySettings",
+            value=done.stderr.strip()[-800:],
+            valid=wanted,
+            next="mmrec doctor",
+        )
+    for p in found:
+        p.replace(part / p.name)
+    shutil.rmtree(part / "ivy")
+    (part / "nothing.py").unlink()
 
 
 def package() -> Path:
@@ -85,14 +93,14 @@ def package() -> Path:
     root = Path(mmrec.__file__).parent
     if not root.is_dir():  # this process runs from such a zip
         return root.parent
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    files = sorted(p for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     digest = hashlib.sha256()
     for p in files:
         digest.update(p.relative_to(root).as_posix().encode() + p.read_bytes())
     target = user_cache_path("mmrec") / "packages" / digest.hexdigest()[:16] / "mmrec.zip"
     with once(target.parent):
         if not target.is_file():
-            target.parent.mkdir()
+            target.parent.mkdir(exist_ok=True)
             part = target.with_suffix(".part")
             with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as z:
                 for p in files:
@@ -105,4 +113,4 @@ def shipped(spark: SparkConfig) -> dict[str, str]:
     """What spark-submit is given beside the job: `jars`, `py_files` and a quiet log, as `conf` words."""
     log = Path(__file__).with_name("log4j2.properties").as_uri()
     return {"jars": ",".join(map(str, jars(spark))), "py_files": str(package()),
-            "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={log}"}  # fmt: skip
+            "spark.driver.extraJavaOptions": f"{STDERR} -Dlog4j2.configurationFile={log}"}  # fmt: skip

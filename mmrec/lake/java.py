@@ -17,7 +17,12 @@ from pathlib import Path
 from mmrec.errors import InputError
 
 JAVA = (17, 21)  # what Spark 4.2 runs on
-QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # for processes that live for minutes
+SYSTEM = Path("/usr/lib/jvm")  # where a Debian keeps its Javas
+# for processes that live for minutes; with the first tier alone the code cache has 48 MB, full after two nights, and
+# from then on nothing is compiled
+QUICK = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
+# a JVM warns on stdout, where programs read JSON
+STDERR = "-Xlog:disable -Xlog:all=warning:stderr -XX:+DisplayVMOutputToStderr"
 
 
 def java(install: bool = True) -> Path:
@@ -31,12 +36,15 @@ def java(install: bool = True) -> Path:
     tried: dict[str, str] = {}
     on_path = shutil.which("java")
     homes = [os.environ.get("JAVA_HOME"), Path(on_path).resolve().parents[1] if on_path else None]
-    for home in [Path(h) for h in homes if h] + sorted(Path("/usr/lib/jvm").glob("*")):
+    asked = [Path(h) for h in homes if h]
+    for home in asked + sorted(SYSTEM.glob("*")):
         if str(home) not in tried and (home / "bin" / "java").is_file():
             found = _release(home)
             if found in JAVA:
                 return home
-            tried[str(home)] = f"Java {found}"
+            tried[str(home)] = f"Java {found}" if found else "a java that does not say its version"
+        elif home in asked:
+            tried.setdefault(str(home), "no bin/java")
     if install and os.access("/", os.W_OK) and os.geteuid() == 0 and shutil.which("apt-get"):
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": False}
         subprocess.run(["apt-get", "update"], **quiet)  # type: ignore[call-overload]
@@ -53,11 +61,14 @@ def java(install: bool = True) -> Path:
 
 
 def submit() -> Path:
-    """Spark's own spark-submit."""
+    """Spark's own spark-submit. InputError where SPARK_HOME has none."""
     import pyspark
 
-    home = os.environ.get("SPARK_HOME") or Path(pyspark.__file__).parent
-    return Path(home) / "bin" / "spark-submit"
+    home = Path(os.environ.get("SPARK_HOME") or Path(pyspark.__file__).parent)
+    if not (home / "bin" / "spark-submit").is_file():
+        raise InputError("there is no Spark here", where="SPARK_HOME", value=str(home),
+                         valid="a folder with bin/spark-submit", next="unset SPARK_HOME")  # fmt: skip
+    return home / "bin" / "spark-submit"
 
 
 def environment(quick: bool = True) -> dict[str, str]:
@@ -75,10 +86,17 @@ def environment(quick: bool = True) -> dict[str, str]:
     return found | ({"SPARK_LAUNCHER_OPTS": QUICK} if quick else {})
 
 
+def about(home: Path) -> str:
+    """What a Java says of itself: its `release` file, else -version; empty where it does not run."""
+    if (home / "release").is_file():
+        return (home / "release").read_text()
+    try:
+        return subprocess.run([home / "bin" / "java", "-version"], capture_output=True, text=True).stderr
+    except OSError:
+        return ""
+
+
 def _release(home: Path) -> int | None:
-    """The feature release of a Java, from its `release` file, or as it says itself."""
-    about = home / "release"
-    text = about.read_text() if about.is_file() else subprocess.run(
-        [home / "bin" / "java", "-version"], capture_output=True, text=True).stderr  # fmt: skip
-    found = re.search(r'(?:JAVA_VERSION=|version )"(\d+)', text)
+    """The feature release of a Java; 8 says that it is 1.8."""
+    found = re.search(r'(?:JAVA_VERSION=|version )"(?:1\.)?(\d+)', about(home))
     return int(found[1]) if found else None

@@ -21,7 +21,7 @@ from platformdirs import user_cache_path
 from mmrec.config import SparkConfig
 from mmrec.errors import TransientError
 from mmrec.lake.jars import jars, once, package
-from mmrec.lake.java import QUICK, environment, java, submit
+from mmrec.lake.java import QUICK, STDERR, about, environment, java, submit
 
 
 def settings(spark: SparkConfig, quick: bool | None = None) -> dict[str, str]:
@@ -37,14 +37,13 @@ def settings(spark: SparkConfig, quick: bool | None = None) -> dict[str, str]:
         "spark.ui.showConsoleProgress": "false",
     }
     paths = jars(spark)
-    log = (Path(__file__).with_name("log4j2.properties")).as_uri()
+    words = [STDERR, f"-Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties').as_uri()}"]
     if not spark.master.startswith("local"):
         plain |= {"spark.jars": ",".join(map(str, paths)), "spark.submit.pyFiles": str(package())}
-        return plain | {"spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={log}"} | spark.options
+        return plain | {"spark.driver.extraJavaOptions": " ".join(words)} | spark.options
     # on the driver's class path, not in spark.jars: only those classes can come from the archive
     plain["spark.driver.extraClassPath"] = os.pathsep.join(map(str, paths))
     plain |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
-    words = [f"-Dlog4j2.configurationFile={log}"]
     if spark.quick_start if quick is None else quick:
         words += [QUICK, f"-XX:SharedArchiveFile={archive(spark)}"]
     return plain | {"spark.driver.extraJavaOptions": " ".join(words)} | spark.options
@@ -76,7 +75,7 @@ def archive(spark: SparkConfig, make: bool = True) -> Path:
     Raises: TransientError: it could not be made, or may not.
     """
     home, paths = java(install=make), jars(spark, make)
-    parts = [(home / "release").read_text(), version("pyspark"), str(submit()), QUICK, *map(str, paths)]
+    parts = [about(home), version("pyspark"), str(submit()), QUICK, *map(str, paths)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     target = user_cache_path("mmrec") / "archives" / f"{key}.jsa"
     with once(target):
@@ -85,16 +84,18 @@ def archive(spark: SparkConfig, make: bool = True) -> Path:
         if not target.is_file():
             part = target.with_name(f"{target.name}.{uuid4().hex[:8]}.part")
             words = f"{QUICK} -XX:ArchiveClassesAtExit={part} -Xlog:cds=off -Xlog:cds+dynamic=off"
-            done = subprocess.run([sys.executable, "-m", "mmrec.lake.warm", words], env=environment(),
-                                  capture_output=True, text=True)  # fmt: skip
-            if done.returncode or not part.is_file():
+            try:
+                done = subprocess.run([sys.executable, "-m", "mmrec.lake.warm", words], env=environment(),
+                                      capture_output=True, text=True)  # fmt: skip
+                if done.returncode or not part.is_file():
+                    raise TransientError(
+                        "the class archive could not be made",
+                        where=str(target.parent),
+                        value=(done.stderr or done.stdout).strip()[-800:],
+                        valid="a cache folder with 200 MB free",
+                        next="set quick_start = false in [spark]",
+                    )
+                part.replace(target)
+            finally:
                 part.unlink(missing_ok=True)
-                raise TransientError(
-                    "the class archive could not be made",
-                    where=str(target.parent),
-                    value=(done.stderr or done.stdout).strip()[-800:],
-                    valid="a cache folder with 200 MB free",
-                    next="set quick_start = false in [spark]",
-                )
-            part.replace(target)
     return target

@@ -20,6 +20,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -342,7 +343,10 @@ class _State:
     def save(self, folder: Path, day: date) -> None:
         target = folder / "world"
         target.mkdir(exist_ok=True)
-        np.savez_compressed(target / f"{day}.npz", had=self.had, last=self.last)
+        part = target / f"{day}.{uuid4().hex[:8]}.part"  # another run may read it, or write the same
+        with part.open("wb") as file:
+            np.savez_compressed(file, had=self.had, last=self.last)
+        part.replace(target / f"{day}.npz")
 
     @classmethod
     def load(cls, folder: Path, day: date) -> _State:

@@ -132,8 +132,10 @@ class Airflow:
                                                 stdin=subprocess.DEVNULL, start_new_session=True, cwd=self.folder)  # fmt: skip
 
     def end(self, name: str) -> None:
-        stack._end(self.processes[name].pid, 5)
-        self.processes[name].wait()
+        process = self.processes[name]
+        if process.poll() is None:
+            stack._end({"pid": process.pid, "born": psutil.Process(process.pid).create_time()}, 5)
+        process.wait()
 
     def stop(self) -> None:
         for name in self.processes:
@@ -170,8 +172,8 @@ class Airflow:
             process.send_signal(signal.SIGKILL)
 
     def victims(self, what: str) -> list[psutil.Process]:
-        commands = self.named("-m mmrec steps")
-        commands = [p for p in commands if "guard.py" not in " ".join(p.cmdline())]
+        # of a night, not of a training beside it; and not the guard, whose command holds the same words
+        commands = [p for p in self.named("-m mmrec steps world") if "guard.py" not in " ".join(p.cmdline())]
         if what == "command" or not commands:
             return commands
         if what == "scheduler":

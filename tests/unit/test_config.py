@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmrec import config, dates, errors, schema
-from mmrec.config import Config
+from mmrec.config import Config, SparkConfig
 from mmrec.errors import InputError, MmrecError, QualityError, TransientError
 from mmrec.schema import TABLES, Table
 from mmrec.steps import STEPS, step
@@ -85,6 +86,23 @@ def test_a_home_without_a_file_has_the_defaults(tmp_path: Path, monkeypatch: pyt
         ("threads = 1.5\n", "threads", "1.5", "threads"),
         ("max_age_hours = 0\n", "max_age_hours", "0", "hours"),
         ("night = 5\n", "night", "5", "valid"),
+        ("[spark]\npartitions = 0\n", "spark.partitions", "0", "partitions of a shuffle"),
+        ('[spark]\nquick_start = "perhaps"\n', "spark.quick_start", "'perhaps'", "archive"),
+        ("[spark]\nmaster = 4\n", "spark.master", "4", "local[*]"),
+        ("[spark]\nmemory = 512\n", "spark.memory", "512", "as Java writes it"),
+        ('[spark]\nbogus = "x"\n', "spark.bogus", "'x'", "quick_start"),
+        ('[spark]\noptions = "x"\n', "spark.options", "'x'", "settings of Spark"),
+        ("[spark]\noptions = { cores = 2 }\n", "spark.options.cores", "2", "settings of Spark"),
+        # an unquoted name is a table of tables
+        ('[spark.options]\nspark.executor.cores = "2"\n', "spark.options.spark", "{'executor': {'cores': '2'}}", "settings of Spark"),
+        ('[airflow]\nrunner = "ssh"\n', "airflow.runner", "'ssh'", "spark-submit"),
+        ('[airflow]\nstart = "soon"\n', "airflow.start", "'soon'", "first day"),
+        ("[airflow]\nend = 7.5\n", "airflow.end", "7.5", "last day"),
+        ("[airflow]\nretries = -1\n", "airflow.retries", "-1", "tries"),
+        ("[airflow]\npoll_s = 0\n", "airflow.poll_s", "0", "seconds"),
+        ("[airflow]\nbogus = 1\n", "airflow.bogus", "1", "nightly"),
+        ('[source]\nexpect = "a.csv"\n', "source.expect", "'a.csv'", "files that a night"),
+        ('[source]\nexpect = ["a.csv", 2]\n', "source.expect.1", "2", "files that a night"),
     ],
 )
 def test_a_wrong_setting_names_file_key_value_and_what_would_be_right(tmp_path: Path, text: str, key: str, value: str,
@@ -137,6 +155,50 @@ def test_what_is_written_is_what_is_loaded(tmp_path: Path, zone: str, text: str,
     got = config.load(tmp_path / "home")
     assert (got.zone, got.night.k, got.night.text, got.night.half_life_days) == (zone, k, text, days)
     assert (got.source.root, got.mlflow_uri) == (root, None)
+
+
+def test_every_default_that_is_written_reads_back_as_itself_when_its_sign_is_taken_away(tmp_path: Path) -> None:
+    written = config.write(tmp_path / "home", {})
+    empty = config.load(tmp_path / "home")
+    assert empty == Config(home=tmp_path / "home")
+    lines, taken = written.read_text().splitlines(), []
+    for n, line in enumerate(lines):
+        if found := re.fullmatch(r"# (\w+ = .+)", line):  # nothing after the sign: TOML has no null
+            lines[n] = found[1]
+            taken.append(found[1])
+    assert {"expect = []", "options = {}", 'start = "2026-01-01"', 'runner = "process"', "partitions = 2", "catchup = false",
+            "per_user_share = 0.2"} <= set(taken)  # fmt: skip
+    sections = [type(f.default).model_fields for f in Config.model_fields.values() if hasattr(type(f.default), "model_fields")]
+    defaults = [f.default for fields in (Config.model_fields, *sections) for name, f in fields.items() if name != "home"]
+    assert len(taken) == len(defaults) - len(sections) - defaults.count(None)
+    written.write_text("\n".join(lines))
+    assert config.load(tmp_path / "home") == empty
+
+
+def test_values_of_every_kind_are_written_so_that_they_are_read_back(tmp_path: Path) -> None:
+    options = {"spark.executor.cores": "2", 'a "b" = {c}': "[x]\n", "": ""}
+    told = {"spark": {"master": "spark://m:7077", "quick_start": False, "partitions": 9, "options": options},
+            "airflow": {"start": date(2026, 2, 28), "end": date(2026, 12, 31), "catchup": True, "retry_delay_s": 0.5, "runner": "pod"},
+            "source": {"expect": ("{day}/a.csv", "ü.jsonl")}}  # fmt: skip
+    config.write(tmp_path / "home", told)
+    got = config.load(tmp_path / "home")
+    for section, values in told.items():
+        assert {k: getattr(getattr(got, section), k) for k in values} == values
+    # dates of TOML's own, and none at all
+    assert config.load(home_with(tmp_path, "[airflow]\nstart = 2026-02-28\n")).airflow.start == date(2026, 2, 28)
+    assert config.load(home_with(tmp_path, "")).airflow.end is None
+
+
+def test_spark_and_airflow_can_be_set_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SPARK__MASTER", "spark://m:7077"), ("SPARK__QUICK_START", "false"), ("SPARK__PARTITIONS", "6"),
+                        ("SPARK__OPTIONS", '{"spark.x": "1"}'), ("AIRFLOW__END", "2026-05-01"), ("SOURCE__EXPECT", '["a"]')):  # fmt: skip
+        monkeypatch.setenv(f"MMREC_{name}", value)
+    got = config.load(tmp_path)
+    assert got.spark == SparkConfig(master="spark://m:7077", quick_start=False, partitions=6, options={"spark.x": "1"})
+    assert (got.airflow.end, got.source.expect) == (date(2026, 5, 1), ("a",))
+    monkeypatch.setenv("MMREC_SPARK__PARTITIONS", "none")
+    with pytest.raises(InputError, match="MMREC_SPARK__PARTITIONS"):
+        config.load(tmp_path)
 
 
 def test_every_field_says_what_it_is() -> None:
