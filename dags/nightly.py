@@ -1,9 +1,9 @@
 """# nightly: one audited list of recommendations a user, every night
 
 `prepare` claims the date, `wait_for_sources` waits for late files; then `silver` (what was delivered, validated),
-`embed` (new content), `features` (as of run_date, with everything pinned), `recommend` (staged lists), `publish`
-(audit, one commit, report), and `tidy`, whatever happened. `run_date` is the shop's local date on which the run's
-interval ends.
+`embed` (new content encoded, then everything the night reads is pinned), `lists` (features as of run_date, every user
+scored, lists staged), `publish` (audit, one commit, report), and `tidy`, whatever happened. `run_date` is the shop's
+local date on which the run's interval ends.
 
 ### By hand
 
@@ -40,9 +40,9 @@ with DAG("nightly", schedule=schedule, max_active_runs=4, **shop.dag(__doc__)) a
     )
 
     silver = StepOperator(task_id="silver", steps=("world", "ingest", "validate"), pool="spark")
-    embed = StepOperator(task_id="embed", steps=("embed",), pool="gpu")
-    features = StepOperator(task_id="features", steps=("plan", "features"), pool="spark")
-    recommend = StepOperator(task_id="recommend", steps=("recommend",), pool="gpu")
+    embed = StepOperator(task_id="embed", steps=("embed", "plan"), pool="gpu")
+    # one process, for one engine session; the plan is not in it, so that a retry is the same run
+    lists = StepOperator(task_id="lists", steps=("features", "recommend"), pool=shop.scoring_pool)
     publish = StepOperator(task_id="publish", steps=("publish", "monitor"), pool="spark")
     tidy = ReleaseOperator(task_id="tidy", doc_md=page(doc="Gives the date back, removes temporary files."))
 
@@ -50,8 +50,7 @@ with DAG("nightly", schedule=schedule, max_active_runs=4, **shop.dag(__doc__)) a
         [prepare.as_setup(), wait]
         >> silver
         >> embed
-        >> features
-        >> recommend
+        >> lists
         >> publish
         >> tidy.as_teardown(setups=prepare)
     )

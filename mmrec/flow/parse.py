@@ -44,11 +44,12 @@ Clearing is always safe: what is done already is not done twice, and a date is p
 
 @dataclass(frozen=True)
 class Shop:
-    """A home as its DAGs see it."""
+    """A home as its DAGs see it; `scoring_pool` is where lists are made: by the GPU, where scoring runs on one."""
 
     airflow: AirflowConfig
     zone: str
     note: str
+    scoring_pool: str = "spark"
 
     @classmethod
     def read(cls) -> Shop:
@@ -56,7 +57,7 @@ class Shop:
         try:
             config = home_config()
             dates.as_of(date(2026, 1, 1), config.zone)
-            return cls(config.airflow, config.zone, "")
+            return cls(config.airflow, config.zone, "", "gpu" if config.device == "cuda" else "spark")
         except MmrecError as error:
             return cls(AirflowConfig(), "UTC", f"**This DAG has no home yet.**\n\n```\n{error}\n```\n\n")
 

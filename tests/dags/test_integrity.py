@@ -101,11 +101,11 @@ def longest(dag: DAG) -> int:
     return max(walk(t.task_id) for t in dag.roots)
 
 
-def test_the_longest_path_of_the_nightly_has_seven_tasks_and_one_start_waits_for_both_roots(
+def test_the_longest_path_of_the_nightly_has_six_tasks_and_one_start_waits_for_both_roots(
     bare_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     night = load("nightly", bare_home, monkeypatch)
-    assert longest(night) == 7
+    assert longest(night) == 6
     assert {t.task_id for t in night.roots} == {"prepare", "wait_for_sources"}
     assert night.get_task("silver").upstream_task_ids == {"prepare", "wait_for_sources"}
     assert night.get_task("prepare").is_setup

@@ -68,8 +68,8 @@ def test_every_gold_table_had_one_event_with_the_run_date_for_teams_that_schedul
     gold = {e["asset"]: (e["task"], e["extra"]) for e in events if e["asset"].startswith("gold.")}
     about = {"run_date": DAYS[engine]}
     assert gold == {
-        "gold.item_embeddings": ("embed", about), "gold.user_sequences": ("features", about),
-        "gold.item_features": ("features", about), "gold.user_vectors": ("recommend", about),
+        "gold.item_embeddings": ("embed", about), "gold.user_sequences": ("lists", about),
+        "gold.item_features": ("lists", about), "gold.user_vectors": ("lists", about),
         "gold.recommendations": ("publish", about),
     }  # fmt: skip
     assert len([e for e in events if e["asset"].startswith("gold.")]) == 5

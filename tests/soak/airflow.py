@@ -69,6 +69,10 @@ class Postgres:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder / "pg", free_port()
+        if not any(POSTGRES.glob("*/bin/initdb")) and os.geteuid() == 0 and shutil.which("apt-get"):
+            for words in (["update"], ["install", "-y", "--no-install-recommends", "postgresql"]):
+                subprocess.run(["apt-get", "-q", *words], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})  # fmt: skip
         self.bin = max(POSTGRES.glob("*/bin"), key=lambda p: int(p.parent.name))
         self.user = "postgres" if os.geteuid() == 0 else getpass.getuser()
 
