@@ -397,7 +397,7 @@ def monitor(night: Night) -> dict[str, Any]:
 
 def training_due(night: Night) -> str | None:
     """Why a model should be trained before the next night; None: no reason, or a date of the past."""
-    from mmrec.bundle.registry import champion
+    from mmrec.bundle import bundle as bundles
 
     published = night.lake.run_dates()
     if published and night.run_date < published[-1]:
@@ -408,7 +408,12 @@ def training_due(night: Night) -> str | None:
     age = (night.as_of - datetime.fromisoformat(json.loads(marker.read_text())["as_of"])).days
     if age >= night.config.train.every_days:
         return f"the last training is {age} days old; train.every_days is {night.config.train.every_days}"
-    about = champion(night.config, night.as_of)[0].about
+    try:  # the model that served; the registry is asked only where nothing is planned, as it takes a second
+        about = bundles.load(night.config.bundles / night.manifest.model_version).about
+    except InputError:
+        from mmrec.bundle.registry import champion
+
+        about = champion(night.config, night.as_of)[0].about
     if about["kind"] != "popularity" and about.get("features") != schema.features_fingerprint():
         return "the champion was trained on features of another definition"
     return None

@@ -52,6 +52,7 @@ def environment(home: Path, port: int, **more: str) -> dict[str, str]:
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_any_port()),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(_any_port()),
         "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",  # one machine: the pause between tasks is felt
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "NO_COLOR": "1",

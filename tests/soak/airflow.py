@@ -39,7 +39,6 @@ PROMPT = {
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
     "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
 }
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 POSTGRES = Path("/usr/lib/postgresql")
