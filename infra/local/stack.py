@@ -255,6 +255,7 @@ def _page(home: Path, tracking: str, ports: dict[str, int], www: Path) -> None:
     a, m = f"http://127.0.0.1:{ports['airflow']}", f"http://127.0.0.1:{ports['mlflow']}"
     report = f"reports/{last}/report.html"
     rows = [
+        ("reports/", "All reports", "a folder a night, those of nights to come as well"),
         (f"{a}/dags/nightly", "The night", "Airflow: graph, runs, logs; trigger it for a date of your own"),
         (f"{a}/dags/training", "Training", "Airflow: weekly, and when the night says that it is due"),
         (f"{a}/assets", "Assets", "what a team's own DAG can wait for, as gold.recommendations"),

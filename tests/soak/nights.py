@@ -185,16 +185,34 @@ def soak(db: str, folder: Path, *, engine: str, nights: int = NIGHTS, kills: tup
     return told
 
 
+def compare(db: str, folder: Path, engine: str, rounds: int) -> dict[str, Any]:
+    """Only what orchestration adds, `rounds` times, with nothing beside it."""
+    make_home(folder / "home", 1)
+    a = Airflow(folder / "home", folder / "airflow", db)
+    try:
+        a.start()
+        scheduled(a, 1)
+        told = [alone(a, FIRST + timedelta(days=1 + 2 * n), engine) for n in range(rounds)]
+    finally:
+        a.stop()
+    return {"db": db, "engine": engine, "added_s": [t["added_s"] for t in told], "rounds": told}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--db", choices=("sqlite", "postgres"), required=True)
     parser.add_argument("--engine", choices=("spark", "local"), default="spark")
+    parser.add_argument("--compare", type=int, metavar="ROUNDS", help="only measure what orchestration adds")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="mmrec-soak-"))
-    told = soak(asked.db, folder, engine=asked.engine, tell=lambda line: print(line, flush=True))
+    if asked.compare:
+        told = compare(asked.db, folder, asked.engine, asked.compare)
+        print(json.dumps(told["added_s"]))
+    else:
+        told = soak(asked.db, folder, engine=asked.engine, tell=lambda line: print(line, flush=True))
     about = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    told |= {"commit": about, "command": f"python -m tests.soak.nights --db {asked.db} --engine {asked.engine}"}
+    told |= {"commit": about, "command": "python -m tests.soak.nights " + " ".join(sys.argv[1:])}
     if asked.out:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps(told, indent=1) + "\n")
