@@ -24,6 +24,9 @@ QUICK = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC
 # a JVM warns on stdout, where programs read JSON
 STDERR = "-Xlog:disable -Xlog:all=warning:stderr -XX:+DisplayVMOutputToStderr"
 
+# what a shell, or a parent that computes with the other engine, leaves: a classic session would look for a server
+CONNECT = ("SPARK_CONNECT_MODE_ENABLED", "SPARK_REMOTE", "SPARK_LOCAL_REMOTE", "SPARK_API_MODE")
+
 
 def java(install: bool = True) -> Path:
     """The folder of a Java that Spark runs on: JAVA_HOME's, the path's, or one of /usr/lib/jvm.
@@ -77,7 +80,8 @@ def environment(quick: bool = True) -> dict[str, str]:
     Args:
         quick: also for Spark's launcher, a Java that lives for half a second.
     """
-    found = os.environ | {
+    kept = {k: v for k, v in os.environ.items() if k not in CONNECT}
+    found = kept | {
         "JAVA_HOME": str(java()),
         "SPARK_HOME": str(submit().parents[1]),
         "PYSPARK_PYTHON": sys.executable,

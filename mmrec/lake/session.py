@@ -71,12 +71,14 @@ def _spark(spark: SparkConfig) -> tuple[Any, SparkSession]:
     from pyspark.sql import SparkSession
 
     from mmrec.lake import jvm
-    from mmrec.lake.java import environment
+    from mmrec.lake.java import CONNECT, environment
 
     if spark.master.startswith("sc://"):
         remote = SparkSession.builder.remote(spark.master).getOrCreate()
         remote.conf.set("spark.sql.session.timeZone", "UTC")
         return None, remote
+    for name in CONNECT:
+        os.environ.pop(name, None)
     builder = SparkSession.builder.appName("mmrec")
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # the JVM runs already, with a master and jars
     if not submitted:

@@ -524,3 +524,21 @@ def test_two_processes_at_once_make_one_real_archive_that_a_start_maps(
     done = subprocess.run([sys.executable, "-c", MAPPED, made.name], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "mapped"
+
+
+def test_a_start_forgets_the_connect_server_that_the_surroundings_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a shell, or a parent that computes with the other engine, leaves these: a classic session would look for a server
+    words = {"SPARK_CONNECT_MODE_ENABLED": "1", "SPARK_REMOTE": "sc://127.0.0.1:1", "SPARK_LOCAL_REMOTE": "1", "SPARK_API_MODE": "connect"}
+    for name, value in words.items():
+        monkeypatch.setenv(name, value)
+    assert not words.keys() & environment().keys()
+
+
+@pytest.mark.engines
+def test_a_classic_session_starts_where_the_surroundings_name_a_connect_server() -> None:
+    code = ("from mmrec.lake.session import session, stop\n"
+            "spark = session('spark'); print(spark.range(3).count(), type(spark).__module__); stop('spark')")  # fmt: skip
+    env = os.environ | {"SPARK_CONNECT_MODE_ENABLED": "1", "SPARK_REMOTE": "sc://127.0.0.1:1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["3", "pyspark.sql.session"]
