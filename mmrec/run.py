@@ -61,9 +61,6 @@ def make_home(
         more: dict[str, Any] = {}
         if source == "builtin":  # two months of history: short windows, a small model
             more = {"evaluate": {"rolling_days": 3, "rolling_cuts": 3, "rolling_fits": 1}, "train": {"recipe": "small"}}
-            # its days are not ours: nothing is scheduled by the clock, a person triggers a date
-            day = _world(seed, size).first_run_date
-            more["airflow"] = {"start": day, "end": day}
         about: dict[str, Any] = {"spec": source, "root": root.absolute() if root else None}
         if source == "builtin":
             about |= {"seed": seed, "size": size}

@@ -38,7 +38,7 @@ def make_home(home: Path, nights: int = NIGHTS, encoders: Path | None = None) ->
     text = path.read_text()
     begin, end = FIRST - timedelta(days=1), FIRST + timedelta(days=nights - 2)
     for old, new in {
-        f'start = "{FIRST}"': f'start = "{begin}"', f'end = "{FIRST}"': f'end = "{end}"',
+        "# start = \"2026-01-01\"": f'start = "{begin}"', "# end = \n": f'end = "{end}"\n',
         "# catchup = false": "catchup = true", "# retry_delay_s = 60": "retry_delay_s = 5",
         '# training = "0 4 * * 0"': 'training = "0 4 1 7 *"',  # by the clock never: the night asks for it
     }.items():  # fmt: skip
