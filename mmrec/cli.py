@@ -22,6 +22,7 @@ import mmrec
 from mmrec import config as settings
 from mmrec import dates, schema, screen
 from mmrec.errors import InputError, MmrecError
+from mmrec.screen import progress
 from mmrec.steps import STEPS
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def run(
     from mmrec import run as nights
 
     cfg, when = settings.load(home, engine=engine), dates.parse(day)
-    with progress(as_json) as tell:
+    with progress(err, as_json) as tell:
         result = (
             nights.replay(cfg, when, tell) if replay else nights.run(cfg, when, force=force, train=train, tell=tell)
         )
@@ -167,7 +168,7 @@ def backfill(
 
     cfg = settings.load(home, engine=engine)
     results = []
-    with progress(as_json) as tell:
+    with progress(err, as_json) as tell:
         for when in dates.days(dates.parse(start, "--from"), dates.parse(end, "--to")):
             results.append(nights.run(cfg, when, force=force, train=False, tell=tell))
             if not as_json:
@@ -188,7 +189,7 @@ def demo(
     """Nights on the built-in world, or on real films, ending with a few users' lists."""
     from mmrec import run as room
 
-    with progress(as_json) as tell:
+    with progress(err, as_json) as tell:
         result = room.demo(home, data=data, source=source, nights=nights, seed=seed, tell=tell)
     show_json(result) if as_json else screen.print_demo(out, home, result)
 
@@ -313,7 +314,7 @@ def bench(
     rooms = {"jvm": jvm.bench}
     if name not in rooms:
         raise InputError("no such benchmark", where="bench", value=name, valid=list(rooms), next="mmrec bench jvm")
-    with progress(as_json) as tell:
+    with progress(err, as_json) as tell:
         told = rooms[name](rounds, tell)
     show_json(told) if as_json else screen.print_counts(out, f"bench {name}", told)
 
@@ -342,7 +343,7 @@ def learn(day: Day, home: Home = HOME, engine: Engine = None, as_json: Json = Fa
     """train, evaluate, export, register and promote, in one process."""
     from mmrec.learn import chain
 
-    with progress(as_json and not err.is_terminal) as tell:
+    with progress(err, as_json and not err.is_terminal) as tell:
         told = chain(settings.load(home, engine=engine), dates.parse(day), tell)
     show_json(told) if as_json else screen.print_counts(out, "learn", told)
 
@@ -359,7 +360,7 @@ def steps(
     """Stations one after the other, in one process with one engine session."""
     from mmrec import run as nights
 
-    with progress(as_json) as tell:
+    with progress(err, as_json) as tell:
         told = nights.stations(settings.load(home, engine=engine), names, dates.parse(day), force=force, tell=tell)
     show_json(told) if as_json else screen.print_counts(out, "steps", told)
 
@@ -368,7 +369,7 @@ def _station(name: str, summary: str) -> None:
     def command(day: Day, home: Home = HOME, engine: Engine = None, as_json: Json = False) -> None:
         from mmrec import run as nights
 
-        with progress(as_json) as tell:
+        with progress(err, as_json) as tell:
             counts = nights.station(settings.load(home, engine=engine), name, dates.parse(day), tell)
         show_json(counts) if as_json else screen.print_counts(out, name, counts)
 
@@ -378,54 +379,3 @@ def _station(name: str, summary: str) -> None:
 
 for _step in STEPS:
     _station(_step.name, _step.summary)
-
-
-class progress:
-    """Bars with rate and time left on a terminal; a line a station elsewhere; nothing beside JSON."""
-
-    def __init__(self, quiet: bool) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.quiet = quiet
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-            disable=quiet or not err.is_terminal,
-        )
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Any:
-        self.bars.start()
-        return self.tell
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def tell(self, what: str, done: int, of: int) -> None:
-        if of < 0:  # a finished station
-            if not self.quiet and not err.is_terminal:
-                err.print(f"{what}: {done / 1000:.1f} s", highlight=False)
-            return
-        if what not in self.tasks:
-            for task in self.tasks.values():
-                self.bars.update(task, visible=False)
-            self.tasks[what] = self.bars.add_task(what, total=of or None, rate="")
-        task = self.tasks[what]
-        self.bars.update(task, completed=done, total=of or None)
-        speed = self.bars.tasks[self.bars.task_ids.index(task)].speed
-        self.bars.update(task, rate=f"{speed:,.0f}/s" if speed else "")
-        if of and done >= of:
-            self.bars.update(task, visible=False)

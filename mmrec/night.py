@@ -16,10 +16,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 import mmrec
 from mmrec import dates, schema
@@ -68,12 +66,16 @@ class Night:
     def _pointer(self) -> Path:
         return self.config.runs / f"planned-{self.run_date}.json"
 
+    @property
+    def is_planned(self) -> bool:
+        return self._pointer.is_file()
+
     @cached_property
     def manifest(self) -> Manifest:
         """The manifest that `plan` wrote for this run_date."""
         if self.replayed:
             return self.replayed
-        if not self._pointer.is_file():
+        if not self.is_planned:
             raise InputError(
                 "this run_date is not planned yet",
                 where=f"run_date {self.run_date}",
@@ -241,6 +243,7 @@ def recommend(night: Night) -> dict[str, Any]:
     from mmrec.bundle import bundle as bundles
     from mmrec.recommend import spread
     from mmrec.recommend.score import item_side
+    from mmrec.recommend.tally import tally
 
     m, config, out = night.manifest, night.config, night.out
     folder = config.bundles / m.model_version
@@ -271,32 +274,9 @@ def recommend(night: Night) -> dict[str, Any]:
         sources[name] = (done.version, ("user_id", "vector"))
     lists = everywhere(sources, partial(spread.lists_of, packed), "gold.recommendations")
     staged = stage.stage(out, "gold.recommendations", lists, m.run_id)
-    counts = _tally(night, staged, None if side is None else side.item_vec, sources)
+    counts = tally(out, staged, m.day, m.config["k"], None if side is None else side.item_vec, sources)
     shutil.rmtree(packed)
     (night.folder / "stage.json").write_text(json.dumps({"folder": str(staged.folder), "counts": counts}))
-    return counts
-
-
-def _tally(
-    night: Night, staged: stage.Stage, item_vec: np.ndarray | None, sources: dict[str, tuple[int, tuple[str, ...]]]
-) -> dict[str, int]:
-    """What was staged, counted from what is on disk: lists may have been made on other machines."""
-    m, out = night.manifest, night.out
-    files = [str(staged.folder / f.path) for f in staged.files]
-    rows = ds.dataset(files, format="parquet").to_table(columns=["user_id", "source"]) if files else None
-    counts = {"users": out.day("gold.user_sequences", m.day, columns=["user_id"]).num_rows, "rows": 0,
-              "fallback_rows": 0, "short_lists": 0, "dropped_users": 0, "dropped_items": 0}  # fmt: skip
-    counts["short_lists"] = counts["users"]
-    if rows is not None:
-        sizes = rows.group_by("user_id").aggregate([("source", "count")])["source_count"]
-        full = pc.sum(pc.equal(sizes, m.config["k"])).as_py() or 0
-        counts |= {"rows": rows.num_rows, "short_lists": counts["users"] - full,
-                   "fallback_rows": pc.sum(pc.starts_with(rows["source"], "fallback")).as_py() or 0}  # fmt: skip
-    if item_vec is not None:
-        vectors = out.day("gold.user_vectors", m.day, sources["gold.user_vectors"][0], ["vector"])["vector"]
-        flat = pc.list_flatten(vectors).to_numpy().reshape(len(vectors), -1)
-        counts |= {"dropped_users": int((~np.isfinite(flat).all(1)).sum()),
-                   "dropped_items": int((~np.isfinite(item_vec).all(1)).sum())}  # fmt: skip
     return counts
 
 
@@ -391,32 +371,16 @@ def monitor(night: Night) -> dict[str, Any]:
     return {
         "report": str(path),
         "stale": pc.sum(fresh["stale"]).as_py() or 0,
-        "training_due": training_due(night),
+        "training_due": due(night),
     }
 
 
-def training_due(night: Night) -> str | None:
-    """Why a model should be trained before the next night; None: no reason, or a date of the past."""
-    from mmrec.bundle import bundle as bundles
+def due(night: Night) -> str | None:
+    """Why a model should be trained before the next night; see train/due.py."""
+    from mmrec.train.due import training_due
 
-    published = night.lake.run_dates()
-    if published and night.run_date < published[-1]:
-        return None
-    marker = night.config.runs / "last-training.json"
-    if not marker.is_file():
-        return "no model was trained yet"
-    age = (night.as_of - datetime.fromisoformat(json.loads(marker.read_text())["as_of"])).days
-    if age >= night.config.train.every_days:
-        return f"the last training is {age} days old; train.every_days is {night.config.train.every_days}"
-    try:  # the model that served; the registry is asked only where nothing is planned, as it takes a second
-        about = bundles.load(night.config.bundles / night.manifest.model_version).about
-    except InputError:
-        from mmrec.bundle.registry import champion
-
-        about = champion(night.config, night.as_of)[0].about
-    if about["kind"] != "popularity" and about.get("features") != schema.features_fingerprint():
-        return "the champion was trained on features of another definition"
-    return None
+    served = night.manifest.model_version if night.replayed or night.is_planned else None
+    return training_due(night.config, night.lake, night.run_date, served)
 
 
 def record_metrics(lake: Lake, numbers: pa.Table, run_id: str, pinned: int) -> int:

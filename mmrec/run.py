@@ -29,7 +29,7 @@ from mmrec.lake import commit, content
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.memory import Peak
-from mmrec.night import Night, training_due
+from mmrec.night import Night, due
 from mmrec.steps import step
 
 Tell = Callable[[str, int, int], None]
@@ -146,7 +146,7 @@ def run(config: Config, when: date, *, force: bool = False, train: bool | None =
         night.seconds = seconds  # type: ignore[attr-defined]
         for name in _BEFORE:
             _timed(name, night, counts, seconds, tell)
-        if train or (train is None and training_due(night)):
+        if train or (train is None and due(night)):
             counts["training"] = _learn(config, when, seconds, quiet=tell is _silent)
         for name in _AFTER:
             _timed(name, night, counts, seconds, tell)

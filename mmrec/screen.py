@@ -105,3 +105,54 @@ def example_users(lake: Lake, run_date: str, n: int = 3) -> list[str]:
     rows = rows.sort_by([("n_interactions", "ascending"), ("user_id", "ascending")])
     ids = rows["user_id"].to_pylist()
     return [ids[len(ids) * (i + 1) // (n + 1)] for i in range(n)] if len(ids) > n else ids
+
+
+class progress:
+    """Bars with rate and time left on a terminal; a line a station elsewhere; nothing beside JSON."""
+
+    def __init__(self, err: Console, quiet: bool) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.err, self.quiet = err, quiet
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+            disable=quiet or not err.is_terminal,
+        )
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Any:
+        self.bars.start()
+        return self.tell
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def tell(self, what: str, done: int, of: int) -> None:
+        if of < 0:  # a finished station
+            if not self.quiet and not self.err.is_terminal:
+                self.err.print(f"{what}: {done / 1000:.1f} s", highlight=False)
+            return
+        if what not in self.tasks:
+            for task in self.tasks.values():
+                self.bars.update(task, visible=False)
+            self.tasks[what] = self.bars.add_task(what, total=of or None, rate="")
+        task = self.tasks[what]
+        self.bars.update(task, completed=done, total=of or None)
+        speed = self.bars.tasks[self.bars.task_ids.index(task)].speed
+        self.bars.update(task, rate=f"{speed:,.0f}/s" if speed else "")
+        if of and done >= of:
+            self.bars.update(task, visible=False)

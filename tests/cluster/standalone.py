@@ -6,9 +6,7 @@ import contextlib
 import json
 import re
 import signal
-import socket
 import subprocess
-import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,32 +17,14 @@ import psutil
 from mmrec.config import SparkConfig
 from mmrec.lake.jars import shipped
 from mmrec.lake.java import environment, submit
+from tests.waiting import free_port, until
 
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def fetch(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=5) as answer:
         return json.load(answer)
-
-
-def until(what: str, test: Any, seconds: float = 90) -> Any:
-    """The first true answer of `test`; what raises counts as not yet."""
-    end, last = time.monotonic() + seconds, None
-    while time.monotonic() < end:
-        try:
-            if found := test():
-                return found
-        except OSError as error:
-            last = error
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s: {what} ({last})")
 
 
 @dataclass

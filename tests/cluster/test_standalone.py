@@ -12,8 +12,9 @@ from mmrec import config
 from mmrec.bundle import registry
 from mmrec.lake.content import content_hash
 from mmrec.lake.store import Lake
-from tests.cluster.standalone import Cluster, events, until
+from tests.cluster.standalone import Cluster, events
 from tests.conftest import Lived, mmrec
+from tests.waiting import until
 
 DAY, BEFORE = "2026-03-06", ("world", "ingest", "validate", "embed", "plan")
 GOLD = ("gold.user_sequences", "gold.item_features", "gold.user_vectors", "gold.recommendations")

@@ -24,6 +24,7 @@ import pytest
 
 from mmrec import config
 from tests.conftest import mmrec
+from tests.waiting import free_port
 
 ROOT, DAY = Path(__file__).parents[2], "2026-03-02"
 LOG_SERVERS = ("AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT")
@@ -42,11 +43,6 @@ def listening() -> socket.socket:
     s.bind(("127.0.0.1", 0))
     s.listen()
     return s
-
-
-def free_port() -> int:
-    with listening() as s:
-        return s.getsockname()[1]
 
 
 def sleeper(**more: Any) -> subprocess.Popen[bytes]:
@@ -249,9 +245,15 @@ def test_nothing_listens_for_other_machines_but_airflows_log_servers(up: Up) -> 
     assert leaders <= {p.pid for p in theirs}
     env = psutil.Process(up.started()["airflow"]["pid"]).environ()
     named = {int(env[name]) for name in LOG_SERVERS}
-    # whatever is asked for is found, also what a child that lost its environment holds
-    tree = {*theirs, *(c for p in theirs for c in p.children(recursive=True))}
-    open_at = {(c.laddr.ip, c.laddr.port) for p in tree for c in p.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN}
+    # whatever is asked for is found, also what a child that lost its environment holds; a short-lived one may end meanwhile
+    tree = set(theirs)
+    for p in theirs:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tree.update(p.children(recursive=True))
+    open_at = set()
+    for p in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            open_at |= {(c.laddr.ip, c.laddr.port) for c in p.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN}
     assert {("127.0.0.1", port) for port in up.ports.values()} <= open_at
     strangers = {(ip, port) for ip, port in open_at if ip != "127.0.0.1"}
     assert {port for _, port in strangers} <= named, strangers

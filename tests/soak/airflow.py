@@ -11,19 +11,19 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.waiting import free_port, until
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "infra" / "local"))
@@ -42,25 +42,6 @@ PROMPT = {
 }
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 POSTGRES = Path("/usr/lib/postgresql")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def until(what: str, test: Callable[[], Any], seconds: float) -> Any:
-    """The first true answer; a server that does not answer is not yet."""
-    end, last = time.monotonic() + seconds, None
-    while time.monotonic() < end:
-        try:
-            if found := test():
-                return found
-        except OSError as error:
-            last = error
-        time.sleep(0.25)
-    raise AssertionError(f"not within {seconds:.0f} s: {what} ({last})")
 
 
 class Postgres:

@@ -23,7 +23,8 @@ from typing import Any
 
 from mmrec.dates import airflow_range
 from mmrec.lake.store import Lake
-from tests.soak.airflow import Airflow, until
+from tests.soak.airflow import Airflow
+from tests.waiting import until
 
 FIRST = date(2026, 3, 2)
 NIGHTS, WEEK = 3, 7

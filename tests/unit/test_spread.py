@@ -32,10 +32,11 @@ from mmrec.lake.manifest import Manifest
 from mmrec.lake.spread import map_arrow
 from mmrec.lake.store import Lake
 from mmrec.models.splits import per_user
-from mmrec.night import Night, _tally
+from mmrec.night import Night
 from mmrec.recommend.score import item_side
 from mmrec.recommend.slate import FALLBACK, Stamp, slates
 from mmrec.recommend.spread import Job, lists_of, pack, vectors_of
+from mmrec.recommend.tally import tally
 from mmrec.train.export import export
 from mmrec.train.fit import RECIPES, Champion
 from tests.conftest import mmrec
@@ -249,8 +250,8 @@ def test_what_was_staged_is_counted_as_one_would_by_hand(tmp_path: Path, seed: i
     want = {"users": 12, "rows": len(rows), "fallback_rows": sum(r["source"] == FALLBACK for r in rows),
             "short_lists": sum(length[u] < k for u in users), "dropped_users": sum(not all(map(np.isfinite, v)) for v in vector),
             "dropped_items": sum(not all(map(np.isfinite, v)) for v in items)}  # fmt: skip
-    assert _tally(night, staged, items, sources) == want
-    assert _tally(night, staged, None, sources) == want | {"dropped_users": 0, "dropped_items": 0}
+    assert tally(night.lake, staged, DAY, night.manifest.config["k"], items, sources) == want
+    assert tally(night.lake, staged, DAY, night.manifest.config["k"], None, sources) == want | {"dropped_users": 0, "dropped_items": 0}
 
 
 def test_nothing_staged_counts_every_user_as_short(tmp_path: Path) -> None:
@@ -258,7 +259,7 @@ def test_nothing_staged_counts_every_user_as_short(tmp_path: Path) -> None:
     night = Night(Config(home=tmp_path), DAY, replayed=Manifest(str(DAY), "", {}, "7", "", {}, {"k": 3}, {}, ""))
     put(night.lake, "gold.user_sequences", [{"user_id": u} for u in "ab"])
     staged = stage.stage(night.lake, "gold.recommendations", iter([]), "r")
-    assert _tally(night, staged, None, {}) == {"users": 2, "rows": 0, "fallback_rows": 0, "short_lists": 2, "dropped_users": 0,
+    assert tally(night.lake, staged, DAY, night.manifest.config["k"], None, {}) == {"users": 2, "rows": 0, "fallback_rows": 0, "short_lists": 2, "dropped_users": 0,
                                                "dropped_items": 0}  # fmt: skip
 
 

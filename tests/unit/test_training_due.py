@@ -17,7 +17,8 @@ from mmrec.bundle.bundle import seal
 from mmrec.config import Config
 from mmrec.lake import commit
 from mmrec.lake.store import Lake
-from mmrec.night import Night, training_due
+from mmrec.night import Night
+from mmrec.night import due as training_due
 
 DAY = date(2026, 3, 20)
 
