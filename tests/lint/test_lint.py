@@ -55,7 +55,7 @@ def test_the_portable_way_is_let_through(code: str) -> None:
 @pytest.mark.parametrize(("head", "line", "file", "n"), [
     ("import numpy as np", "np.mean(x); x.sample(3); x.first()", "mmrec/metrics.py", 0),
     ("from mmrec.lake.session import session", "rows.collect()", "mmrec/night.py", 1),
-    ("from mmrec.lake.session import stop", "self.summary()", "mmrec/cli.py", 0),
+    ("from mmrec.lake.session import stop", "self.summary()", "mmrec/cli/nights.py", 0),
     ("if TYPE_CHECKING:\n    from pyspark.sql import DataFrame", "rows.collect()", "mmrec/steps.py", 1),
     ("", "rows.collect()", "mmrec/features/new.py", 1),
     ("import pyarrow", "table.to_pandas()", "mmrec/metrics.py", 0),

@@ -45,7 +45,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     def leave(code: int) -> NoReturn:
         raise SystemExit(code)  # the real one also stops the engine, which other tests share
 
-    monkeypatch.setattr(cli, "_leave", leave)
+    monkeypatch.setattr(cli.common, "leave", leave)
     monkeypatch.delenv("MMREC_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
 

@@ -44,7 +44,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         raise SystemExit(code)  # the real one also stops the engine, which other tests share
 
     def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(cli, "_leave", leave)
+        monkeypatch.setattr(cli.common, "leave", leave)
         monkeypatch.setattr(sys, "argv", ["mmrec", "doctor", *words])
         with pytest.raises(SystemExit) as left:
             cli.main()

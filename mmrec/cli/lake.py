@@ -1,0 +1,126 @@
+"""Commands that look at the tables, check them, and mend them.
+
+In: typed words. Out: tables for people, JSON for programs. Trade-off: as nights.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mmrec import config as settings
+from mmrec import dates, schema
+from mmrec.cli import common
+from mmrec.cli.common import HOME, Home, Json, app, cell, lake_of, out, show_json
+
+PANEL = "The tables"
+
+
+@app.command(rich_help_panel=PANEL)
+def tables(
+    name: Annotated[str | None, typer.Argument(help="one table's columns")] = None,
+    home: Home = HOME,
+    as_json: Json = False,
+) -> None:
+    """The tables there are, with rows and versions; or one table's columns."""
+    if name:
+        t = schema.table(name)
+        if as_json:
+            show_json(
+                {
+                    "name": t.name,
+                    "grain": t.grain,
+                    "key": t.key,
+                    "checks": t.checks,
+                    "mode": t.mode,
+                    "columns": [{"name": c.name, "type": c.type, "comment": c.comment} for c in t.columns],
+                }
+            )
+            return
+        grid = Table(
+            title=f"{t.name}: one row is {t.grain}", caption=f"key: {', '.join(t.key)}; written by {t.step}, {t.mode}"
+        )
+        for head in ("column", "type", "what it is"):
+            grid.add_column(head)
+        for c in t.columns:
+            grid.add_row(c.name, c.type + (" or null" if c.nullable else ""), c.comment)
+        out.print(grid)
+        return
+    lake = lake_of(home)
+    found = []
+    for t in schema.TABLES.values():
+        if lake.exists(t.name):
+            found.append(
+                {
+                    "table": t.name,
+                    "view": t.view,
+                    "version": lake.version(t.name),
+                    "rows": lake.dataset(t.name).count_rows(),
+                    "grain": t.grain,
+                }
+            )
+    if as_json:
+        show_json(found)
+        return
+    grid = Table(title=str(lake.root))
+    for head in ("table", "in SQL", "version", "rows", "one row is"):
+        grid.add_column(head, justify="right" if head in ("version", "rows") else "left", overflow="fold")
+    for row in found:
+        grid.add_row(row["table"], row["view"], str(row["version"]), f"{row['rows']:,}", row["grain"])
+    out.print(grid)
+
+
+@app.command(rich_help_panel=PANEL)
+def sql(statement: str, home: Home = HOME, as_json: Json = False) -> None:
+    """One DuckDB statement over the tables; `mmrec tables` names them."""
+    from mmrec.lake.sql import query
+
+    rows = query(lake_of(home), statement)
+    if as_json:
+        show_json(rows.to_pylist())
+        return
+    grid = Table()
+    for field in rows.schema:
+        grid.add_column(
+            cell(field.name), justify="right" if str(field.type) in ("int32", "int64", "float", "double") else "left"
+        )
+    for row in rows.slice(0, 200).to_pylist():
+        grid.add_row(*map(cell, row.values()))
+    out.print(grid)
+    if rows.num_rows > 200:
+        out.print(f"{rows.num_rows:,} rows, 200 shown; --json gives all")
+
+
+@app.command(rich_help_panel=PANEL)
+def show(
+    user: str, home: Home = HOME, day: Annotated[str | None, typer.Option("--date")] = None, as_json: Json = False
+) -> None:
+    """One user: what they did lately, beside what they are offered and why."""
+    from mmrec.monitor.show import render, user_page
+
+    cfg = settings.load(home)
+    page = user_page(lake_of(home), user, dates.parse(day) if day else None, cfg.zone)
+    show_json(page.to_json()) if as_json else out.print(render(page))
+
+
+@app.command(rich_help_panel=PANEL)
+def verify(home: Home = HOME, as_json: Json = False) -> None:
+    """Check every promise that can be checked on the tables as they are; exit 3 if one is broken."""
+    from mmrec.verify import verify as check
+
+    findings = check(settings.load(home))
+    bad = [f for f in findings if not f["ok"]]
+    if as_json:
+        show_json({"ok": not bad, "checks": findings})
+    else:
+        grid = Table()
+        for head in ("check", "result", "detail"):
+            grid.add_column(head, overflow="fold")
+        for f in findings:
+            grid.add_row(f["check"], "[green]ok[/]" if f["ok"] else "[bold red]broken[/]", cell(f["detail"]))
+        out.print(grid)
+        out.print("every check holds" if not bad else f"[bold red]{len(bad)} of {len(findings)} checks are broken[/]")
+    if bad:
+        common.leave(3)

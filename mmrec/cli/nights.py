@@ -1,0 +1,180 @@
+"""Commands that run nights, stations and measurements.
+
+In: typed words. Out: summaries. Trade-off: rooms are imported when a command runs, so that help is instant.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmrec import config as settings
+from mmrec import dates, schema, screen
+from mmrec.cli import common
+from mmrec.cli.common import HOME, Day, Engine, Home, Json, app, err, out, show_json
+from mmrec.errors import InputError
+from mmrec.screen import progress
+from mmrec.steps import STEPS
+
+
+@app.command()
+def init(
+    home: Home = HOME,
+    source: Annotated[str, typer.Option(help="builtin, movielens-small (or another size), amazon, files")] = "builtin",
+    root: Annotated[Path | None, typer.Option(help="folder of the source")] = None,
+    zone: Annotated[str, typer.Option(help="the shop's time zone")] = "UTC",
+    seed: Annotated[int, typer.Option(help="seed of the built-in world")] = 0,
+    size: Annotated[str, typer.Option(help="size of the built-in world: tiny or small")] = "small",
+    as_json: Json = False,
+) -> None:
+    """Make a home: mmrec.toml, empty tables with their constraints, and version 0, a popularity bundle."""
+    from mmrec.run import make_home
+
+    made = make_home(home, source=source, root=root, zone=zone, seed=seed, size=size)
+    if as_json:
+        show_json({"home": made.home, "tables": len(schema.TABLES), "model_version": "0"})
+        return
+    out.print(f"home {made.home} with {len(schema.TABLES)} tables and model version 0 (popularity)", soft_wrap=True)
+    out.print(f"next: mmrec run --home {home} --date YYYY-MM-DD", soft_wrap=True)
+
+
+@app.command()
+def run(
+    day: Day,
+    home: Home = HOME,
+    force: Annotated[bool, typer.Option(help="resolve anew, under a new run_id")] = False,
+    replay: Annotated[bool, typer.Option(help="repeat from the recorded manifest and compare hashes")] = False,
+    train: Annotated[bool | None, typer.Option("--train/--no-train", help="train now, or not at all")] = None,
+    engine: Engine = None,
+    as_json: Json = False,
+) -> None:
+    """Training if due, then the night. Of a published date: nothing, unless --force or --replay."""
+    from mmrec import run as nights
+
+    cfg, when = settings.load(home, engine=engine), dates.parse(day)
+    with progress(err, as_json) as tell:
+        result = (
+            nights.replay(cfg, when, tell) if replay else nights.run(cfg, when, force=force, train=train, tell=tell)
+        )
+    show_json(result) if as_json else screen.print_run(out, result)
+
+
+@app.command()
+def backfill(
+    start: Annotated[str, typer.Option("--from", help="first run_date")],
+    end: Annotated[str, typer.Option("--to", help="last run_date, included")],
+    home: Home = HOME,
+    force: bool = False,
+    engine: Engine = None,
+    as_json: Json = False,
+) -> None:
+    """The night of every date of a range, oldest first; none of them trains."""
+    from mmrec import run as nights
+
+    cfg = settings.load(home, engine=engine)
+    results = []
+    with progress(err, as_json) as tell:
+        for when in dates.days(dates.parse(start, "--from"), dates.parse(end, "--to")):
+            results.append(nights.run(cfg, when, force=force, train=False, tell=tell))
+            if not as_json:
+                screen.print_run(out, results[-1])
+    if as_json:
+        show_json(results)
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="builtin or movielens-small")] = "builtin",
+    source: Annotated[Path | None, typer.Option(help="folder of the data; none: it is downloaded")] = None,
+    home: Home = Path("demo"),
+    nights: Annotated[int, typer.Option(min=1, help="nights in a row")] = 4,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Nights on the built-in world, or on real films, ending with a few users' lists."""
+    from mmrec import run as room
+
+    with progress(err, as_json) as tell:
+        result = room.demo(home, data=data, source=source, nights=nights, seed=seed, tell=tell)
+    show_json(result) if as_json else screen.print_demo(out, home, result)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="jvm: a cold start of Spark, with and without the class archive")],
+    rounds: Annotated[int, typer.Option(min=1, help="of each side, interleaved")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure a hot path beside its peers, after a check that all give the same answer."""
+    from mmrec.bench import jvm
+
+    rooms = {"jvm": jvm.bench}
+    if name not in rooms:
+        raise InputError("no such benchmark", where="bench", value=name, valid=list(rooms), next="mmrec bench jvm")
+    with progress(err, as_json) as tell:
+        told = rooms[name](rounds, tell)
+    show_json(told) if as_json else screen.print_counts(out, f"bench {name}", told)
+
+
+@app.command()
+def doctor(
+    home: Home = HOME,
+    engine: Engine = None,
+    install: Annotated[bool, typer.Option("--install", help="get what can be had: Java, jars, the archive")] = False,
+    as_json: Json = False,
+) -> None:
+    """What this machine lacks, and how to get it; exit 2 if something needed is missing."""
+    from mmrec.doctor import examine
+
+    found = examine(home, engine, install=install)
+    if as_json:
+        show_json({"ok": all(f["ok"] or not f["needed"] for f in found), "checks": found})
+    else:
+        screen.print_doctor(out, found)
+    if any(f["needed"] and not f["ok"] for f in found):
+        common.leave(2)
+
+
+@app.command(hidden=True)
+def learn(day: Day, home: Home = HOME, engine: Engine = None, as_json: Json = False) -> None:
+    """train, evaluate, export, register and promote, in one process."""
+    from mmrec.learn import chain
+
+    with progress(err, as_json and not err.is_terminal) as tell:
+        told = chain(settings.load(home, engine=engine), dates.parse(day), tell)
+    show_json(told) if as_json else screen.print_counts(out, "learn", told)
+
+
+@app.command()
+def steps(
+    names: Annotated[list[str], typer.Argument(help="stations, in the order to run")],
+    day: Day,
+    home: Home = HOME,
+    engine: Engine = None,
+    force: Annotated[bool, typer.Option(help="do it though the date is published")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stations one after the other, in one process with one engine session."""
+    from mmrec import run as nights
+
+    with progress(err, as_json) as tell:
+        told = nights.stations(settings.load(home, engine=engine), names, dates.parse(day), force=force, tell=tell)
+    show_json(told) if as_json else screen.print_counts(out, "steps", told)
+
+
+def _station(name: str, summary: str) -> None:
+    def command(day: Day, home: Home = HOME, engine: Engine = None, as_json: Json = False) -> None:
+        from mmrec import run as nights
+
+        with progress(err, as_json) as tell:
+            counts = nights.station(settings.load(home, engine=engine), name, dates.parse(day), tell)
+        show_json(counts) if as_json else screen.print_counts(out, name, counts)
+
+    command.__doc__ = summary[0].upper() + summary[1:] + "."
+    app.command(name, rich_help_panel="Stations, in the order of the night")(command)
+
+
+for _step in STEPS:
+    _station(_step.name, _step.summary)

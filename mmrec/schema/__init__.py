@@ -1,0 +1,37 @@
+"""Every table mmrec owns: name, grain, columns, key, CHECKs, partition, write mode, owning step.
+
+In: nothing. Out: `TABLES` and `table(name)`; Arrow schemas, Spark DDL, the data dictionary and the test
+factories are derived from them, so a column exists here or nowhere.
+Trade-off: one module a layer, so a column is found by its table's first name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from mmrec.errors import InputError
+from mmrec.schema.bronze import BRONZE
+from mmrec.schema.gold import GOLD
+from mmrec.schema.kinds import Column, Mode, Table
+from mmrec.schema.ops import OPS
+from mmrec.schema.silver import SILVER
+
+__all__ = ["TABLES", "Column", "Mode", "Table", "features_fingerprint", "table"]
+
+TABLES: dict[str, Table] = {t.name: t for t in (*BRONZE, *SILVER, *GOLD, *OPS)}
+
+
+def table(name: str) -> Table:
+    """The table called `name` ("gold.recommendations"); InputError names the tables there are."""
+    try:
+        return TABLES[name]
+    except KeyError:
+        raise InputError(
+            "no such table", where="schema", value=name, valid=sorted(TABLES), next="mmrec tables"
+        ) from None
+
+
+def features_fingerprint() -> str:
+    """Digest of the definitions that training and scoring share: names and types of the feature tables."""
+    shared = [table(n).ddl for n in ("gold.user_sequences", "gold.item_features", "gold.item_embeddings")]
+    return hashlib.sha256("|".join(shared).encode()).hexdigest()[:16]

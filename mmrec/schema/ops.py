@@ -1,0 +1,95 @@
+"""What mmrec did and found: runs, numbers, faults, decisions.
+
+In: nothing. Out: `OPS`. Trade-off: tables, not log files, so that analysts query them like any other.
+"""
+
+from __future__ import annotations
+
+from mmrec.schema.kinds import Table
+from mmrec.schema.kinds import column as _c
+
+_TS, _STR = "TIMESTAMP", "STRING"
+
+OPS = (
+    Table(
+        "ops.quarantine", "one rule that one row broke",
+        "What was kept out, why, and the row itself. A row that is mended later stays on record here.",
+        "validate", "append_new", ("table_name", "row_hash", "occurrence", "rule"),
+        (
+            _c("table_name", _STR, "bronze table of the row, or bronze.media"),
+            _c("rule", _STR, "name of the rule"),
+            _c("reason", _STR, "what was wrong, with the value"),
+            _c("raw", _STR, "the row as JSON, or its text"),
+            _c("source", _STR, "name of the source"),
+            _c("file", _STR, "file within the source"),
+            _c("line", "BIGINT", "line within the file, 0 where there is none"),
+            _c("row_hash", _STR, "key of the row in its bronze table"),
+            _c("occurrence", "INT", "key of the row in its bronze table"),
+        ),
+        {"rule_named": "rule <> ''"},
+    ),
+    Table(
+        "ops.runs", "one run", "Every night that ran: its manifest, outcome and content hash.",
+        "publish", "append_new", ("run_id",),
+        (
+            _c("run_id", _STR, "digest of the manifest"),
+            _c("run_date", "DATE", "the day the lists are for"),
+            _c("manifest", _STR, "what the run read, JSON"),
+            _c("content_hash", _STR, "sha256 over gold.recommendations of the day, metadata left out"),
+            _c("model_version", _STR, "champion of the run"),
+            _c("users", "BIGINT", "users with a list"),
+            _c("rows", "BIGINT", "rows published"),
+            _c("table_version", "BIGINT", "version of gold.recommendations the commit made"),
+            _c("finished_at", _TS, "wall clock", meta=True),
+        ),
+        {"rows_from_1": "rows >= 1"},
+    ),
+    Table(
+        "ops.metrics", "one number", "Offline metrics of models, and counts of nights.",
+        "monitor", "append_new", ("run_date", "model_version", "model", "protocol", "split", "slice", "metric"),
+        (
+            _c("run_date", "DATE", "the day it was measured for"),
+            _c("model_version", _STR, "bundle, or night for counts of a night"),
+            _c("model", _STR, "champion, popularity, item_knn, ease, content_nn, oracle, ..."),
+            _c("protocol", _STR, "rolling, per_user, night"),
+            _c("split", _STR, "validation or test; none for counts"),
+            _c("slice", _STR, "all, cold_items, cold_users, missing_image, without_text, ..."),
+            _c("metric", _STR, "recall@10, ndcg@10, ..."),
+            _c("value", "DOUBLE", "mean over users"),
+            _c("n", "BIGINT", "cases it is the mean of"),
+            _c("lo", "DOUBLE", "95% interval by user bootstrap; null where none was asked", nullable=True),
+            _c("hi", "DOUBLE", "95% interval by user bootstrap; null where none was asked", nullable=True),
+            _c("run_id", _STR, "the run that wrote the row", meta=True),
+        ),
+        {"value_is_number": "NOT isnan(value)"},
+    ),
+    Table(
+        "ops.freshness", "one table at one run_date", "How old each night's inputs were.",
+        "monitor", "replace_partition", ("run_date", "table_name"),
+        (
+            _c("run_date", "DATE", "the night"),
+            _c("table_name", _STR, "input table"),
+            _c("version", "BIGINT", "version the night read"),
+            _c("rows", "BIGINT", "rows available as of run_date"),
+            _c("latest_available_at", _TS, "newest delivery as of run_date", nullable=True),
+            _c("age_hours", "DOUBLE", "as_of less the newest delivery", nullable=True),
+            _c("stale", "BOOLEAN", "older than config allows"),
+            _c("run_id", _STR, "the run that wrote the row", meta=True),
+        ),
+        partition="run_date",
+    ),
+    Table(
+        "ops.promotions", "one decision of the gate", "Who became champion or was held, and the numbers.",
+        "promote", "append_new", ("model_version", "decided_for"),
+        (
+            _c("model_version", _STR, "the challenger"),
+            _c("decided_for", "DATE", "run_date of the decision"),
+            _c("decision", _STR, "promoted or held"),
+            _c("reason", _STR, "every rule and its numbers, in words"),
+            _c("champion_before", _STR, "the champion it met"),
+            _c("numbers", _STR, "JSON of the metrics compared"),
+            _c("decided_at", _TS, "wall clock", meta=True),
+        ),
+        {"decision_known": "decision IN ('promoted', 'held')"},
+    ),
+)  # fmt: skip

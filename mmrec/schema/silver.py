@@ -1,0 +1,108 @@
+"""Rows that kept every rule, with types, one a delivery.
+
+In: nothing. Out: `SILVER`. Trade-off: history is kept, so readers go through features/asof.py.
+"""
+
+from __future__ import annotations
+
+from mmrec.schema.kinds import Column, Table
+from mmrec.schema.kinds import column as _c
+
+_TS, _STR = "TIMESTAMP", "STRING"
+
+def _origin() -> tuple[Column, ...]:
+    return (
+        _c("source", _STR, "name of the source"),
+        _c("row_hash", _STR, "the bronze row this one was made from"),
+    )
+
+
+SILVER = (
+    Table(
+        "silver.interactions", "one delivery of one user's event on one item",
+        "Checked interactions. A later delivery of the same event is a correction: read through the as-of "
+        "reader, which keeps one row an event.",
+        "validate", "append_new", ("row_hash",),
+        (
+            _c("user_id", _STR, "external user id"),
+            _c("item_id", _STR, "external item id, known in silver.items"),
+            _c("event_type", _STR, "view, click, purchase, rating, tag, ..."),
+            _c("event_ts", _TS, "when it happened, UTC"),
+            _c("available_at", _TS, "when the source delivered it, UTC; event_ts where it has none"),
+            _c("weight", "DOUBLE", "strength as the source gives it: a rating, a quantity, else 1"),
+            _c("context", _STR, "JSON object, keys sorted: device, place, surface, ..."),
+            _c("text", _STR, "the user's own words: review, comment, tag", nullable=True),
+            *_origin(),
+        ),
+        {"user_named": "user_id <> ''", "item_named": "item_id <> ''", "event_named": "event_type <> ''",
+         "weight_is_number": "NOT isnan(weight)"},
+    ),
+    Table(
+        "silver.items", "one version of one item", "The catalogue's history, read through the as-of reader.",
+        "validate", "append_new", ("row_hash",),
+        (
+            _c("item_id", _STR, "external item id"),
+            _c("available_at", _TS, "when the source delivered this version, UTC"),
+            _c("valid_from", _TS, "from when the item is on offer, UTC"),
+            _c("withdrawn_at", _TS, "from when it no longer is, UTC; null: still on offer", nullable=True),
+            _c("title", _STR, "display name, may be empty"),
+            _c("text", _STR, "description", nullable=True),
+            _c("categories", "ARRAY<STRING>", "most important first"),
+            _c("attributes", _STR, "JSON object, keys sorted"),
+            _c("image", _STR, "picture as the source names it", nullable=True),
+            _c("image_sha256", _STR, "its bytes in bronze.media; null: not found", nullable=True),
+            _c("audio", _STR, "sound as the source names it", nullable=True),
+            _c("audio_sha256", _STR, "its bytes in bronze.media; null: not found", nullable=True),
+            *_origin(),
+        ),
+        {"item_named": "item_id <> ''"},
+    ),
+    Table(
+        "silver.users", "one version of one user", "Known users and their attributes.",
+        "validate", "append_new", ("row_hash",),
+        (
+            _c("user_id", _STR, "external user id"),
+            _c("available_at", _TS, "when the source delivered this version, UTC"),
+            _c("withdrawn_at", _TS, "when the user left, UTC; null: still here", nullable=True),
+            _c("attributes", _STR, "JSON object, keys sorted: age band, country, ..."),
+            *_origin(),
+        ),
+        {"user_named": "user_id <> ''"},
+    ),
+    Table(
+        "silver.relations", "one delivery of one edge",
+        "Knowledge triples (item, relation, entity) and social edges (user, relation, user).",
+        "validate", "append_new", ("row_hash",),
+        (
+            _c("kind", _STR, "item: a knowledge triple; user: a social edge"),
+            _c("subject_id", _STR, "item id or user id"),
+            _c("relation", _STR, "genre, maker, follows, ..."),
+            _c("object_id", _STR, "entity name or user id"),
+            _c("available_at", _TS, "when the source delivered it, UTC"),
+            *_origin(),
+        ),
+        {"kind_known": "kind IN ('item', 'user')", "subject_named": "subject_id <> ''",
+         "object_named": "object_id <> ''"},
+    ),
+    Table(
+        "silver.impressions", "one item shown once to one user",
+        "What was shown. What followed is the view impression_outcomes.",
+        "validate", "append_new", ("row_hash",),
+        (
+            _c("impression_id", _STR, "the source's id of the showing"),
+            _c("user_id", _STR, "external user id"),
+            _c("item_id", _STR, "external item id"),
+            _c("shown_at", _TS, "when, UTC"),
+            _c("available_at", _TS, "when the source delivered it, UTC"),
+            _c("surface", _STR, "page or placement"),
+            _c("rank", "INT", "position shown, 1 is best"),
+            _c("run_id", _STR, "the run whose slate it was; null: not from mmrec", nullable=True),
+            _c("arm", _STR, "experiment arm"),
+            _c("propensity", "DOUBLE", "probability with which the item got this place; null: unknown",
+               nullable=True),
+            *_origin(),
+        ),
+        {"rank_from_1": "rank >= 1", "propensity_is_share":
+            "propensity IS NULL OR (propensity >= 0 AND propensity <= 1)"},
+    ),
+)  # fmt: skip
