@@ -35,7 +35,7 @@ with DAG("nightly", schedule=schedule, max_active_runs=4, **shop.dag(__doc__)) a
     wait = SourceSensor(
         task_id="wait_for_sources",
         doc_md=page(
-            doc="Waits for `source.expect`. Late at the deadline: nothing is published, yesterday's list stays."
+            doc="Waits for `source.expect`. Late at the deadline: the night goes on, and publishes nothing."
         ),
     )
 

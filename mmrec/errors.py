@@ -8,6 +8,8 @@ more than stop for a person (2, 3) or try again (75).
 
 from __future__ import annotations
 
+import errno
+import re
 from typing import Any
 
 
@@ -65,3 +67,24 @@ class TransientError(MmrecError):
     """Something outside failed in a way that may pass: worth a retry (exit 75)."""
 
     exit_code = 75
+
+
+_LOST = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV}
+_SAID = re.compile(r"No space left on device|Disk quota exceeded|Input/output error|Read-only file system|Stale file "
+                   r"handle|Connection timed out|Service Unavailable|SlowDown")  # fmt: skip
+
+
+def lost_store(error: BaseException, where: str | None = None) -> TransientError | None:
+    """A full or failing disk or store, in mmrec's words, however an engine tells of it; None: another kind of error."""
+    if isinstance(error, MmrecError):
+        return None
+    said = _SAID.search(str(error))
+    if not said and not (isinstance(error, OSError) and error.errno in _LOST):
+        return None
+    return TransientError(
+        "the disk or store failed; nothing half-written is visible",
+        where=where,
+        value=said[0] if said else str(error),
+        valid="a store with room that answers",
+        next="make room or mend it, then run it again",
+    )

@@ -25,13 +25,14 @@ import pyarrow as pa
 import mmrec
 from mmrec import dates, schema
 from mmrec.config import Config
+from mmrec.context import Night
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit
 from mmrec.lake.session import session
 from mmrec.models import splits
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.tables import items_from, log_from
-from mmrec.night import Night, encoders, record_metrics
+from mmrec.night import append, call, encoders, note
 
 CHAIN = ("train", "evaluate", "export", "register", "promote")
 
@@ -48,16 +49,17 @@ class Data:
 
 def chain(config: Config, when: date, tell: Callable[[str, int, int], None]) -> dict[str, Any]:
     """All five stations of `when`; returns their counts and seconds."""
-    from mmrec.steps import step
-
     night = Night(config, when, tell)
     seconds: dict[str, float] = {}
     counts: dict[str, Any] = {}
-    for name in CHAIN:
-        begun = time.monotonic()
-        counts[name] = step(name).load()(night)
-        seconds[name] = round(time.monotonic() - begun, 2)
-        tell(name, int(seconds[name] * 1000), -1)
+    try:
+        for name in CHAIN:
+            begun = time.monotonic()
+            counts[name] = call(name, night)
+            seconds[name] = round(time.monotonic() - begun, 2)
+            tell(name, int(seconds[name] * 1000), -1)
+    finally:
+        note(night)
     return counts | {"seconds": seconds}
 
 
@@ -232,8 +234,7 @@ def register(night: Night) -> dict[str, Any]:
     version = registry.register(night.config, bundle.folder, run, bundle.about | {"summary": summary})
     client.set_terminated(run)
     rows = [r | {"model_version": version, "run_date": night.run_date} for r in _metrics(night)]
-    pinned = commit.fence(night.lake, "ops.metrics")
-    record_metrics(night.lake, pa.Table.from_pylist(rows, schema.table("ops.metrics").arrow), run, pinned)
+    append(night.lake, "ops.metrics", pa.Table.from_pylist(rows, schema.table("ops.metrics").arrow), run)
     return {"model_version": version, "sha256": bundle.digest}
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, date, datetime, timedelta
-from functools import cached_property, partial
+import sys
+from dataclasses import asdict
+from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,82 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import mmrec
-from mmrec import dates, schema
+from mmrec import late, schema
 from mmrec.config import Config
-from mmrec.errors import InputError, QualityError
+from mmrec.context import Night
+from mmrec.errors import InputError, MmrecError, QualityError
 from mmrec.lake import commit, content, stage
 from mmrec.lake.audit import audit
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.session import session
 from mmrec.lake.spread import map_arrow
 from mmrec.lake.store import Lake
+from mmrec.steps import step
 
 SILVER = ("items", "users", "interactions", "relations", "impressions")
 TARGETS = ("gold.user_sequences", "gold.item_features", "gold.user_vectors", "gold.recommendations", "ops.freshness")
-
-
-def _quiet(_what: str, _done: int, _of: int) -> None:
-    pass
-
-
-@dataclass
-class Night:
-    """One run_date of one home.
-
-    Attributes:
-        out: where gold is written: the lake itself, or a scratch lake of a replay.
-        progress: called with (what, done, of) by long stations; of is 0 where it is not known.
-        replayed: the recorded manifest that a replay follows.
-    """
-
-    config: Config
-    run_date: date
-    progress: Callable[[str, int, int], None] = _quiet
-    replayed: Manifest | None = None
-    out: Lake = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.lake = Lake(self.config.lake).made()
-        self.out = self.lake
-
-    @property
-    def as_of(self) -> datetime:
-        return dates.as_of(self.run_date, self.config.zone)
-
-    @property
-    def _pointer(self) -> Path:
-        return self.config.runs / f"planned-{self.run_date}.json"
-
-    @property
-    def is_planned(self) -> bool:
-        return self._pointer.is_file()
-
-    @cached_property
-    def manifest(self) -> Manifest:
-        """The manifest that `plan` wrote for this run_date."""
-        if self.replayed:
-            return self.replayed
-        if not self.is_planned:
-            raise InputError(
-                "this run_date is not planned yet",
-                where=f"run_date {self.run_date}",
-                valid="a planned run_date",
-                next=f"mmrec plan --date {self.run_date}",
-            )
-        run_id = json.loads(self._pointer.read_text())["run_id"]
-        return Manifest.from_json((self.config.runs / run_id / "manifest.json").read_text())
-
-    @property
-    def folder(self) -> Path:
-        """Files of this run: manifest, stage pointer."""
-        return self.config.runs / self.manifest.run_id
-
-    def planned(self, manifest: Manifest) -> None:
-        manifest.save(self.config.runs)
-        part = self._pointer.with_suffix(".part")
-        part.write_text(json.dumps({"run_id": manifest.run_id}))
-        part.replace(self._pointer)
-        self.__dict__.pop("manifest", None)
 
 
 def world(night: Night) -> dict[str, Any]:
@@ -116,49 +54,51 @@ def world(night: Night) -> dict[str, Any]:
 def ingest(night: Night) -> dict[str, Any]:
     """See worlds/ingest.py."""
     from mmrec.worlds import ingest as room
-    from mmrec.worlds.sources import open_source
 
     source = night.config.source
-    spec = "files" if source.spec == "builtin" else source.spec
-    opened = open_source(spec, _source_root(night.config), night.config.cache)
-    return room.ingest(
-        night.lake,
-        opened,
-        min_share=source.min_share,
-        progress=lambda file, rows: night.progress(f"ingest {file}", rows, 0),
+    # before reading: what comes while we read is of the next night
+    overdue = late.missing(*late.expected(night.config, night.run_date))
+    night.config.runs.mkdir(exist_ok=True)
+    _overdue(night).write_text(json.dumps(overdue))
+    opened = source_of(night.config)
+    counts = commit.again(
+        lambda: room.ingest(
+            night.lake,
+            opened,
+            min_share=source.min_share,
+            gone=source.gone,
+            progress=lambda file, rows: night.progress(f"ingest {file}", rows, 0),
+        )
     )
+    return counts | ({"late": overdue} if overdue else {})
+
+
+def _overdue(night: Night) -> Path:
+    """Which expected files had not come when the date was last ingested."""
+    return night.config.runs / f"late-{night.run_date}.json"
 
 
 def validate(night: Night) -> dict[str, Any]:
     """Bronze to silver: every bronze row that is in neither silver nor quarantine gets its place."""
-    from mmrec.features import silver
+    from mmrec.features import verdicts
 
     lake, spark = night.lake, session(night.config.engine, night.config.spark)
-    earliest = dates.as_of(dates.parse(night.config.source.earliest, "source.earliest"))
-    clock = lake.arrow("bronze.files", columns=["ingested_at"]).column(0)
-    latest = (pc.max(clock).as_py() or datetime.now(UTC)) + timedelta(days=1)
+    earliest, latest = verdicts.bounds(lake, night.config.source.earliest)
+    share = night.config.source.max_bad_share
     counts: dict[str, Any] = {}
-    for kind in SILVER:
-        name = f"silver.{kind}"
-        pinned, pinned_bad = commit.fence(lake, name), commit.fence(lake, "ops.quarantine")
-        pending = silver.pending(
-            kind,
-            lake.frame(spark, f"bronze.{kind}", lake.version(f"bronze.{kind}")),
-            lake.frame(spark, name, lake.version(name)),
-            lake.frame(spark, "ops.quarantine", lake.version("ops.quarantine")),
-        )
-        known = lake.frame(spark, "silver.items", lake.version("silver.items")).select("item_id").distinct()
-        good, bad = silver.to_silver(
-            kind, pending, known if kind in ("interactions", "impressions") else None, earliest=earliest, latest=latest
-        )
-        bad_rows = silver.unrecorded(bad, lake.frame(spark, "ops.quarantine", lake.version("ops.quarantine"))).toArrow()
-        run_id = f"validate-{kind}"
-        silver.bearable(kind, good, bad_rows, night.config.source.max_bad_share)
-        # quarantine first: a kill in between leaves good rows pending, never a bad row without its reason
-        bad_done = commit.write(lake, "ops.quarantine", bad_rows, run_id=run_id, pinned=pinned_bad)
-        good_done = commit.write(lake, name, good, run_id=run_id, pinned=pinned)
-        counts[kind], counts[f"{kind}_quarantined"] = good_done.rows, bad_done.rows
+    for kind in SILVER:  # another writer of the same table may be faster
+        counts |= commit.again(partial(_validate, lake, spark, kind, earliest, latest, share))
     return counts
+
+
+def _validate(
+    lake: Lake, spark: Any, kind: str, earliest: datetime, latest: datetime, max_bad_share: float
+) -> dict[str, int]:
+    from mmrec.features import silver, verdicts
+
+    found = verdicts.judge(lake, spark, kind, silver.pending, earliest, latest)
+    silver.bearable(kind, found.good, found.bad, max_bad_share)
+    return verdicts.keep(lake, found)
 
 
 def embed(night: Night) -> dict[str, Any]:
@@ -166,12 +106,15 @@ def embed(night: Night) -> dict[str, Any]:
     from mmrec.content import embed as room
     from mmrec.features.windows import content_text
 
-    return room.embed(
-        night.lake,
-        encoders(night.config),
-        run_id=f"embed-{night.run_date}",
-        progress=night.progress,
-        text_of=lambda row: content_text(row["title"], row["categories"], row["text"]),
+    ready = encoders(night.config)
+    return commit.again(
+        lambda: room.embed(
+            night.lake,
+            ready,
+            run_id=f"embed-{night.run_date}",
+            progress=night.progress,
+            text_of=lambda row: content_text(row["title"], row["categories"], row["text"]),
+        )
     )
 
 
@@ -201,6 +144,7 @@ def plan(night: Night) -> dict[str, Any]:
         config=config.night.model_dump() | {"zone": config.zone, "half_life_days": half_life},
         fences={n: commit.fence(lake, n, night.run_date) for n in TARGETS},
         code=mmrec.__version__,
+        late=json.loads(_overdue(night).read_text()) if _overdue(night).is_file() else [],
     )
     night.planned(manifest)
     return {"run_id": manifest.run_id} | asdict(manifest)
@@ -210,7 +154,10 @@ def features(night: Night) -> dict[str, Any]:
     """Write the day's user_sequences and item_features from the pinned silver tables."""
     from mmrec.features import asof, sequences, windows
 
-    m, lake, spark = night.manifest, night.lake, session(night.config.engine, night.config.spark)
+    m, lake = night.manifest, night.lake
+    if m.late:
+        return {"late": m.late}
+    spark = session(night.config.engine, night.config.spark)
     frames = {k: lake.frame(spark, f"silver.{k}", m.tables[f"silver.{k}"]) for k in ("interactions", "items", "users")}
     interactions = asof.interactions(frames["interactions"], m.moment)
     items = asof.items(frames["items"], m.moment)
@@ -232,7 +179,6 @@ def features(night: Night) -> dict[str, Any]:
             run_id=m.run_id,
             pinned=_pin(night, name),
             partition=m.day,
-            metadata={"inputs": json.dumps(m.tables, sort_keys=True)},
         ).rows
         for name, frame in made.items()
     }
@@ -246,6 +192,8 @@ def recommend(night: Night) -> dict[str, Any]:
     from mmrec.recommend.tally import tally
 
     m, config, out = night.manifest, night.config, night.out
+    if m.late:
+        return {"late": m.late}
     folder = config.bundles / m.model_version
     model = bundles.load(folder, m.model_digest)
     items = out.day("gold.item_features", m.day).sort_by("item_id")
@@ -260,7 +208,7 @@ def recommend(night: Night) -> dict[str, Any]:
     side = item_side(model, items, night.lake, m, device=config.device, threads=config.threads)
     job = spread.Job(str(folder.absolute()), m.model_digest, config.device, config.threads, m.config["k"],
                      m.run_date, m.run_id, m.model_version)  # fmt: skip
-    packed = str(spread.pack((night.folder / "scoring").absolute(), job, items, side))
+    packed = str(spread.pack((night.folder / f"scoring-{night.attempt}").absolute(), job, items, side))
     everywhere = partial(map_arrow, out, config.engine, config.spark, m.day)
     users = out.version("gold.user_sequences")
     history = ("user_id", "item_ids", "event_types", "gap_s", "weight_micro")
@@ -285,6 +233,8 @@ def publish(night: Night) -> dict[str, Any]:
     from mmrec.recommend.check import check_slates
 
     m, name = night.manifest, "gold.recommendations"
+    if m.late:
+        return {"late": m.late, "changed": False}
     done = commit.published_run_id(night.out, name, m.day) == m.run_id
     if not done:
         pointer = night.folder / "stage.json"
@@ -332,33 +282,35 @@ def publish(night: Night) -> dict[str, Any]:
             "table_version": night.out.version(name),
             "finished_at": datetime.now(UTC),
         }
-        commit.write(
-            night.out,
-            "ops.runs",
-            pa.Table.from_pylist([record], schema.table("ops.runs").arrow),
-            run_id=m.run_id,
-            pinned=commit.fence(night.out, "ops.runs"),
-        )
+        row = pa.Table.from_pylist([record], schema.table("ops.runs").arrow)
+        append(night.out, "ops.runs", row, m.run_id)
     return counts
 
 
 def monitor(night: Night) -> dict[str, Any]:
-    """Counts of the night, freshness of its inputs, and report.html."""
-    from mmrec.monitor import health, report
+    """Counts of the night, freshness of its inputs and of the latest list, alerts, and report.html.
+
+    Raises: QualityError: sources were late, so nothing was published; everything else is written.
+    """
+    from mmrec.monitor import alerts, health, report
 
     m, lake = night.manifest, night.lake
     fresh = health.freshness(lake, m.tables, m.day, m.moment, night.config.max_age_hours, m.run_id)
-    commit.write(
-        lake,
-        "ops.freshness",
-        fresh,
-        run_id=m.run_id,
-        pinned=commit.fence(lake, "ops.freshness", m.day),
-        partition=m.day,
+    fresh = pa.concat_tables([fresh, alerts.of_lists(lake, m)])
+    commit.again(
+        lambda: commit.write(
+            lake,
+            "ops.freshness",
+            fresh,
+            run_id=m.run_id,
+            pinned=commit.fence(lake, "ops.freshness", m.day),
+            partition=m.day,
+        )
     )
-    pinned = commit.fence(lake, "ops.metrics")
-    numbers = health.night_metrics(lake, m.day, m.run_id, m.model_version, m.config["k"])
-    record_metrics(lake, numbers, m.run_id, pinned)
+    append(lake, "ops.alerts", alerts.alerts(fresh, m), m.run_id)
+    if m.late:
+        raise alerts.nothing_published(m, night.lake.run_dates())
+    append(lake, "ops.metrics", health.night_metrics(lake, m.day, m.run_id, m.model_version, m.config["k"]), m.run_id)
     path = report.write_report(
         lake,
         m.day,
@@ -383,12 +335,35 @@ def due(night: Night) -> str | None:
     return training_due(night.config, night.lake, night.run_date, served)
 
 
-def record_metrics(lake: Lake, numbers: pa.Table, run_id: str, pinned: int) -> int:
-    """Append to ops.metrics what is not there yet, by key; a number once written is not replaced."""
-    keys = list(schema.table("ops.metrics").key)
-    fresh = numbers.join(lake.arrow("ops.metrics", columns=keys), keys=keys, join_type="left anti")
-    fresh = fresh.select(schema.table("ops.metrics").arrow.names)
-    return commit.write(lake, "ops.metrics", fresh, run_id=run_id, pinned=pinned).rows
+def append(lake: Lake, name: str, rows: pa.Table, run_id: str) -> int:
+    """Append to an ops table what is not there yet, by key; a row once written is not replaced. Returns: rows added."""
+    keys = list(schema.table(name).key)
+
+    def once() -> int:
+        pinned = commit.fence(lake, name)
+        fresh = rows.join(lake.arrow(name, columns=keys), keys=keys, join_type="left anti")
+        return commit.write(lake, name, fresh.select(rows.column_names), run_id=run_id, pinned=pinned).rows
+
+    return commit.again(once)
+
+
+def call(name: str, night: Night) -> dict[str, Any]:
+    """Run one station by name; what it read is noted."""
+    with night.station(name):
+        return step(name).load()(night)
+
+
+def note(night: Night) -> None:
+    """Record the stations that ended, in one commit; where even that fails, the failure that is told is the first."""
+    if not night.done:
+        return
+    rows = pa.Table.from_pylist(night.done, schema.table("ops.steps").arrow)
+    failing = sys.exc_info()[1] is not None
+    try:
+        append(night.lake, "ops.steps", rows, f"steps-{night.run_date}-{night.attempt}")
+    except MmrecError:
+        if not failing:
+            raise
 
 
 def _curves(night: Night) -> list[dict[str, Any]] | None:
@@ -399,6 +374,14 @@ def _curves(night: Night) -> list[dict[str, Any]] | None:
 def _pin(night: Night, name: str) -> int:
     """The fence the manifest pinned; a replay's scratch lake starts at 0."""
     return night.manifest.fences[name] if night.out is night.lake else commit.fence(night.out, name, night.run_date)
+
+
+def source_of(config: Config) -> Any:
+    """The source that config names, open; see worlds/sources.py."""
+    from mmrec.worlds.sources import open_source
+
+    spec = "files" if config.source.spec == "builtin" else config.source.spec
+    return open_source(spec, _source_root(config), config.cache)
 
 
 def _source_root(config: Config) -> Path | None:

@@ -24,12 +24,13 @@ import pyarrow.dataset as ds
 from mmrec import config as settings
 from mmrec import dates
 from mmrec.config import Config
+from mmrec.context import Night
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit, content
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.memory import Peak
-from mmrec.night import Night, due
+from mmrec.night import call, due, note
 from mmrec.steps import step
 
 Tell = Callable[[str, int, int], None]
@@ -89,7 +90,11 @@ def _check_choices(source: str, size: str, zone: str) -> None:
 
 def station(config: Config, name: str, when: date, tell: Tell) -> dict[str, Any]:
     """Run one station of one run_date; returns its counts."""
-    return step(name).load()(Night(config, when, tell))
+    night = Night(config, when, tell)
+    try:
+        return call(name, night)
+    finally:
+        note(night)
 
 
 def stations(config: Config, names: list[str], when: date, *, force: bool = False, tell: Tell) -> dict[str, Any]:
@@ -105,11 +110,14 @@ def stations(config: Config, names: list[str], when: date, *, force: bool = Fals
     seconds: dict[str, float] = {}
     skipped: list[str] = []
     night.seconds = seconds  # type: ignore[attr-defined]
-    for s in known:
-        if not force and _settled(night, s.name):
-            skipped.append(s.name)
-        else:
-            _timed(s.name, night, counts, seconds, tell)
+    try:
+        for s in known:
+            if not force and _settled(night, s.name):
+                skipped.append(s.name)
+            else:
+                _timed(s.name, night, counts, seconds, tell)
+    finally:
+        note(night)
     return counts | {"run_date": str(when), "seconds": seconds, "skipped": skipped}
 
 
@@ -144,12 +152,15 @@ def run(config: Config, when: date, *, force: bool = False, train: bool | None =
             run_id = commit.published_run_id(night.lake, "gold.recommendations", when)
             return _summary(night, str(run_id), {}, {"total": round(time.monotonic() - begun, 2)}, peak)
         night.seconds = seconds  # type: ignore[attr-defined]
-        for name in _BEFORE:
-            _timed(name, night, counts, seconds, tell)
-        if train or (train is None and due(night)):
-            counts["training"] = _learn(config, when, seconds, quiet=tell is _silent)
-        for name in _AFTER:
-            _timed(name, night, counts, seconds, tell)
+        try:
+            for name in _BEFORE:
+                _timed(name, night, counts, seconds, tell)
+            if train or (train is None and due(night)):
+                counts["training"] = _learn(config, when, seconds, quiet=tell is _silent)
+            for name in _AFTER:
+                _timed(name, night, counts, seconds, tell)
+        finally:
+            note(night)
     seconds["total"] = round(time.monotonic() - begun, 2)
     return _summary(night, night.manifest.run_id, counts, seconds, peak) | {"published": True}
 
@@ -230,7 +241,7 @@ def demo(home: Path, *, data: str, source: Path | None, nights: int, seed: int, 
 
 def _timed(name: str, night: Night, counts: dict[str, Any], seconds: dict[str, float], tell: Tell) -> None:
     begun = time.monotonic()
-    counts[name] = step(name).load()(night)
+    counts[name] = call(name, night)
     seconds[name] = round(time.monotonic() - begun, 2)
     tell(name, int(seconds[name] * 1000), -1)
 

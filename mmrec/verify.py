@@ -1,40 +1,54 @@
 """`mmrec verify`: every promise that can be checked on the tables as they lie there.
 
 In: settings. Out: findings, each with a name, whether it holds, and what was looked at. Nothing is changed.
-Trade-off: everything is read once, so it takes as long as reading the lake.
+Trade-off: rows are read once, so it takes as long as reading the lake; bytes are compared only with `deep`, which reads
+every file as well. A table whose log or files are damaged is reported, and its rows are not looked at.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from mmrec import schema
 from mmrec.bundle import bundle
 from mmrec.config import Config
 from mmrec.errors import MmrecError
+from mmrec.lake import log
 from mmrec.lake.content import content_hash
 from mmrec.lake.sql import connect
 from mmrec.lake.store import Lake
 
 _KINDS = ("interactions", "items", "users", "relations", "impressions")
+Note = Callable[[str, bool, str], None]
 
 
-def verify(config: Config) -> list[dict[str, Any]]:
-    """Findings of every check: `check`, `ok`, `detail`."""
+def verify(config: Config, *, deep: bool = False) -> list[dict[str, Any]]:
+    """Findings of every check: `check`, `ok`, `detail`.
+
+    Args:
+        deep: compare every file's bytes with what its writer recorded.
+    """
     lake = Lake(config.lake)
     found: list[dict[str, Any]] = []
 
     def note(check: str, ok: bool, detail: str) -> None:
         found.append({"check": check, "ok": ok, "detail": detail})
 
-    lost = _files(lake, note)
-    if lost:
+    files = _files(lake, note, deep)
+    if files is None:
         return found
+    _staged(lake, config, files, note)
     con = connect(lake)
     try:
-        _rows(con, lake, note)
+        _rows(con, files, note)
         _conserved(con, note)
         _lists(con, lake, note)
     finally:
@@ -49,29 +63,80 @@ def verify(config: Config) -> list[dict[str, Any]]:
     return found
 
 
-def _files(lake: Lake, note: Any) -> bool:
-    lost, n = [], 0
+def _files(lake: Lake, note: Note, deep: bool) -> dict[str, set[str]] | None:
+    """Logs whole, files there and of their size; with `deep`, of their bytes. Returns: table -> files; None: damage."""
+    unmade: list[str] = []
+    broken: list[str] = []
+    lost: list[str] = []
+    altered: list[str] = []
+    known: dict[str, set[str]] = {}
+    n = 0
     for name in schema.TABLES:
         if not lake.exists(name):
-            lost.append(f"{name}: no table")
+            unmade.append(name)
             continue
-        log = lake.path(name) / "_delta_log"
-        lost += [f"{name}: empty log entry {p.name}" for p in log.glob("*.json") if p.stat().st_size == 0]
-        actions = lake.handle(name).get_add_actions(flatten=True)
-        import pyarrow as pa
-
-        table = pa.table(actions)
+        folder = lake.path(name)
+        damaged = log.damage(folder, name, all_of_it=True)
+        if damaged:
+            broken += [f"{name} version {d.version}: {d.what}" for d in damaged]
+            continue
+        table = pa.table(lake.handle(name).get_add_actions(flatten=True))
+        known[name] = set(table["path"].to_pylist())
+        digests: dict[str, str] = {}
         for path, size in zip(table["path"].to_pylist(), table["size_bytes"].to_pylist(), strict=True):
             n += 1
-            file = lake.path(name) / path
-            if not file.is_file() or file.stat().st_size != size:
-                lost.append(f"{name}: {path}")
-    note("files", not lost, f"{n} files of {len(schema.TABLES)} tables" if not lost else "; ".join(lost[:5]))
-    return bool(lost)
+            file = folder / path
+            if not file.is_file():
+                lost.append(f"{name}: {path} is missing")
+            elif file.stat().st_size != size:
+                lost.append(f"{name}: {path} has {file.stat().st_size} bytes, not {size}")
+            elif deep:
+                digests |= {} if path in digests else _recorded(folder, path)
+                if path in digests and digests[path] != _sha256(file):
+                    altered.append(f"{name}: {path}")
+    note("tables are there", not unmade, f"{len(known)} tables" if not unmade else f"mmrec init makes: {_some(unmade)}")
+    note("logs are whole", not broken, _some(broken) or f"{len(known)} tables; mmrec repair mends what can be mended")
+    note("files are there", not lost, _some(lost) or f"{n} files of {len(known)} tables")
+    if deep:
+        note("files hold what was written", not altered, _some(altered) or f"{n} files")
+    return None if unmade or broken or lost or altered else known
 
 
-def _rows(con: duckdb.DuckDBPyConnection, lake: Lake, note: Any) -> None:
-    for t in schema.TABLES.values():
+def _recorded(folder: Path, path: str) -> dict[str, str]:
+    """What the writer of `path` recorded of its stage: path in the table -> sha256."""
+    stage = path.split("/")[0]
+    record = folder / stage / "_stage.json"
+    if not record.is_file():
+        return {}
+    return {f"{stage}/{name}": about["sha256"] for name, about in json.loads(record.read_text())["files"].items()}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _staged(lake: Lake, config: Config, files: dict[str, set[str]], note: Note) -> None:
+    """A staged file is of a version that can be read, waits to be published, or is left over and will be removed."""
+    waiting = {Path(json.loads(p.read_text())["folder"]).name for p in config.runs.glob("*/stage.json")}
+    counts = {"in use": 0, "of older versions": 0, "waiting": 0, "left over": 0}
+    for name, used in files.items():
+        folder = lake.path(name)
+        now = {path.split("/")[0] for path in used}
+        for stage in folder.glob("stage-*"):
+            adopted = any(stage.glob("_entry-*.json"))
+            kind = (
+                "in use" if stage.name in now
+                else "of older versions" if adopted
+                else "waiting" if stage.name in waiting
+                else "left over"
+            )  # fmt: skip
+            counts[kind] += 1
+    note("every stage is accounted for", True, ", ".join(f"{n} {kind}" for kind, n in counts.items()))
+
+
+def _rows(con: duckdb.DuckDBPyConnection, files: dict[str, set[str]], note: Note) -> None:
+    for t in map(schema.table, files):
         keys = ", ".join(t.key)
         tests = {f"{c.name} is null": f"{c.name} IS NULL" for c in t.columns if not c.nullable}
         tests |= {name: f"NOT ({condition})" for name, condition in t.checks.items()}
@@ -86,7 +151,7 @@ def _rows(con: duckdb.DuckDBPyConnection, lake: Lake, note: Any) -> None:
         note(f"rows of {t.name}", not broken, f"{rows:,} rows" if not broken else "; ".join(broken))
 
 
-def _conserved(con: duckdb.DuckDBPyConnection, note: Any) -> None:
+def _conserved(con: duckdb.DuckDBPyConnection, note: Note) -> None:
     for kind in _KINDS:
         raw, kept, lost = con.execute(f"""
             SELECT (SELECT count(*) FROM bronze_{kind}), (SELECT count(*) FROM {kind}),
@@ -99,11 +164,14 @@ def _conserved(con: duckdb.DuckDBPyConnection, note: Any) -> None:
             lost == 0,
             f"{raw:,} = {kept:,} kept + {raw - kept:,} quarantined" if not lost else f"{lost} rows are in neither",
         )
+        (foreign,) = con.execute(f"SELECT count(*) FROM {kind} ANTI JOIN bronze_{kind} USING (row_hash)").fetchall()[0]
+        note(f"every row of silver.{kind} was delivered", foreign == 0, f"{foreign} rows came from nowhere")
 
 
-def _lists(con: duckdb.DuckDBPyConnection, lake: Lake, note: Any) -> None:
+def _lists(con: duckdb.DuckDBPyConnection, lake: Lake, note: Note) -> None:
     recorded = {(r["run_date"], r["run_id"]): r for r in lake.arrow("ops.runs").to_pylist()}
-    for day in lake.run_dates():
+    days = lake.run_dates()
+    for day in days:
         rows = lake.day("gold.recommendations", day)
         runs = rows["run_id"].unique().to_pylist()
         run = recorded.get((day, runs[0])) if len(runs) == 1 else None
@@ -116,7 +184,35 @@ def _lists(con: duckdb.DuckDBPyConnection, lake: Lake, note: Any) -> None:
             if ok
             else f"runs {runs}, sha256 {digest[:16]}, recorded {run['content_hash'][:16] if run else 'nothing'}",
         )
-    seen = con.execute("""SELECT count(*) FROM recommendations r JOIN user_sequences u
-        ON u.user_id = r.user_id AND u.run_date = r.run_date
-        WHERE list_contains(u.seen_item_ids, r.item_id)""").fetchall()[0][0]
-    note("no list offers what its user has seen", seen == 0, f"{seen} such rows")
+    # a date between the first and the last has lists, or a night that says why not
+    said = {r[0] for r in con.execute("SELECT DISTINCT run_date FROM ops_alerts WHERE kind = 'late_source'").fetchall()}
+    between = [days[0] + timedelta(n) for n in range((days[-1] - days[0]).days)] if days else []
+    gaps = [str(d) for d in between if d not in days and d not in said]
+    note("dates are complete", not gaps, f"{len(days)} dates" if not gaps else f"no lists and no reason: {_some(gaps)}")
+    for name, query in _PROMISES.items():
+        (n,) = con.execute(query).fetchall()[0]
+        note(name, n == 0, f"{n} exceptions")
+
+
+_PROMISES = {
+    "no list offers what its user has seen": """SELECT count(*) FROM recommendations r JOIN user_sequences u
+        ON u.user_id = r.user_id AND u.run_date = r.run_date WHERE list_contains(u.seen_item_ids, r.item_id)""",
+    "every list offers only what is on offer": """SELECT count(*) FROM recommendations r ANTI JOIN item_features i
+        ON i.item_id = r.item_id AND i.run_date = r.run_date
+        WHERE r.run_date IN (SELECT run_date FROM item_features)""",
+    "ranks of a list are 1 to n": """SELECT count(*) FROM (SELECT 1 FROM recommendations
+        GROUP BY run_date, arm, user_id HAVING min(rank) <> 1 OR max(rank) <> count(*)
+          OR count(DISTINCT rank) <> count(*))""",
+    "no list offers an item twice": """SELECT count(*) FROM (SELECT 1 FROM recommendations
+        GROUP BY run_date, arm, user_id HAVING count(DISTINCT item_id) <> count(*))""",
+    "a date and arm has one run": """SELECT count(*) FROM (SELECT 1 FROM recommendations
+        GROUP BY run_date, arm HAVING count(DISTINCT run_id) > 1)""",
+    "a date and arm has one model": """SELECT count(*) FROM (SELECT 1 FROM recommendations WHERE source = 'model'
+        GROUP BY run_date, arm HAVING count(DISTINCT model_version) > 1)""",
+    "latest_recommendations is the greatest date": """SELECT count(*) FROM latest_recommendations
+        WHERE run_date <> (SELECT max(run_date) FROM recommendations)""",
+}
+
+
+def _some(found: list[str]) -> str:
+    return "; ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

@@ -13,7 +13,7 @@ import typer
 import mmrec
 from mmrec.cli import common, lake, nights
 from mmrec.cli.common import app, err
-from mmrec.errors import MmrecError
+from mmrec.errors import MmrecError, lost_store
 
 __all__ = ["app", "common", "lake", "main", "nights"]
 
@@ -38,6 +38,15 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except MmrecError as error:
-        err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        common.leave(error.exit_code)
+        _told(error)
+    except Exception as error:
+        lost = lost_store(error, str(getattr(error, "filename", None) or "--home"))
+        if lost is None:
+            raise
+        _told(lost)
+
+
+def _told(error: MmrecError) -> None:
+    err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+    err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    common.leave(error.exit_code)

@@ -66,11 +66,12 @@ def cell(value: Any) -> Text:
     return Text("" if value is None else plain(str(value)))
 
 
-def lake_of(home: Path) -> Lake:
-    """The tables of a home; InputError where there is none."""
+def lake_of(home: Path, *, damaged: bool = False) -> Lake:
+    """The tables of a home; InputError where there is none. `damaged`: there may be tables that can't be read."""
     from mmrec.lake.store import Lake
 
-    return Lake(settings.load(home).lake).made()
+    lake = Lake(settings.load(home).lake)
+    return lake if damaged and lake.root.is_dir() else lake.made()
 
 
 def _plain(value: Any) -> Any:

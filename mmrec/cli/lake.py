@@ -106,11 +106,15 @@ def show(
 
 
 @app.command(rich_help_panel=PANEL)
-def verify(home: Home = HOME, as_json: Json = False) -> None:
+def verify(
+    home: Home = HOME,
+    deep: Annotated[bool, typer.Option("--deep", help="compare every file's bytes too")] = False,
+    as_json: Json = False,
+) -> None:
     """Check every promise that can be checked on the tables as they are; exit 3 if one is broken."""
     from mmrec.verify import verify as check
 
-    findings = check(settings.load(home))
+    findings = check(settings.load(home), deep=deep)
     bad = [f for f in findings if not f["ok"]]
     if as_json:
         show_json({"ok": not bad, "checks": findings})
@@ -123,4 +127,30 @@ def verify(home: Home = HOME, as_json: Json = False) -> None:
         out.print(grid)
         out.print("every check holds" if not bad else f"[bold red]{len(bad)} of {len(findings)} checks are broken[/]")
     if bad:
+        common.leave(3)
+
+
+@app.command(rich_help_panel=PANEL)
+def repair(
+    home: Home = HOME,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="tell, change nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Mend the logs of the tables after a loss of power or a bad disk; exit 3 where only a backup helps."""
+    from mmrec.lake.repair import repair as mend
+
+    told = mend(lake_of(home, damaged=True), dry_run=dry_run)
+    if as_json:
+        show_json([r.to_json() for r in told])
+    elif not told:
+        out.print("every log is whole: nothing to mend")
+    else:
+        grid = Table()
+        for head in ("table", "version", "what is wrong", "what was done" if not dry_run else "what would be done"):
+            grid.add_column(head, overflow="fold")
+        for r in told:
+            grid.add_row(r.table, str(r.version), cell(r.what), cell(r.done))
+        out.print(grid)
+        out.print("next: mmrec verify --deep")
+    if not all(r.mended for r in told):
         common.leave(3)

@@ -20,7 +20,7 @@ import pyarrow.dataset as ds
 
 from mmrec import schema
 from mmrec.content.encoders import Encoder
-from mmrec.lake.commit import fence, write
+from mmrec.lake.commit import fence, work_id, write
 from mmrec.lake.store import Lake
 
 _BATCH = 512  # contents encoded between two commits' worth of progress
@@ -80,7 +80,8 @@ def embed(
                 if progress:
                     progress(encoder.modality, done, len(todo))
             table = pa.Table.from_pylist(rows, schema.table("gold.item_embeddings").arrow)
-            write(lake, "gold.item_embeddings", table, run_id=run_id, pinned=pinned)
+            work = work_id(run_id, encoder.version, chunk)
+            write(lake, "gold.item_embeddings", table, run_id=work, pinned=pinned)
     bare = {row["row_hash"] for row in items if not (text_of(row) or row["image_sha256"] or row["audio_sha256"])}
     counts["quarantined"] = _quarantine(lake, items, {e.modality for e in encoders}, refused, bare, run_id)
     return dict(counts)
@@ -136,4 +137,5 @@ def _quarantine(
              "file": raw, "line": 0, "row_hash": row["row_hash"], "occurrence": 0}
             for row, rule, why, raw in found if (row["row_hash"], rule) not in known]  # fmt: skip
     table = pa.Table.from_pylist(rows, schema.table("ops.quarantine").arrow)
-    return write(lake, "ops.quarantine", table, run_id=run_id, pinned=pinned).rows
+    work = work_id(run_id, [(r["row_hash"], r["rule"]) for r in rows])
+    return write(lake, "ops.quarantine", table, run_id=work, pinned=pinned).rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Manifest:
         config: the settings that change the content of the lists.
         fences: target table -> fence of its run_date partition.
         code: version of mmrec.
+        late: files that were expected and had not come: a run that publishes nothing.
     """
 
     run_date: str
@@ -38,6 +39,7 @@ class Manifest:
     config: dict[str, Any]
     fences: dict[str, int]
     code: str
+    late: list[str] = field(default_factory=list)
 
     @property
     def run_id(self) -> str:
@@ -52,7 +54,10 @@ class Manifest:
         return datetime.fromisoformat(self.as_of)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        about = asdict(self)
+        if not self.late:  # the usual case keeps the digest it had before there was this field
+            del about["late"]
+        return json.dumps(about, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:

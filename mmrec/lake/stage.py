@@ -8,10 +8,14 @@ engines' files names, sizes and statistics in one form, and it costs millisecond
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -22,7 +26,8 @@ from deltalake import write_deltalake
 from deltalake.exceptions import DeltaError
 
 from mmrec import schema
-from mmrec.errors import InputError, QualityError
+from mmrec.errors import InputError, QualityError, lost_store
+from mmrec.lake.log import sync_folder
 from mmrec.lake.store import Lake
 
 if TYPE_CHECKING:
@@ -50,11 +55,42 @@ class Stage:
         """Remove the files: for a stage that was refused or turned out not to be needed."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def seal(self, run_id: str, stamp: dict[str, str]) -> None:
+        """Put the files on the disk for good, and beside them `_stage.json`, the record of their bytes that
+        `mmrec verify --deep` compares with."""
+        paths = [self.folder / f.path for f in self.files]
+        with ThreadPoolExecutor(2) as pool:  # reading and fsync leave the interpreter free
+            digests = list(pool.map(_fsynced_sha256, paths))
+        about = {"table": self.table, "run_id": run_id, **stamp, "sealed": datetime.now(UTC).isoformat(),
+                 "files": {f.path: {"bytes": f.size, "sha256": d, "rows": json.loads(f.stats or "{}").get("numRecords")}
+                           for f, d in zip(self.files, digests, strict=True)}}  # fmt: skip
+        part = self.folder / f"_stage.{uuid4().hex[:8]}.part"  # two attempts may seal one stage
+        with part.open("w") as out:
+            json.dump(about, out)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(self.folder / "_stage.json")
+        for folder in {p.parent for p in paths} | {self.folder, self.folder.parent}:
+            sync_folder(folder)
+
 
 def stage(lake: Lake, name: str, rows: DataFrame | pa.Table | Iterator[pa.RecordBatch], run_id: str) -> Stage:
-    """Stage rows through the door they came to: an engine's frame, or Arrow. See the two for errors."""
+    """Stage rows through the door they came to: an engine's frame, or Arrow. See the two for errors.
+
+    Raises: TransientError: the disk or the store failed.
+    """
     engine_frame = not isinstance(rows, pa.Table | pa.RecordBatchReader) and hasattr(rows, "sparkSession")
-    return (stage_frame if engine_frame else stage_arrow)(lake, name, rows, run_id)  # type: ignore[operator]
+    try:
+        return (stage_frame if engine_frame else stage_arrow)(lake, name, rows, run_id)  # type: ignore[operator]
+    except Exception as error:
+        raise (lost_store(error, name) or error) from error.__cause__
+
+
+def _fsynced_sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        os.fsync(handle.fileno())
+    return digest
 
 
 def stage_frame(lake: Lake, name: str, frame: DataFrame, run_id: str) -> Stage:
@@ -120,11 +156,16 @@ def stage_arrow(lake: Lake, name: str, data: pa.Table | Iterator[pa.RecordBatch]
         if own:
             raise own[0] from None
         # a cast that fails within the stream comes back as delta-rs words it
-        if isinstance(error, DeltaError) and not any(w in str(error) for w in ("C Data interface", "non-nullable")):
+        if lost_store(error, name) or (
+            isinstance(error, DeltaError) and not any(w in str(error) for w in ("C Data interface", "non-nullable"))
+        ):
             raise
         raise InputError(
             f"the rows do not fit the table: {error}", where=name, valid=t.ddl, next=f"correct the step {t.step}"
         ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return read_stage(name, folder)
 
 

@@ -1,6 +1,8 @@
 """Where tables live and how they are read: always at a version, never "whatever is there now".
 
-In: a lake folder, table names of schema.py. Out: Arrow tables, engine frames, versions, fences, file lists.
+In: a lake folder, table names of the schema. Out: Arrow tables, engine frames, versions, fences, file lists.
+A table whose log is damaged is not read at all (log.py). A `Lake` is what one piece of work holds: it remembers the
+versions read through it, and what the work's commits are stamped with.
 Trade-off: reads go through pyarrow datasets with an explicit local file system; delta-rs's own
 `to_pyarrow_table` and `to_pandas` are a line shorter and can abort the process at exit.
 """
@@ -21,6 +23,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from mmrec import schema
 from mmrec.errors import InputError
+from mmrec.lake import log
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -30,10 +33,17 @@ _PLAIN = re.compile(r"[A-Za-z0-9/._+,=@~-]+\Z")
 
 
 class Lake:
-    """Tables in a folder: `<root>/<layer>/<table>`. Opening one creates nothing."""
+    """Tables in a folder: `<root>/<layer>/<table>`. Opening one creates nothing.
+
+    Attributes:
+        read: table -> version that was read through this handle, the latest where there were several.
+        stamp: what commits through this handle are marked with: attempt, config.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
+        self.read: dict[str, int] = {}
+        self.stamp: dict[str, str] = {}
 
     def made(self) -> Lake:
         """The lake itself; InputError where no home was made."""
@@ -53,10 +63,15 @@ class Lake:
         return self.root / layer / short
 
     def exists(self, name: str) -> bool:
-        return (self.path(name) / "_delta_log").is_dir()
+        return any((self.path(name) / "_delta_log").glob("*[0-9].json"))
 
     def handle(self, name: str, version: int | None = None) -> DeltaTable:
-        """A delta-rs handle at `version` (None: the newest). InputError where the table or version is missing."""
+        """A delta-rs handle at `version` (None: the newest).
+
+        Raises: InputError: the table or version is missing. QualityError: its log is damaged.
+        """
+        if self.exists(name):
+            log.check(self.path(name), name, version)
         try:
             return DeltaTable(str(self.path(name)), version=version)
         except TableNotFoundError:
@@ -94,13 +109,15 @@ class Lake:
                 next="mmrec init --home HOME, with another name",
             )
         t = schema.table(name)
-        fields = [c.arrow.with_metadata({"comment": c.comment}) for c in t.columns]
+        fields = [c.arrow.with_metadata({"comment": c.described}) for c in t.columns]
         handle = DeltaTable.create(
             str(self.path(name)),
             pa.schema(fields),
             partition_by=[t.partition] if t.partition else None,
             name=name,
             description=f"Grain: {t.grain}. {t.comment}",
+            configuration=t.properties,
+            raise_if_key_not_exists=False,
         )
         for check, condition in t.checks.items():
             handle.alter.add_constraint({check: condition})
@@ -118,6 +135,7 @@ class Lake:
 
     def dataset(self, name: str, version: int | None = None) -> ds.Dataset:
         handle = self.handle(name, version)
+        self.read[name] = handle.version()
         root = str(self.path(name))
         return handle.to_pyarrow_dataset(filesystem=SubTreeFileSystem(root, LocalFileSystem()))
 
@@ -157,6 +175,7 @@ class Lake:
         jobs, half of a small night. It still reads what the list alone does not say: partitions, deletion vectors.
         """
         t, handle = schema.table(name), self.handle(name, version)
+        self.read[name] = version
         protocol = handle.protocol()
         plain = protocol.min_reader_version == 1 and not protocol.reader_features and not t.partition
         if type(spark).__module__.startswith("pyspark.sql.connect") or not plain:

@@ -21,7 +21,7 @@ from mmrec.errors import InputError
 from mmrec.lake import sql
 from mmrec.lake.store import Lake
 
-_REQUIRED = ("silver.interactions", "silver.items")  # the others may be empty for good
+REQUIRED = ("silver.interactions", "silver.items")  # the others may be empty for good
 _TOP = 10
 _HOUR_US = 3_600_000_000
 
@@ -59,7 +59,7 @@ def freshness(
                 "rows": n,
                 "latest_available_at": newest,
                 "age_hours": age,
-                "stale": name in _REQUIRED if age is None else age > max_age_hours,
+                "stale": name in REQUIRED if age is None else age > max_age_hours,
                 "run_id": run_id,
             }
         )

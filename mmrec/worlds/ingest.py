@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from mmrec import schema
 from mmrec.errors import QualityError
-from mmrec.lake.commit import fence, write
+from mmrec.lake.commit import fence, work_id, write
 from mmrec.lake.store import Lake
 from mmrec.worlds.sources import Delivery, Source
 
@@ -83,6 +83,7 @@ def ingest(
             counts[kind] += table.num_rows
             if progress:
                 progress(delivery.file, rows)
+    run_id = work_id(run_id, [(f["file"], f["kind"], f["sha256"]) for f in ledger])
     # media first: an item row in bronze then always finds its bytes
     counts["media"] = write(lake, "bronze.media", media.table(), run_id=run_id, pinned=pinned["media"]).rows
     for kind, tables in fresh.items():

@@ -168,7 +168,7 @@ class Airflow:
 
     # -- the API
 
-    def call(self, method: str, path: str, body: Any = None, again: int = 3) -> Any:
+    def call(self, method: str, path: str, body: Any = None, again: int = 10) -> Any:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/v2/{path}", method=method,
                                          data=None if body is None else json.dumps(body).encode())  # fmt: skip
         request.add_header("Content-Type", "application/json")
@@ -178,7 +178,7 @@ class Airflow:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             told = f"{method} {path}: {error.code} {error.read()[:500]!r}"
-            if error.code == 500 and again:  # SQLite was locked
+            if error.code in (500, 503) and again:  # SQLite was locked; 503 when a backfill was asked for
                 time.sleep(2)
                 return self.call(method, path, body, again - 1)
             raise AssertionError(told) from None

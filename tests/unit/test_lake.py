@@ -438,7 +438,10 @@ MANIFEST = Manifest("2026-03-02", "2026-03-02T00:00:00+00:00", {"silver.items": 
 def test_the_same_inputs_have_one_run_id_and_any_changed_field_has_another(name: str) -> None:
     value = getattr(MANIFEST, name)
     assert replace(MANIFEST, **{name: dict(reversed(value.items())) if isinstance(value, dict) else value}).run_id == MANIFEST.run_id
-    others = [value + "0"] if isinstance(value, str) else [{}, value | {"new": 1}, {k: 99 for k in value}]
+    if isinstance(value, list):
+        others: list[Any] = [["a"], ["a", "b"]]
+    else:
+        others = [value + "0"] if isinstance(value, str) else [{}, value | {"new": 1}, {k: 99 for k in value}]
     ids = {replace(MANIFEST, **{name: other}).run_id for other in others} | {MANIFEST.run_id}
     assert len(ids) == len(others) + 1
 

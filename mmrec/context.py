@@ -1,0 +1,128 @@
+"""What the stations of one run_date hold in common: settings, lakes, the manifest, and which attempt this is.
+
+In: a home's settings and a run_date. Out: a `Night`.
+Attempts are numbered by files of a run_date's folder, so that two processes never share a number, wherever they run:
+a process that woke up late is told from the one that took its place.
+Trade-off: one file a process that worked on the date, a few bytes each; `mmrec maintain` does not need to know them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmrec import dates
+from mmrec.config import Config
+from mmrec.errors import InputError
+from mmrec.lake.manifest import Manifest
+from mmrec.lake.store import Lake
+
+
+def _quiet(_what: str, _done: int, _of: int) -> None:
+    pass
+
+
+@dataclass
+class Night:
+    """One run_date of one home.
+
+    Attributes:
+        out: where gold is written: the lake itself, or a scratch lake of a replay.
+        progress: called with (what, done, of) by long stations; of is 0 where it is not known.
+        replayed: the recorded manifest that a replay follows.
+        done: stations that ended, rows of ops.steps.
+    """
+
+    config: Config
+    run_date: date
+    progress: Callable[[str, int, int], None] = _quiet
+    replayed: Manifest | None = None
+    out: Lake = field(init=False)
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lake = Lake(self.config.lake).made()
+        self.out = self.lake
+
+    @property
+    def as_of(self) -> datetime:
+        return dates.as_of(self.run_date, self.config.zone)
+
+    @property
+    def _pointer(self) -> Path:
+        return self.config.runs / f"planned-{self.run_date}.json"
+
+    @property
+    def is_planned(self) -> bool:
+        return self._pointer.is_file()
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest that `plan` wrote for this run_date."""
+        if self.replayed:
+            return self.replayed
+        if not self.is_planned:
+            raise InputError(
+                "this run_date is not planned yet",
+                where=f"run_date {self.run_date}",
+                valid="a planned run_date",
+                next=f"mmrec plan --date {self.run_date}",
+            )
+        run_id = json.loads(self._pointer.read_text())["run_id"]
+        return Manifest.from_json((self.config.runs / run_id / "manifest.json").read_text())
+
+    @property
+    def folder(self) -> Path:
+        """Files of this run: manifest, stage pointer."""
+        return self.config.runs / self.manifest.run_id
+
+    @cached_property
+    def attempt(self) -> int:
+        """The number of this process among those that worked on the date, from 1; taken when first asked for."""
+        folder = self.config.runs / "attempts" / str(self.run_date)
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
+        while True:
+            try:
+                (folder / str(number)).touch(exist_ok=False)
+            except FileExistsError:
+                number += 1
+            else:
+                return number
+
+    def planned(self, manifest: Manifest) -> None:
+        manifest.save(self.config.runs)
+        part = self._pointer.with_suffix(".part")
+        part.write_text(json.dumps({"run_id": manifest.run_id}))
+        part.replace(self._pointer)
+        self.__dict__.pop("manifest", None)
+
+    @contextmanager
+    def station(self, name: str) -> Iterator[None]:
+        """Around one station: its commits carry attempt and settings; what it read and how long it took is noted."""
+        lakes = {id(lake): lake for lake in (self.lake, self.out)}.values()
+        for lake in lakes:
+            lake.stamp = {"attempt": str(self.attempt), "step": name, "config_sha256": _digest(self.config)}
+            lake.read.clear()
+        begun = time.monotonic()
+        yield
+        read = {k: v for lake in lakes for k, v in lake.read.items()}
+        self.done.append({
+            "run_date": self.run_date, "attempt": self.attempt, "step": name,
+            "run_id": self.manifest.run_id if self.is_planned or self.replayed else None,
+            "read": json.dumps(read, sort_keys=True), "seconds": round(time.monotonic() - begun, 3),
+            "finished_at": datetime.now(UTC),
+        })  # fmt: skip
+
+
+def _digest(config: Config) -> str:
+    """Of the settings, wherever the home lies."""
+    return hashlib.sha256(config.model_dump_json(exclude={"home"}).encode()).hexdigest()[:16]
