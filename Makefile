@@ -27,6 +27,8 @@ test: lint
 soak: .venv/installed
 	$(BIN)/python -m tests.soak.nights --db sqlite --out docs/evidence/nights-sqlite.json
 	$(BIN)/python -m tests.soak.nights --db postgres --out docs/evidence/nights-postgres.json
+	$(BIN)/python -m tests.soak.kills --kills 200 --out docs/evidence/kills.json
+	$(BIN)/python -m tests.soak.simulator --steps 1000000 --seed 0 --out docs/evidence/simulator.json
 
 lint: .venv/installed
 	$(BIN)/ruff check mmrec dags jobs infra tests

@@ -32,6 +32,7 @@ class SourceConfig(_Part):
     min_share: float = Field(
         0.1, description="a delivery below this share of the median of at least three stops the night"
     )
+    gone: tuple[str, ...] = Field((), description="columns that the source delivers no more, as items.text")
     expect: tuple[str, ...] = Field(
         (), description="files that a night under Airflow waits for, below root; {day}: the last day before run_date"
     )
@@ -51,6 +52,19 @@ class TrainConfig(_Part):
     every_days: int = Field(7, ge=1, description="the champion is retrained when it is older, days")
     recipe: str = Field("default", description="named recipe of mmrec.train.fit")
     seed: int = Field(0, description="seed of initialisation, order and negatives")
+    exclude_suspects: bool = Field(False, description="learn nothing from the interactions of suspects")
+
+
+class SuspectsConfig(_Part):
+    hour: int = Field(300, ge=1, description="events of a user in one clock hour that are still usual")
+    day: int = Field(1500, ge=1, description="events of a user in one day that are still usual")
+    percentile: int = Field(95, ge=50, le=100, description="share of users that is taken to be people, percent")
+    factor: int = Field(10, ge=1, description="so many times what those stay below is usual too")
+    burst_users: int = Field(20, ge=2, description="users without other history at one item that make a burst")
+    burst_minutes: int = Field(60, ge=1, description="within this time of each other, minutes")
+    copy_users: int = Field(5, ge=2, description="users with nearly the same items that make copy-cats")
+    copy_items: int = Field(8, ge=4, description="distinct items a user needs for that")
+    copy_share: int = Field(90, ge=60, le=100, description="what two have in common of what they have, percent")
 
 
 class EvaluateConfig(_Part):
@@ -68,6 +82,16 @@ class SparkConfig(_Part):
     partitions: int = Field(2, ge=1, description="partitions of a shuffle")
     quick_start: bool = Field(True, description="start local sessions from a class archive; off for runs of hours")
     options: dict[str, str] = Field({}, description="more settings of Spark, by name")
+
+
+class MaintainConfig(_Part):
+    target_mb: float = Field(128, gt=0, description="size that small files are put together to, megabytes")
+    min_files: int = Field(8, ge=2, description="small files of a partition from which on that is worth it")
+    checkpoint_every: int = Field(10, ge=1, description="commits of a table after which its log gets a checkpoint")
+    grace_days: float = Field(7, ge=1, description="nothing that is younger is ever deleted, days")
+    drop_days: dict[str, int] = Field(
+        {}, description="table -> days after which its run_dates are dropped; empty: they are kept"
+    )
 
 
 class AirflowConfig(_Part):
@@ -104,8 +128,10 @@ class Config(BaseSettings):
     source: SourceConfig = SourceConfig()
     night: NightConfig = NightConfig()
     train: TrainConfig = TrainConfig()
+    suspects: SuspectsConfig = SuspectsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     spark: SparkConfig = SparkConfig()
+    maintain: MaintainConfig = MaintainConfig()
     airflow: AirflowConfig = AirflowConfig()
 
     @classmethod

@@ -22,6 +22,7 @@ from typing import Any
 from mmrec import dates
 from mmrec.config import Config
 from mmrec.errors import InputError
+from mmrec.lake import evolve
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 
@@ -51,6 +52,8 @@ class Night:
     def __post_init__(self) -> None:
         self.lake = Lake(self.config.lake).made()
         self.out = self.lake
+        if not self.replayed:  # a replay writes beside the lake
+            evolve.absorb(self.lake)
 
     @property
     def as_of(self) -> datetime:

@@ -14,7 +14,11 @@ from mmrec.errors import InputError
 
 
 def as_of(run_date: date, zone: str = "UTC") -> datetime:
-    """Midnight that begins `run_date` in the shop's zone, as UTC; exclusive: a night knows what came before it."""
+    """First instant of `run_date` in the shop's zone, as UTC; exclusive: a night knows what came before it.
+
+    Midnight, or where the clock jumps over it what it jumps to; where it strikes twice, the first time. A day that the
+    zone skipped, when it changed sides of the date line, begins with the next one and holds no instant.
+    """
     try:
         tz = ZoneInfo(zone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -28,8 +32,8 @@ def as_of(run_date: date, zone: str = "UTC") -> datetime:
     return datetime(run_date.year, run_date.month, run_date.day, tzinfo=tz).astimezone(UTC)
 
 
-def days(start: date, end: date) -> list[date]:
-    """Every run_date of `[start, end]`, both ends included, as people name a backfill."""
+def days(start: date, end: date, zone: str = "UTC") -> list[date]:
+    """Every run_date of `[start, end]` that the zone did not skip, both ends included, as people name a backfill."""
     if end < start:
         raise InputError(
             "the range ends before it begins",
@@ -38,7 +42,12 @@ def days(start: date, end: date) -> list[date]:
             valid="from <= to",
             next=f"mmrec backfill --from {end} --to {start}",
         )
-    return [start + timedelta(days=i) for i in range((end - start).days + 1)]
+    every = [start + timedelta(days=i) for i in range((end - start).days + 1)]
+    return [day for day in every if _is_day(day, zone)]
+
+
+def _is_day(day: date, zone: str) -> bool:
+    return run_date_of(as_of(day, zone), zone) == day
 
 
 def run_date_of(interval_end: datetime, zone: str = "UTC") -> date:
@@ -54,9 +63,19 @@ def airflow_range(start: date, end: date, zone: str = "UTC") -> tuple[str, str]:
     the local day before run_date, at any hour. So: from the first instant of the day before `start` to the last second
     before `end`. Plain dates are read as midnight in UTC, which drops `end` or gains a day, by zone and hour.
     """
-    wanted = days(start, end)
-    first, last = as_of(wanted[0] - timedelta(days=1), zone), as_of(wanted[-1], zone) - timedelta(seconds=1)
-    return first.isoformat(), last.isoformat()
+    wanted = days(start, end, zone)
+    if not wanted:
+        raise InputError(
+            "the shop's zone skipped every day of the range",
+            where="--from/--to",
+            value=f"{start} .. {end}",
+            valid=f"days that there were in {zone}",
+            next=f"mmrec run --date {end + timedelta(days=1)}",
+        )
+    before = wanted[0] - timedelta(days=1)
+    while not _is_day(before, zone):
+        before -= timedelta(days=1)
+    return as_of(before, zone).isoformat(), (as_of(wanted[-1], zone) - timedelta(seconds=1)).isoformat()
 
 
 def parse(text: str, where: str = "--date") -> date:

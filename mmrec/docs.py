@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from mmrec.lake.sql import DERIVED
-from mmrec.schema import TABLES
+from mmrec.schema import TABLES, rules
 
 TARGET = Path(__file__).parents[1] / "docs" / "tables.md"
 
@@ -25,9 +25,14 @@ def dictionary() -> str:
                   f"key {', '.join(f'`{k}`' for k in t.key)}; in SQL `{t.view}`; kept {t.retention_days} days.", "",
                   "| column | type | what it is |", "|---|---|---|"]  # fmt: skip
         lines += [
-            f"| `{c.name}` | {c.type + ', may be null' * c.nullable + ', *run*' * c.meta} | {c.comment} |"
+            f"| `{c.name}` | {c.type + ', may be null' * c.nullable + ', *run*' * c.meta} | {c.described} |"
             for c in t.columns
         ]
+        judged = rules(t.name)
+        if judged:
+            lines += ["", "A delivered row comes in if it keeps its rules; `ops.quarantine` names the first it broke:",
+                      "", "| rule | column | of a row that is kept |", "|---|---|---|"]  # fmt: skip
+            lines += [f"| `{rule.name}` | `{c.name}` | {rule.says} |" for c, rule in judged]
         if t.checks:
             lines += ["", "Checks: " + "; ".join(f"`{condition}`" for condition in t.checks.values()) + "."]
         lines.append("")

@@ -14,13 +14,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import mmrec
 from mmrec import dates, schema
@@ -39,12 +40,17 @@ CHAIN = ("train", "evaluate", "export", "register", "promote")
 
 @dataclass(frozen=True)
 class Data:
-    """What is learned from: dense views as of a run_date, and where they came from."""
+    """What is learned from: dense views as of a run_date, and where they came from.
+
+    Attributes:
+        left_out: suspects and interactions that `train.exclude_suspects` kept out; empty where it is off.
+    """
 
     items: Items
     log: Log
     tables: dict[str, int]
     encoders: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def chain(config: Config, when: date, tell: Callable[[str, int, int], None]) -> dict[str, Any]:
@@ -71,9 +77,17 @@ def dataset(night: Night) -> Data:
 
         lake, spark, as_of = night.lake, session(night.config.engine, night.config.spark), night.as_of
         tables = {n: lake.version(n) for n in ("silver.interactions", "silver.items", "gold.item_embeddings")}
-        rows = asof.interactions(
-            lake.frame(spark, "silver.interactions", tables["silver.interactions"]), as_of
-        ).toArrow()
+        seen = asof.interactions(lake.frame(spark, "silver.interactions", tables["silver.interactions"]), as_of)
+        rows, left_out = seen.toArrow(), {}
+        if night.config.train.exclude_suspects:
+            from mmrec.features import suspects
+
+            # of this moment, not of the table: tonight's are found after training
+            found = suspects.suspects(seen, night.config.suspects.model_dump(), night.run_date, "train").toArrow()
+            kept = suspects.without(rows, found)
+            left_out = {"suspects": pc.count_distinct(found["user_id"]).as_py(),
+                        "interactions": rows.num_rows - kept.num_rows}  # fmt: skip
+            rows = kept
         known = asof.items(lake.frame(spark, "silver.items", tables["silver.items"]), as_of, on_offer=False).toArrow()
         texts = [text_key(content_text(*row)) for row in zip(
             *(known[c].to_pylist() for c in ("title", "categories", "text")), strict=True)]  # fmt: skip
@@ -86,7 +100,7 @@ def dataset(night: Night) -> Data:
         vectors = lake.arrow("gold.item_embeddings", tables["gold.item_embeddings"])
         versions = {m: v for m, v in versions.items() if v in set(vectors["encoder_version"].unique().to_pylist())}
         items = items_from(known, vectors, versions)
-        night._data = Data(items, log_from(rows, items), tables, versions)  # type: ignore[attr-defined]
+        night._data = Data(items, log_from(rows, items), tables, versions, left_out)  # type: ignore[attr-defined]
     return night._data  # type: ignore[attr-defined]
 
 
@@ -154,7 +168,8 @@ def train(night: Night) -> dict[str, Any]:
     (folder / "state.json").write_text(json.dumps(state))
     config.runs.mkdir(parents=True, exist_ok=True)
     (config.runs / "last-training.json").write_text(json.dumps({"as_of": night.as_of.isoformat()}))
-    return {"mlflow_run": run_id, "fits": done, "chosen": chosen["rolling"]}
+    told = {"mlflow_run": run_id, "fits": done, "chosen": chosen["rolling"]}
+    return told | ({"left_out": data.left_out} if data.left_out else {})
 
 
 def evaluate(night: Night) -> dict[str, Any]:
@@ -335,6 +350,7 @@ def _log_run(night: Night, data: Data, recipe: Any, chosen: dict[str, Any], curv
     tags |= {f"table.{n}": str(v) for n, v in data.tables.items()} | {
         f"encoder.{m}": v for m, v in data.encoders.items()
     }
+    tags |= {f"left_out.{what}": str(n) for what, n in data.left_out.items()}
     run = client.create_run(experiment, tags=tags, run_name=f"train {night.run_date}")
     parameters = (
         asdict(recipe) | {f"chosen.{k}": v for k, v in chosen["rolling"].items()} | {"seed": night.config.train.seed}

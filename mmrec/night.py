@@ -141,7 +141,8 @@ def plan(night: Night) -> dict[str, Any]:
         model_version=version,
         model_digest=bundle.digest,
         encoders=bundle.encoders,
-        config=config.night.model_dump() | {"zone": config.zone, "half_life_days": half_life},
+        config=config.night.model_dump()
+        | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump()},
         fences={n: commit.fence(lake, n, night.run_date) for n in TARGETS},
         code=mmrec.__version__,
         late=json.loads(_overdue(night).read_text()) if _overdue(night).is_file() else [],
@@ -151,8 +152,8 @@ def plan(night: Night) -> dict[str, Any]:
 
 
 def features(night: Night) -> dict[str, Any]:
-    """Write the day's user_sequences and item_features from the pinned silver tables."""
-    from mmrec.features import asof, sequences, windows
+    """Write the day's user_sequences and item_features from the pinned silver tables, and who is suspect."""
+    from mmrec.features import asof, sequences, suspects, windows
 
     m, lake = night.manifest, night.lake
     if m.late:
@@ -171,7 +172,7 @@ def features(night: Night) -> dict[str, Any]:
             interactions, items, m.day, m.moment, m.config["half_life_days"], m.run_id
         ),
     }
-    return {
+    counts = {
         name: commit.write(
             night.out,
             name,
@@ -182,6 +183,11 @@ def features(night: Night) -> dict[str, Any]:
         ).rows
         for name, frame in made.items()
     }
+    if "suspects" in m.config:  # a manifest of an earlier release has no bounds
+        found = suspects.suspects(interactions, m.config["suspects"], m.day, m.run_id).toArrow()
+        append(night.out, "ops.suspects", found, m.run_id)
+        counts["ops.suspects"] = found.num_rows
+    return counts
 
 
 def recommend(night: Night) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 import mmrec
-from mmrec.cli import common, lake, nights
+from mmrec.cli import common, lake, nights, quarantine
 from mmrec.cli.common import app, err
 from mmrec.errors import MmrecError, lost_store
 
-__all__ = ["app", "common", "lake", "main", "nights"]
+__all__ = ["app", "common", "lake", "main", "nights", "quarantine"]
 
 
 def _version(asked: bool) -> None:

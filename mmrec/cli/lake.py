@@ -13,7 +13,7 @@ from rich.table import Table
 from mmrec import config as settings
 from mmrec import dates, schema
 from mmrec.cli import common
-from mmrec.cli.common import HOME, Home, Json, app, cell, lake_of, out, show_json
+from mmrec.cli.common import HOME, Home, Json, app, cell, err, lake_of, out, show_json
 
 PANEL = "The tables"
 
@@ -35,7 +35,11 @@ def tables(
                     "key": t.key,
                     "checks": t.checks,
                     "mode": t.mode,
-                    "columns": [{"name": c.name, "type": c.type, "comment": c.comment} for c in t.columns],
+                    "columns": [
+                        {"name": c.name, "type": c.type, "comment": c.comment, "deprecated": c.deprecated}
+                        for c in t.columns
+                    ],
+                    "rules": [{"rule": r.name, "column": c.name, "keeps": r.says} for c, r in schema.rules(name)],
                 }
             )
             return
@@ -45,8 +49,16 @@ def tables(
         for head in ("column", "type", "what it is"):
             grid.add_column(head)
         for c in t.columns:
-            grid.add_row(c.name, c.type + (" or null" if c.nullable else ""), c.comment)
+            grid.add_row(c.name, c.type + (" or null" if c.nullable else ""), c.described)
         out.print(grid)
+        judged = schema.rules(name)
+        if judged:
+            grid = Table(title="a delivered row is kept if; the first broken rule names its fault")
+            for head in ("rule", "column", "of a row that is kept"):
+                grid.add_column(head, overflow="fold")
+            for c, rule in judged:
+                grid.add_row(rule.name, c.name, rule.says)
+            out.print(grid)
         return
     lake = lake_of(home)
     found = []
@@ -153,4 +165,75 @@ def repair(
         out.print(grid)
         out.print("next: mmrec verify --deep")
     if not all(r.mended for r in told):
+        common.leave(3)
+
+
+@app.command(rich_help_panel=PANEL)
+def migrate(
+    home: Home = HOME,
+    apply: Annotated[bool, typer.Option("--apply", help="make the changes; no night may run meanwhile")] = False,
+    as_json: Json = False,
+) -> None:
+    """How the tables of an older home differ, and the declared changes that bridge it; exit 2 if some do not."""
+    from mmrec.lake import migrate as room
+
+    lake = lake_of(home)
+    plans = room.migrate(lake) if apply else room.plan(lake)
+    left = [d for p in plans for d in p.left]
+    if as_json:
+        show_json({"applied": apply, "tables": [p.to_json() for p in plans]})
+    else:
+        grid = Table(title=f"changes of {lake.root}" if apply else f"what differs in {lake.root}")
+        for head in ("table", "column", "was", "is", "how"):
+            grid.add_column(head, overflow="fold")
+        for p in plans:
+            for s in p.steps:
+                grid.add_row(p.table, s.column, cell(s.was), "", f"{s.kind}, declared in {s.since}")
+            for d in (*p.added, *p.left):
+                if d.change != "properties":
+                    how = "absorbed" if d.additive else "[bold red]nothing declared bridges it[/]"
+                    grid.add_row(p.table, d.column, cell(d.was), cell(d.now), how)
+        out.print(grid if grid.row_count else "every table is what this mmrec says it is")
+        if grid.row_count and not apply and not left:
+            out.print(f"next: mmrec migrate --apply --home {home}", soft_wrap=True)
+    if left:
+        common.leave(2)
+
+
+@app.command(rich_help_panel=PANEL)
+def maintain(
+    home: Home = HOME,
+    table: Annotated[str | None, typer.Option("--table", help="one table; else all")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="tell what would go, change nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put small files together, shorten logs, delete what no kept version needs; exit 3 if a table is refused."""
+    from mmrec.lake.maintain import maintain as tidy
+    from mmrec.screen import progress
+
+    cfg = settings.load(home)
+    lake_of(home, damaged=True)
+    with progress(err, as_json) as tell:
+        told = tidy(cfg, table, dry_run=dry_run, tell=tell)
+    refused = [t for t in told if t["refused"]]
+    if as_json:
+        show_json({"dry_run": dry_run, "bytes": sum(t["bytes"] for t in told), "tables": told})
+    else:
+        grid = Table(title="what would be done" if dry_run else None)
+        grid.add_column("table", no_wrap=True)
+        for head in ("readable", "files put together", "would go" if dry_run else "gone"):
+            grid.add_column(head, overflow="fold")
+        for t in told:
+            if t["refused"]:
+                grid.add_row(t["table"], cell(f"refused: {t['refused']}"))
+                continue
+            c, dropped = t["compacted"], [f"run_date {d}" for d in t["dropped"]]
+            kinds = {"files": "files", "stages": "stages", "entries": "log entries"}
+            gone = [f"{t[k]} {what}" for k, what in kinds.items() if t[k]]
+            grid.add_row(
+                t["table"], f"{t['oldest']} to {t['version']}",
+                f"{c['files']} to {c['into']}" + (f", {c['skipped']} skipped" if c["skipped"] else ""),
+                ", ".join([*dropped, *gone, f"{t['bytes'] / 1e6:.1f} MB"]))  # fmt: skip
+        out.print(grid)
+    if refused:
         common.leave(3)

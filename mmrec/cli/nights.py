@@ -5,6 +5,7 @@ In: typed words. Out: summaries. Trade-off: rooms are imported when a command ru
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -76,7 +77,7 @@ def backfill(
     cfg = settings.load(home, engine=engine)
     results = []
     with progress(err, as_json) as tell:
-        for when in dates.days(dates.parse(start, "--from"), dates.parse(end, "--to")):
+        for when in dates.days(dates.parse(start, "--from"), dates.parse(end, "--to"), cfg.zone):
             results.append(nights.run(cfg, when, force=force, train=False, tell=tell))
             if not as_json:
                 screen.print_run(out, results[-1])
@@ -103,14 +104,15 @@ def demo(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="jvm: a cold start of Spark, with and without the class archive")],
+    name: Annotated[str, typer.Argument(help="jvm: a cold start of Spark; lake: a commit beside a plain Delta write")],
     rounds: Annotated[int, typer.Option(min=1, help="of each side, interleaved")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="rows of a commit, of bench lake")] = 1_000_000,
     as_json: Json = False,
 ) -> None:
     """Measure a hot path beside its peers, after a check that all give the same answer."""
-    from mmrec.bench import jvm
+    from mmrec.bench import jvm, lake
 
-    rooms = {"jvm": jvm.bench}
+    rooms = {"jvm": jvm.bench, "lake": partial(lake.bench, rows=rows)}
     if name not in rooms:
         raise InputError("no such benchmark", where="bench", value=name, valid=list(rooms), next="mmrec bench jvm")
     with progress(err, as_json) as tell:

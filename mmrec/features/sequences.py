@@ -45,11 +45,10 @@ def user_sequences(
     last = Window.partitionBy("user_id").orderBy(
         F.col("us").desc(), F.col("item_id").desc(), F.col("event_type").desc()
     )
-    ranked = events.withColumn("n", F.row_number().over(last)).withColumn(
-        "gap_us", F.coalesce(F.lag("us").over(last), now) - F.col("us")
-    )
+    # ranks first and alone: Spark then drops what is beyond `length` before it moves rows, however many a user has
+    newest = events.withColumn("n", F.row_number().over(last)).where(F.col("n") <= length)
     kept = (
-        ranked.where(F.col("n") <= length)
+        newest.withColumn("gap_us", F.coalesce(F.lag("us").over(last), now) - F.col("us"))
         .groupBy("user_id")
         .agg(
             F.sort_array(

@@ -1,9 +1,9 @@
-"""Bronze to silver: every row gets its types or a reason.
+"""Bronze to silver: every row gets its types or a reason, by the rules that the schema declares beside the columns.
 
 In: bronze rows as they came. Out: rows of silver.<kind> and rows of ops.quarantine; each bronze row is in exactly
-one of them. The first broken rule of `_rules`' order names the row's fault.
+one of them. All rules are one expression, evaluated in one pass; the first broken one names the row's fault.
 Trade-off: an interaction with an unknown item is looked at again every night, because its item may arrive late;
-every other verdict is final.
+every other verdict stands until `mmrec quarantine replay` asks again.
 """
 
 from __future__ import annotations
@@ -18,23 +18,6 @@ from pyspark.sql import functions as F
 from mmrec import schema
 from mmrec.errors import QualityError
 
-_KEYS = {
-    "interactions": ("user_id", "item_id", "event_type", "event_ts"), "items": ("item_id",), "users": ("user_id",),
-    "relations": ("subject_id", "relation", "object_id"),
-    "impressions": ("impression_id", "user_id", "item_id", "shown_at"),
-}  # fmt: skip
-_MOMENTS = {
-    "interactions": ("event_ts", "available_at"), "items": ("valid_from", "withdrawn_at", "available_at"),
-    "users": ("withdrawn_at", "available_at"), "relations": ("available_at",),
-    "impressions": ("shown_at", "available_at"),
-}  # fmt: skip
-_BOUNDED = {"interactions": ("event_ts", "available_at"), "impressions": ("shown_at", "available_at")}
-_NUMBERS = {"interactions": ("weight",), "impressions": ("propensity",)}
-_OBJECTS = {"interactions": ("context",), "items": ("attributes",), "users": ("attributes",)}
-# where a row has no delivery time of its own, the moment it speaks of stands in
-_DELIVERY = {"interactions": "event_ts", "impressions": "shown_at", "items": "valid_from"}
-_RETRIED = "unknown_item"
-
 # Casts are fenced by patterns: engines disagree on what else they take, and a bare '12:30' becomes today's date.
 _ISO = (r"^[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}"
         r"([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?\z")  # fmt: skip
@@ -46,10 +29,35 @@ _JSON_DEPTH = 12
 
 def pending(kind: str, bronze: DataFrame, silver: DataFrame, quarantine: DataFrame) -> DataFrame:
     """Bronze rows that are in neither silver nor, finally, quarantine."""
+    key = ["row_hash", "occurrence"]
     kept = silver.select("row_hash").withColumn("occurrence", F.lit(0))
-    final = quarantine.where((F.col("table_name") == F.lit(f"bronze.{kind}")) & (F.col("rule") != F.lit(_RETRIED)))
-    done = kept.unionByName(final.select("row_hash", "occurrence"))
-    return bronze.join(done, ["row_hash", "occurrence"], "left_anti")
+    final = quarantine.where(F.col("table_name") == F.lit(f"bronze.{kind}"))
+    for name in sorted({rule.name for _, rule in schema.rules(f"silver.{kind}") if not rule.final}):
+        # it is the last rule: a row that broke it keeps the others, whatever it broke before they were mended
+        final = final.join(final.where(F.col("rule") == F.lit(name)).select(key), key, "left_anti")
+    return bronze.join(kept.unionByName(final.select(key)), key, "left_anti")
+
+
+def reopened(
+    kind: str,
+    bronze: DataFrame,
+    silver: DataFrame,
+    quarantine: DataFrame,
+    rule: str | None = None,
+    mended: DataFrame | None = None,
+) -> DataFrame:
+    """Bronze rows that are in quarantine (by `rule`, if one is named) and not in silver: to be judged again.
+
+    Args:
+        mended: row_hash of rows in whose place a correction is in silver: they are left out.
+    """
+    key = ["row_hash", "occurrence"]
+    named = quarantine.where(F.col("table_name") == F.lit(f"bronze.{kind}"))
+    if rule is not None:
+        named = named.where(F.col("rule") == F.lit(rule))
+    kept = silver.select("row_hash").withColumn("occurrence", F.lit(0))
+    held = bronze.join(named.select(key).distinct(), key, "left_semi").join(kept, key, "left_anti")
+    return held if mended is None else held.join(mended, "row_hash", "left_anti")
 
 
 def unrecorded(bad: DataFrame, quarantine: DataFrame) -> DataFrame:
@@ -65,20 +73,21 @@ def to_silver(
     """Split bronze rows.
 
     Args:
-        known_items: item_id of silver.items, repeats allowed; None where the kind names no item.
+        known_items: item_id of silver.items, repeats allowed; may be None where no column of the kind names an item.
         earliest, latest: `[earliest, latest)` of event and delivery times.
 
     Returns: (rows of silver.<kind>, rows of ops.quarantine).
     """
-    rows = bronze
-    if known_items is not None:
-        known = known_items.select("item_id").distinct().withColumn("_known", F.lit(True))
-        rows = rows.join(known, "item_id", "left")
-    ruled = rows.withColumn("_v", _first(_rules(kind, earliest, latest, known_items is not None)))
+    rules, rows = schema.rules(f"silver.{kind}"), bronze
+    for c in (c for c, rule in rules if rule.test == "known"):
+        assert known_items is not None
+        known = known_items.select(F.col("item_id").alias(c.name)).distinct().withColumn(_known(c), F.lit(True))
+        rows = rows.join(known, c.name, "left")
+    ruled = rows.withColumn("_v", _first(rules, earliest, latest))
     good = ruled.where(F.col("_v").isNull())
     bad = ruled.where(F.col("_v").isNotNull())
     t, q = schema.table(f"silver.{kind}"), schema.table("ops.quarantine")
-    typed = {c.name: _value(kind, c) for c in t.columns}
+    typed = {c.name: _value(c) for c in t.columns}
     raw_columns = [
         c.name
         for c in schema.table(f"bronze.{kind}").columns
@@ -121,35 +130,27 @@ def bearable(kind: str, good: DataFrame, bad: pa.Table, max_share: float) -> Non
         )
 
 
-def _value(kind: str, column: schema.Column) -> Column:
-    name = column.name
-    if name in _MOMENTS[kind]:
-        return _moment(kind, name)
-    if name in _NUMBERS.get(kind, ()):
+def _value(c: schema.Column) -> Column:
+    """The typed value of a row that keeps its rules."""
+    name = c.name
+    if c.type == "TIMESTAMP":
+        return _moment(c)
+    if c.type == "DOUBLE":
         number = _number(name) + F.lit(0.0)  # makes one zero of two
-        return F.coalesce(number, F.lit(1.0)) if name == "weight" else number
-    if name in _OBJECTS.get(kind, ()):
-        return F.when(_blank(name), F.lit("{}")).otherwise(F.col(name))
-    if name == "categories":
-        return F.coalesce(F.from_json(F.col(name), "array<string>"), F.array().cast("array<string>"))
-    if name == "rank":
+        return number if c.default is None else F.coalesce(number, F.lit(float(c.default)))
+    if c.type == "INT":
         return _whole(name)
-    if column.type == "STRING" and column.nullable:
-        return F.when(~_blank(name), F.col(name))
-    if name == "arm":
-        return F.when(_blank(name), F.lit("main")).otherwise(F.col(name))
-    if name in ("title", "surface"):
+    if c.type == "ARRAY<STRING>":
+        return F.coalesce(F.from_json(F.col(name), "array<string>"), F.array().cast("array<string>"))
+    if c.default == "":
         return F.coalesce(F.col(name), F.lit(""))
-    return F.col(name)
+    if c.default is not None:
+        return F.when(_blank(name), F.lit(c.default)).otherwise(F.col(name))
+    return F.when(~_blank(name), F.col(name)) if c.nullable else F.col(name)
 
 
-def _moment(kind: str, name: str) -> Column:
-    own = _timestamp(name)
-    if name == "available_at" and kind in _DELIVERY:
-        return F.coalesce(own, _timestamp(_DELIVERY[kind]))
-    if name == "valid_from":
-        return F.coalesce(own, _timestamp("available_at"))
-    return own
+def _moment(c: schema.Column) -> Column:
+    return F.coalesce(_timestamp(c.name), _timestamp(c.stand_in)) if c.stand_in else _timestamp(c.name)
 
 
 def _timestamp(name: str) -> Column:
@@ -196,49 +197,57 @@ def _is_names(name: str) -> Column:
     return _folded(name, 0).rlike(r"^\[(\x01(,\x01)*)?\]\z")
 
 
-def _rules(kind: str, earliest: datetime, latest: datetime, items: bool) -> list[tuple[str, Column, Column]]:
-    """(rule, broken, reason), first one wins."""
-    rules = [("parse_error", F.col("parse_error").isNotNull(), F.col("parse_error"))]
-    rules += [("missing_key", _blank(c), F.lit(f"{c} is empty")) for c in _KEYS[kind]]
-    for c in _MOMENTS[kind]:
-        rules.append(("bad_timestamp", ~_blank(c) & _timestamp(c).isNull(), _shown(c)))
-    if kind in ("users", "relations"):
-        rules.append(("bad_timestamp", _blank("available_at"), F.lit("available_at is empty")))
-    if kind == "items":
-        rules.append(("bad_timestamp", _blank("available_at") & _blank("valid_from"), F.lit("available_at is empty")))
-    for c in _BOUNDED.get(kind, ()):
-        moment = _moment(kind, c)
-        rules.append(("time_out_of_range", (moment < F.lit(earliest)) | (moment >= F.lit(latest)), _shown(c)))
-    for c in _NUMBERS.get(kind, ()):
-        number = _number(c)
-        odd = number.isNull() | (F.abs(number) == F.lit(float("inf")))
-        rules.append(("bad_number", ~_blank(c) & odd, _shown(c)))
-    if kind == "impressions":
-        rules.append(("bad_number", ~_blank("rank") & _number("rank").isNull(), _shown("rank")))
-        place = _whole("rank")
-        rules.append(("bad_rank", F.coalesce(place < 1, F.lit(True)), _shown("rank")))
-        share = _number("propensity")
-        rules.append(("bad_propensity", F.coalesce((share < 0) | (share > 1), F.lit(False)), _shown("propensity")))
-    for c in _OBJECTS.get(kind, ()):
-        rules.append(("bad_json", ~_blank(c) & ~_is_object(c), _shown(c)))
-    if kind == "items":
-        rules.append(("bad_json", ~_blank("categories") & ~_is_names("categories"), _shown("categories")))
-    if kind == "relations":
-        rules.append(("unknown_kind", ~F.coalesce(F.col("kind").isin("item", "user"), F.lit(False)), _shown("kind")))
-    # before unknown_item: a duplicate's verdict is final
-    rules.append(("duplicate", F.col("occurrence") > 0, F.lit("the same row stands earlier in this file")))
-    if items:
-        rules.append((_RETRIED, F.col("_known").isNull(), _shown("item_id")))
-    return rules
+def _broken(c: schema.Column, rule: schema.Rule, earliest: datetime, latest: datetime) -> tuple[Column, Column]:
+    """(whether a row breaks the rule, the reason in words)."""
+    name, empty = c.name, F.lit(f"{c.name} is empty")
+    match rule.test:
+        case "parsed":
+            return F.col(name).isNotNull(), F.col(name)
+        case "not_blank":
+            return _blank(name), empty
+        case "moment":
+            return ~_blank(name) & _timestamp(name).isNull(), _shown(name)
+        case "dated":
+            return (_blank(name) & _blank(c.stand_in) if c.stand_in else _blank(name)), empty
+        case "in_range":
+            return (_moment(c) < F.lit(earliest)) | (_moment(c) >= F.lit(latest)), _shown(name)
+        case "number":
+            number = _number(name)
+            odd = number.isNull() | (F.abs(number) == F.lit(float("inf")))
+            return ~_blank(name) & odd, _shown(name)
+        case "numeral":
+            return ~_blank(name) & _number(name).isNull(), _shown(name)
+        case "whole":
+            return F.coalesce(_whole(name) < F.lit(rule.args[0]), F.lit(True)), _shown(name)
+        case "within":
+            low, high = (F.lit(float(v)) for v in rule.args)
+            return F.coalesce((_number(name) < low) | (_number(name) > high), F.lit(False)), _shown(name)
+        case "object":
+            return ~_blank(name) & ~_is_object(name), _shown(name)
+        case "names":
+            return ~_blank(name) & ~_is_names(name), _shown(name)
+        case "one_of":
+            return ~F.coalesce(F.col(name).isin(*rule.args), F.lit(False)), _shown(name)
+        case "first":
+            return F.col(name) > 0, F.lit("the same row stands earlier in this file")
+        case "known":
+            return F.col(_known(c)).isNull(), _shown(name)
+    raise NotImplementedError(f"schema/rules.py has a test that is not compiled here: {rule.test}")
 
 
-def _first(rules: list[tuple[str, Column, Column]]) -> Column:
+def _first(rules: list[tuple[schema.Column, schema.Rule]], earliest: datetime, latest: datetime) -> Column:
+    """The verdict, a struct of rule and reason: the first broken rule; null where none is."""
     verdict = None
-    for rule, broken, reason in rules:
-        made = F.struct(F.lit(rule).alias("rule"), reason.alias("reason"))
+    for column, rule in rules:
+        broken, reason = _broken(column, rule, earliest, latest)
+        made = F.struct(F.lit(rule.name).alias("rule"), reason.alias("reason"))
         verdict = F.when(broken, made) if verdict is None else verdict.when(broken, made)
     assert verdict is not None
     return verdict
+
+
+def _known(c: schema.Column) -> str:
+    return f"_known_{c.name}"
 
 
 def _blank(name: str) -> Column:

@@ -56,6 +56,8 @@ def spark_sql(spark: SparkConfig) -> dict[str, str]:
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": str(spark.partitions),
+        # a user's last thousand events are picked before rows are moved; the default stops at ranks of 1000
+        "spark.sql.optimizer.windowGroupLimitThreshold": "1000000",
         "spark.databricks.delta.snapshotPartitions": "2",
         # a partition column is in the log alone, as the other engine and delta-rs have it
         "spark.databricks.delta.properties.defaults.writePartitionColumnsToParquet": "false",

@@ -177,7 +177,8 @@ def _judged(path: str, size: int, _mtime: int, _inode: int) -> str | None:
 
 
 def _actions(data: bytes) -> list[dict[str, Any]]:
-    actions = [json.loads(line) for line in data.decode().splitlines() if line.strip()]
+    # only a line feed ends a line: statistics may hold U+0085 or U+2028 as they are
+    actions = [json.loads(line) for line in data.split(b"\n") if line.strip()]
     for action in actions:
         known = isinstance(action, dict) and set(action) <= _ACTIONS
         if not known or ("add" in action and not isinstance(action["add"].get("path"), str)):

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from mmrec import schema
 from mmrec.errors import InputError
+from mmrec.lake import past
 from mmrec.lake.store import Lake
 
 DERIVED = {
@@ -70,16 +71,21 @@ def query(lake: Lake, statement: str, versions: dict[str, int] | None = None) ->
 
 
 def _view(con: duckdb.DuckDBPyConnection, lake: Lake, t: schema.Table, version: int) -> None:
-    actions = pa.table(lake.handle(t.name, version).get_add_actions(flatten=True)).to_pydict()
+    handle = lake.handle(t.name, version)
+    actions = pa.table(handle.get_add_actions(flatten=True)).to_pydict()
     root = lake.path(t.name)
     by_value: dict[str | None, list[str]] = defaultdict(list)
     for i, path in enumerate(actions["path"]):
         value = actions[f"partition.{t.partition}"][i] if t.partition else None
         by_value[None if value is None else str(value)].append(str(root / path))
     columns = ", ".join(f'"{c.name}"' for c in t.columns)
+    mixed = past.ADDED in handle.metadata().configuration or not past.is_today(handle, t)
     parts = []
     for n, (value, paths) in enumerate(sorted(by_value.items(), key=str)):
-        con.from_parquet(sorted(paths), hive_partitioning=False).create_view(f"__{t.view}_{n}")
+        files = con.from_parquet(sorted(paths), hive_partitioning=False, union_by_name=mixed)
+        files.create_view(f"__{t.view}_{n}")
+        if mixed:
+            columns = past.sql_columns(t, [*files.columns, *([t.partition] if t.partition else [])], _DUCK)
         extra = f", DATE '{value}' AS {t.partition}" if t.partition else ""
         parts.append(f"SELECT {columns} FROM (SELECT *{extra} FROM __{t.view}_{n})")
     if not parts:

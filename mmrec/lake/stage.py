@@ -184,7 +184,8 @@ def read_stage(name: str, folder: Path) -> Stage:
         raise QualityError("the stage has no log: it is not known what was written", where=str(folder))
     files = []
     for log in sorted((folder / "_delta_log").glob("*.json")):
-        for line in log.read_text().splitlines():
+        # only a line feed ends a line: statistics may hold U+0085 or U+2028 as they are
+        for line in filter(None, log.read_text(encoding="utf-8").split("\n")):
             add = json.loads(line).get("add")
             if add:
                 files.append(StagedFile(unquote(add["path"]), add["size"], add.get("partitionValues") or {},

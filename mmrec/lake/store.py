@@ -23,7 +23,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from mmrec import schema
 from mmrec.errors import InputError
-from mmrec.lake import log
+from mmrec.lake import log, past
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -115,7 +115,7 @@ class Lake:
             pa.schema(fields),
             partition_by=[t.partition] if t.partition else None,
             name=name,
-            description=f"Grain: {t.grain}. {t.comment}",
+            description=t.description,
             configuration=t.properties,
             raise_if_key_not_exists=False,
         )
@@ -137,7 +137,7 @@ class Lake:
         handle = self.handle(name, version)
         self.read[name] = handle.version()
         root = str(self.path(name))
-        return handle.to_pyarrow_dataset(filesystem=SubTreeFileSystem(root, LocalFileSystem()))
+        return past.dataset(handle, schema.table(name), SubTreeFileSystem(root, LocalFileSystem()))
 
     def arrow(
         self,
@@ -147,11 +147,12 @@ class Lake:
         columns: list[str] | None = None,
         where: ds.Expression | None = None,
     ) -> pa.Table:
-        """Rows at `version` as Arrow, in schema.py's column order and types; row order is not defined."""
+        """Rows at `version` as Arrow, in the schema's column order and types; row order is not defined.
+
+        A column that came after `version` is null.
+        """
         t = schema.table(name)
-        names = columns or [c.name for c in t.columns]
-        table = self.dataset(name, version).to_table(columns=names, filter=where)
-        return table.cast(pa.schema([t.arrow.field(n) for n in names]))
+        return past.read(self.dataset(name, version), t, columns or [c.name for c in t.columns], where)
 
     def batches(
         self,
@@ -178,8 +179,9 @@ class Lake:
         self.read[name] = version
         protocol = handle.protocol()
         plain = protocol.min_reader_version == 1 and not protocol.reader_features and not t.partition
-        if type(spark).__module__.startswith("pyspark.sql.connect") or not plain:
-            return spark.read.format("delta").option("versionAsOf", version).load(str(self.path(name)))
+        if type(spark).__module__.startswith("pyspark.sql.connect") or not plain or not past.is_today(handle, t):
+            held = spark.read.format("delta").option("versionAsOf", version).load(str(self.path(name)))
+            return past.conform(held, t, handle)
         ddl = ", ".join(f"{c.name} {c.type}" for c in t.columns)
         files = handle.file_uris()
         return spark.read.schema(ddl).parquet(*files) if files else spark.createDataFrame([], ddl)

@@ -22,6 +22,7 @@ from mmrec.lake import sql
 from mmrec.lake.store import Lake
 
 REQUIRED = ("silver.interactions", "silver.items")  # the others may be empty for good
+_SUSPECTS = ("rate", "burst", "copycat")
 _TOP = 10
 _HOUR_US = 3_600_000_000
 
@@ -78,7 +79,7 @@ def night_metrics(lake: Lake, run_date: date, run_id: str, model_version: str, k
         offer), popularity_percentile@10 (mean over places; 1 is the most popular item on offer, ties share their
         middle), cold_item_share@10 (places whose item nobody has touched), churn@10 (mean Jaccard distance to the
         last published lists, of lists in both; n: such lists; absent on a first night), quarantined on slices all
-        and rule=<rule> (rows on record so far).
+        and rule=<rule> (rows on record so far), suspects on slices all and kind=<kind> (n: users known).
 
     Raises: InputError: nothing is published for `run_date`.
     """
@@ -133,7 +134,15 @@ def _counts(con: Any, lake: Lake, run_date: date, k: int) -> list[tuple[str, str
     for rule, n in con.execute("SELECT rule, count(*) FROM ops_quarantine GROUP BY 1 ORDER BY 1").fetchall():
         out.append((f"rule={rule}", "quarantined", n, n))
         total += n
-    return [*out, ("all", "quarantined", total, total)]
+    out.append(("all", "quarantined", total, total))
+    counted = ", ".join(f"count(DISTINCT user_id) FILTER (kind = '{kind}')" for kind in _SUSPECTS)
+    everyone, *by_kind = one(
+        f"""SELECT count(DISTINCT user_id), {counted} FROM ops_suspects
+            WHERE run_date = $1 AND run_id IN (SELECT run_id FROM recommendations WHERE run_date = $1)""",
+        run_date,
+    )
+    out += [(f"kind={kind}", "suspects", n, users) for kind, n in zip(_SUSPECTS, by_kind, strict=True)]
+    return [*out, ("all", "suspects", everyone, users)]
 
 
 def _popularity(one: Any, run_date: date) -> list[tuple[str, str, float, int]]:

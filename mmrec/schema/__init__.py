@@ -14,9 +14,10 @@ from mmrec.schema.bronze import BRONZE
 from mmrec.schema.gold import GOLD
 from mmrec.schema.kinds import Column, Mode, Table
 from mmrec.schema.ops import OPS
+from mmrec.schema.rules import TESTS, Rule
 from mmrec.schema.silver import SILVER
 
-__all__ = ["TABLES", "Column", "Mode", "Table", "features_fingerprint", "table"]
+__all__ = ["TABLES", "Column", "Mode", "Rule", "Table", "features_fingerprint", "rules", "table"]
 
 TABLES: dict[str, Table] = {t.name: t for t in (*BRONZE, *SILVER, *GOLD, *OPS)}
 
@@ -29,6 +30,17 @@ def table(name: str) -> Table:
         raise InputError(
             "no such table", where="schema", value=name, valid=sorted(TABLES), next="mmrec tables"
         ) from None
+
+
+def rules(name: str) -> list[tuple[Column, Rule]]:
+    """What a delivered row must keep to come into silver table `name`, in the order of judgement; none elsewhere."""
+    t = table(name)
+    if t.layer != "silver":
+        return []
+    delivered = table(name.replace("silver", "bronze"))
+    order, place = list(TESTS), delivered.arrow.get_field_index
+    found = [(c, r) for c in (*delivered.columns, *t.columns) for r in c.rules]
+    return sorted(found, key=lambda f: (order.index(f[1].test), place(f[0].name)))
 
 
 def features_fingerprint() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mmrec.schema.kinds import Table
 from mmrec.schema.kinds import column as _c
+from mmrec.schema.rules import rule as _r
 
 _TS, _STR = "TIMESTAMP", "STRING"
 
@@ -33,13 +34,13 @@ def _bronze(kind: str) -> Table:
         (
             *(_c(n, _STR, "as delivered", nullable=True) for n in _RAW[kind]),
             _c("available_at", _STR, "delivery time as the source gives it, ISO 8601 in UTC", nullable=True),
-            _c("raw", _STR, "the row as text, kept where it could not be parsed", nullable=True),
-            _c("parse_error", _STR, "why the row could not be parsed; null if it could", nullable=True),
+            _c("raw", _STR, "the row as text, where it could not be parsed or mends another", nullable=True),
+            _c("parse_error", _STR, "why the row could not be parsed; null if it could", _r("parsed"), nullable=True),
             _c("source", _STR, "name of the source"),
             _c("file", _STR, "file within the source"),
             _c("line", "BIGINT", "line or record number within the file, from 1"),
             _c("row_hash", _STR, "sha256 of the kind and the row's values, whatever file it came in"),
-            _c("occurrence", "INT", "0 for the first such row within its file, 1 for the second, ..."),
+            _c("occurrence", "INT", "0 for the first such row within its file, 1 for the second, ...", _r("first")),
             _c("ingested_at", _TS, "wall clock of the ingest; no feature reads it", meta=True),
         ),
         {"occurrence_from_0": "occurrence >= 0", "line_from_1": "line >= 1"},
@@ -59,6 +60,7 @@ BRONZE = (
             _c("bytes", "BIGINT", "size in bytes"),
             _c("rows", "BIGINT", "rows read, malformed ones included"),
             _c("new_rows", "BIGINT", "rows not seen in an earlier delivery"),
+            _c("layout", _STR, "column -> shape of its values, JSON; null where not known", nullable=True),
             _c("ingested_at", _TS, "wall clock of the ingest", meta=True),
         ),
         {"rows_from_0": "rows >= 0"},

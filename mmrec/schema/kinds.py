@@ -10,11 +10,14 @@ out of the content hash; retention is how long a pinned version stays readable.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
+
+from mmrec.schema.rules import Rule
 
 Mode = Literal["replace_partition", "append_new", "replace_all"]
 
@@ -36,13 +39,29 @@ _ARROW: dict[str, pa.DataType] = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `type` is Spark DDL; `meta` marks run metadata, left out of the content hash."""
+    """One column. `type` is Spark DDL; `meta` marks run metadata, left out of the content hash.
+
+    Attributes:
+        rules: what a delivered row must keep, for columns of bronze and silver; see rules.py.
+        stand_in: a column of the same row that is taken where this one is empty.
+        default: the value where both are; of a text that may be blank, "" stands for null alone.
+        deprecated: "YYYY-MM-DD: use X instead": not to be used from that day on, but written (changes.py).
+    """
 
     name: str
     type: str
     comment: str
     nullable: bool = False
     meta: bool = False
+    rules: tuple[Rule, ...] = ()
+    stand_in: str | None = None
+    default: str | float | None = None
+    deprecated: str | None = None
+
+    @property
+    def described(self) -> str:
+        """The comment, and from when on not to use the column."""
+        return f"{self.comment} (deprecated since {self.deprecated})" if self.deprecated else self.comment
 
     @property
     def arrow(self) -> pa.Field:
@@ -84,9 +103,20 @@ class Table:
         return name if layer in ("silver", "gold") else f"{layer}_{name}"
 
     @property
+    def description(self) -> str:
+        return f"Grain: {self.grain}. {self.comment}"
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What Delta has no place of its own for, kept with the table: evolve.py compares with it."""
+        checks = json.dumps(self.checks, sort_keys=True)  # a table's own text of a CHECK is not the one it was given
+        return {"mmrec.key": ", ".join(self.key), "mmrec.mode": self.mode, "mmrec.checks": checks}
+
+    @property
     def content_columns(self) -> list[str]:
         return [c.name for c in self.columns if not c.meta]
 
 
-def column(name: str, type: str, comment: str, **flags: bool) -> Column:
-    return Column(name, type, comment, **flags)
+def column(name: str, type: str, comment: str, *rules: Rule, **more: Any) -> Column:
+    """A column with its rules; `more` as in `Column`."""
+    return Column(name, type, comment, rules=rules, **more)

@@ -123,6 +123,23 @@ OPS = (
         {"change_named": "change <> ''"},
     ),
     Table(
+        "ops.suspects", "one suspect user and kind, as one run found it",
+        "Users who do not act like people: flagged, not dropped. The run of a date's lists names the rows that hold.",
+        "features", "append_new", ("run_date", "user_id", "kind", "run_id"),
+        (
+            _c("run_date", "DATE", "the night"),
+            _c("user_id", _STR, "external user id"),
+            _c("kind", _STR, "rate, burst or copycat"),
+            _c("reason", _STR, "what was found, in words"),
+            _c("value", "BIGINT", "events of the hour or day; users at the item; users with nearly the same items"),
+            _c("bound", "BIGINT", "what value is held against"),
+            _c("events", "BIGINT", "the user's events as of run_date"),
+            _c("run_id", _STR, "the run that found it"),
+        ),
+        {"kind_known": "kind IN ('rate', 'burst', 'copycat')", "user_named": "user_id <> ''",
+         "events_from_1": "events >= 1"},
+    ),
+    Table(
         "ops.promotions", "one decision of the gate", "Who became champion or was held, and the numbers.",
         "promote", "append_new", ("model_version", "decided_for"),
         (

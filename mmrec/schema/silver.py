@@ -1,14 +1,18 @@
 """Rows that kept every rule, with types, one a delivery.
 
-In: nothing. Out: `SILVER`. Trade-off: history is kept, so readers go through features/asof.py.
+In: nothing. Out: `SILVER`. A column's rules stand beside it: another one is a word more in its line.
+Trade-off: history is kept, so readers go through features/asof.py.
 """
 
 from __future__ import annotations
 
 from mmrec.schema.kinds import Column, Table
 from mmrec.schema.kinds import column as _c
+from mmrec.schema.rules import rule as _r
 
 _TS, _STR = "TIMESTAMP", "STRING"
+_GIVEN, _TIME, _DATED, _IN_RANGE = _r("not_blank"), _r("moment"), _r("dated"), _r("in_range")
+_NUMBER, _OBJECT, _ITEM = _r("number"), _r("object"), _r("known", "silver.items")
 
 def _origin() -> tuple[Column, ...]:
     return (
@@ -24,13 +28,14 @@ SILVER = (
         "reader, which keeps one row an event.",
         "validate", "append_new", ("row_hash",),
         (
-            _c("user_id", _STR, "external user id"),
-            _c("item_id", _STR, "external item id, known in silver.items"),
-            _c("event_type", _STR, "view, click, purchase, rating, tag, ..."),
-            _c("event_ts", _TS, "when it happened, UTC"),
-            _c("available_at", _TS, "when the source delivered it, UTC; event_ts where it has none"),
-            _c("weight", "DOUBLE", "strength as the source gives it: a rating, a quantity, else 1"),
-            _c("context", _STR, "JSON object, keys sorted: device, place, surface, ..."),
+            _c("user_id", _STR, "external user id", _GIVEN),
+            _c("item_id", _STR, "external item id, known in silver.items", _GIVEN, _ITEM),
+            _c("event_type", _STR, "view, click, purchase, rating, tag, ...", _GIVEN),
+            _c("event_ts", _TS, "when it happened, UTC", _GIVEN, _TIME, _IN_RANGE),
+            _c("available_at", _TS, "when the source delivered it, UTC; event_ts where it has none", _TIME, _IN_RANGE,
+               stand_in="event_ts"),
+            _c("weight", "DOUBLE", "strength as the source gives it: a rating, a quantity, else 1", _NUMBER, default=1),
+            _c("context", _STR, "JSON object, keys sorted: device, place, surface, ...", _OBJECT, default="{}"),
             _c("text", _STR, "the user's own words: review, comment, tag", nullable=True),
             *_origin(),
         ),
@@ -41,14 +46,15 @@ SILVER = (
         "silver.items", "one version of one item", "The catalogue's history, read through the as-of reader.",
         "validate", "append_new", ("row_hash",),
         (
-            _c("item_id", _STR, "external item id"),
-            _c("available_at", _TS, "when the source delivered this version, UTC"),
-            _c("valid_from", _TS, "from when the item is on offer, UTC"),
-            _c("withdrawn_at", _TS, "from when it no longer is, UTC; null: still on offer", nullable=True),
-            _c("title", _STR, "display name, may be empty"),
+            _c("item_id", _STR, "external item id", _GIVEN),
+            _c("available_at", _TS, "when the source delivered this version, UTC", _TIME, _DATED,
+               stand_in="valid_from"),
+            _c("valid_from", _TS, "from when the item is on offer, UTC", _TIME, stand_in="available_at"),
+            _c("withdrawn_at", _TS, "from when it no longer is, UTC; null: still on offer", _TIME, nullable=True),
+            _c("title", _STR, "display name, may be empty", default=""),
             _c("text", _STR, "description", nullable=True),
-            _c("categories", "ARRAY<STRING>", "most important first"),
-            _c("attributes", _STR, "JSON object, keys sorted"),
+            _c("categories", "ARRAY<STRING>", "most important first", _r("names")),
+            _c("attributes", _STR, "JSON object, keys sorted", _OBJECT, default="{}"),
             _c("image", _STR, "picture as the source names it", nullable=True),
             _c("image_sha256", _STR, "its bytes in bronze.media; null: not found", nullable=True),
             _c("audio", _STR, "sound as the source names it", nullable=True),
@@ -61,10 +67,10 @@ SILVER = (
         "silver.users", "one version of one user", "Known users and their attributes.",
         "validate", "append_new", ("row_hash",),
         (
-            _c("user_id", _STR, "external user id"),
-            _c("available_at", _TS, "when the source delivered this version, UTC"),
-            _c("withdrawn_at", _TS, "when the user left, UTC; null: still here", nullable=True),
-            _c("attributes", _STR, "JSON object, keys sorted: age band, country, ..."),
+            _c("user_id", _STR, "external user id", _GIVEN),
+            _c("available_at", _TS, "when the source delivered this version, UTC", _TIME, _DATED),
+            _c("withdrawn_at", _TS, "when the user left, UTC; null: still here", _TIME, nullable=True),
+            _c("attributes", _STR, "JSON object, keys sorted: age band, country, ...", _OBJECT, default="{}"),
             *_origin(),
         ),
         {"user_named": "user_id <> ''"},
@@ -74,11 +80,12 @@ SILVER = (
         "Knowledge triples (item, relation, entity) and social edges (user, relation, user).",
         "validate", "append_new", ("row_hash",),
         (
-            _c("kind", _STR, "item: a knowledge triple; user: a social edge"),
-            _c("subject_id", _STR, "item id or user id"),
-            _c("relation", _STR, "genre, maker, follows, ..."),
-            _c("object_id", _STR, "entity name or user id"),
-            _c("available_at", _TS, "when the source delivered it, UTC"),
+            _c("kind", _STR, "item: a knowledge triple; user: a social edge",
+               _r("one_of", "item", "user", name="unknown_kind")),
+            _c("subject_id", _STR, "item id or user id", _GIVEN),
+            _c("relation", _STR, "genre, maker, follows, ...", _GIVEN),
+            _c("object_id", _STR, "entity name or user id", _GIVEN),
+            _c("available_at", _TS, "when the source delivered it, UTC", _TIME, _DATED),
             *_origin(),
         ),
         {"kind_known": "kind IN ('item', 'user')", "subject_named": "subject_id <> ''",
@@ -89,17 +96,17 @@ SILVER = (
         "What was shown. What followed is the view impression_outcomes.",
         "validate", "append_new", ("row_hash",),
         (
-            _c("impression_id", _STR, "the source's id of the showing"),
-            _c("user_id", _STR, "external user id"),
-            _c("item_id", _STR, "external item id"),
-            _c("shown_at", _TS, "when, UTC"),
-            _c("available_at", _TS, "when the source delivered it, UTC"),
-            _c("surface", _STR, "page or placement"),
-            _c("rank", "INT", "position shown, 1 is best"),
+            _c("impression_id", _STR, "the source's id of the showing", _GIVEN),
+            _c("user_id", _STR, "external user id", _GIVEN),
+            _c("item_id", _STR, "external item id", _GIVEN, _ITEM),
+            _c("shown_at", _TS, "when, UTC", _GIVEN, _TIME, _IN_RANGE),
+            _c("available_at", _TS, "when the source delivered it, UTC", _TIME, _IN_RANGE, stand_in="shown_at"),
+            _c("surface", _STR, "page or placement", default=""),
+            _c("rank", "INT", "position shown, 1 is best", _r("numeral"), _r("whole", 1, name="bad_rank")),
             _c("run_id", _STR, "the run whose slate it was; null: not from mmrec", nullable=True),
-            _c("arm", _STR, "experiment arm"),
+            _c("arm", _STR, "experiment arm", default="main"),
             _c("propensity", "DOUBLE", "probability with which the item got this place; null: unknown",
-               nullable=True),
+               _NUMBER, _r("within", 0, 1, name="bad_propensity"), nullable=True),
             *_origin(),
         ),
         {"rank_from_1": "rank >= 1", "propensity_is_share":

@@ -18,12 +18,15 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mmrec import dates, schema
 from mmrec.errors import InputError
+from mmrec.worlds.drift import Layout, scalars, shape
 from mmrec.worlds.sources import Delivery, batches, csv_rows, jsonl_rows, media_bytes
 
 KINDS = ("interactions", "items", "users", "relations", "impressions")
 MAPPING = "mmrec-source.toml"
 _DATED = re.compile(r"^\d{4}-\d{2}-\d{2}$")
 _TIMES = ("event_ts", "available_at", "valid_from", "withdrawn_at", "shown_at")
+# what exports are packed or written in, and is not read
+_OTHER_FORMS = {".parquet", ".gz", ".zip", ".zst", ".bz2", ".xz", ".json", ".ndjson", ".tsv", ".avro", ".orc", ".xlsx"}
 _FORMS = ("iso", "epoch_s", "epoch_ms")
 _KEYS = ("file", "format", "delimiter", "columns", "constants", "time", "zone")
 
@@ -50,16 +53,19 @@ class FilesSource:
             # a day's folder is complete when the day is over
             arrived = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
             for kind in KINDS:
+                _no_other_form(folder, kind)
                 for suffix in ("csv", "jsonl"):
                     path = folder / f"{kind}.{suffix}"
                     if path.is_file():
+                        layout = Layout(kind, suffix, {n: n for n in _columns(kind)})
                         found.append(
                             Delivery(
                                 kind,
                                 f"{folder.name}/{path.name}",
                                 path,
                                 arrived,
-                                _reader(kind, path, suffix, ",", _standard(kind, folder.name)),
+                                _reader(kind, path, suffix, ",", _standard(kind, folder.name), layout),
+                                layout,
                             )
                         )
         return found
@@ -80,23 +86,49 @@ class FilesSource:
                         valid=("csv", "jsonl"),
                         next=f"edit {MAPPING}",
                     )
+                called, constants = rule.get("columns", {}), rule.get("constants", {})
+                names = {n: str(called.get(n, n)) for n in _columns(kind) if n not in constants}
+                layout = Layout(kind, form, names, frozenset(called) - frozenset(constants))
                 found.append(
                     Delivery(
                         kind,
                         str(path.relative_to(self.root)),
                         path,
                         None,
-                        _reader(kind, path, form, rule.get("delimiter", ","), _renamed(kind, rule)),
+                        _reader(kind, path, form, rule.get("delimiter", ","), _renamed(kind, rule), layout),
+                        layout,
                     )
                 )
         return found
 
 
+def _no_other_form(folder: Path, kind: str) -> None:
+    """A file of the kind that is there and would not be read would be missed without a word."""
+    for path in sorted(folder.glob(f"{kind}.*")):
+        if path.is_file() and path.suffix.lower() in _OTHER_FORMS:
+            raise InputError(
+                "a file of this form is not read",
+                where=str(path),
+                value=path.name,
+                valid=(f"{kind}.csv", f"{kind}.jsonl"),
+                next="deliver it as before, then mmrec ingest",
+            )
+
+
 def _reader(
-    kind: str, path: Path, form: str, delimiter: str, convert: Callable[[dict[str, Any]], dict[str, str | None]]
+    kind: str,
+    path: Path,
+    form: str,
+    delimiter: str,
+    convert: Callable[[dict[str, Any]], dict[str, str | None]],
+    layout: Layout | None = None,
 ) -> Callable[[], Iterator[Any]]:
-    rows = (lambda: csv_rows(path, delimiter)) if form == "csv" else (lambda: jsonl_rows(path))
-    return lambda: batches(kind, rows(), convert)
+    def heard(header: list[str]) -> None:
+        if layout:
+            layout.header = header
+
+    rows = (lambda: csv_rows(path, delimiter, heard)) if form == "csv" else (lambda: jsonl_rows(path))
+    return lambda: batches(kind, layout.watch(rows()) if layout else rows(), convert)
 
 
 def _columns(kind: str) -> list[str]:
@@ -113,11 +145,17 @@ def _text(value: Any) -> str | None:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def _scalar(name: str, value: Any, flat: frozenset[str]) -> str | None:
+    if name in flat and isinstance(value, list | dict):
+        raise TypeError(f"{name} is a {shape(value)}, not a value")
+    return _text(value)
+
+
 def _standard(kind: str, day: str) -> Callable[[dict[str, Any]], dict[str, str | None]]:
-    names = _columns(kind)
+    names, flat = _columns(kind), scalars(kind)
 
     def convert(row: dict[str, Any]) -> dict[str, str | None]:
-        made = {n: _text(row.get(n)) for n in names}
+        made = {n: _scalar(n, row.get(n), flat) for n in names}
         for medium in ("image", "audio"):
             if made.get(medium):
                 made[medium] = f"{day}/{made[medium]}"
@@ -129,12 +167,12 @@ def _standard(kind: str, day: str) -> Callable[[dict[str, Any]], dict[str, str |
 def _renamed(kind: str, rule: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, str | None]]:
     columns, constants = rule.get("columns", {}), rule.get("constants", {})
     form, zone = rule.get("time", "iso"), ZoneInfo(rule.get("zone", "UTC"))
-    names = _columns(kind)
+    names, flat = _columns(kind), scalars(kind)
 
     def convert(row: dict[str, Any]) -> dict[str, str | None]:
         made: dict[str, str | None] = {}
         for n in names:
-            value = _text(constants[n]) if n in constants else _text(row.get(columns.get(n, n)))
+            value = _text(constants[n]) if n in constants else _scalar(n, row.get(columns.get(n, n)), flat)
             made[n] = _moment(value, form, zone) if n in _TIMES and value else value
         return made
 

@@ -19,11 +19,14 @@ import pyarrow as pa
 
 from mmrec import schema
 from mmrec.errors import QualityError
+from mmrec.lake import evolve
 from mmrec.lake.commit import fence, work_id, write
 from mmrec.lake.store import Lake
+from mmrec.worlds import drift
 from mmrec.worlds.sources import Delivery, Source
 
 _KINDS = ("items", "users", "interactions", "relations", "impressions")
+_NEW_COLUMNS = 100  # of a delivery, that are recorded
 _MEDIA = {"image": "image", "audio": "audio"}
 
 
@@ -32,6 +35,7 @@ def ingest(
     source: Source,
     *,
     min_share: float = 0.0,
+    gone: tuple[str, ...] = (),
     now: datetime | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> dict[str, int]:
@@ -39,13 +43,15 @@ def ingest(
 
     Args:
         min_share: a delivery with fewer rows than this share of the median delivery of its kind is collapsed.
+        gone: columns that the source delivers no more, as "items.text"; see drift.py.
         now: wall clock to stamp (default: the clock); metadata only.
         progress: called with (file, rows).
 
-    Returns: counts: files, rows (read from new files), and new rows per kind, media.
+    Returns: counts: files, rows (read from new files), and new rows per kind, media; new_columns: columns of files that
+        no table has, recorded in ops.schema_changes.
 
     Raises:
-        QualityError: a delivery is empty or collapsed; nothing of it was kept.
+        QualityError: a delivery is empty, collapsed or has drifted; nothing of it was kept.
     """
     stamp = now or datetime.now(UTC)
     counts: Counter[str] = Counter()
@@ -57,6 +63,7 @@ def ingest(
     media = _Media(source, known_media)
     ledger: list[dict[str, Any]] = []
     fresh: dict[str, list[pa.Table]] = {}
+    strange: list[dict[str, Any]] = []
     deliveries = [(d, _file_sha256(d)) for d in source.deliveries()]
     if not deliveries:
         raise QualityError(
@@ -71,12 +78,19 @@ def ingest(
             (d, sha) for d, sha in deliveries if d.kind == kind and (source.name, d.file, kind, sha) not in known_files
         ]
         known = _known(lake, f"bronze.{kind}") if todo else set()
+        earlier = [f["layout"] for f in sorted(files, key=lambda f: (f["ingested_at"], f["file"]))
+                   if (f["source"], f["kind"]) == (source.name, kind) and f["layout"]]  # fmt: skip
         for delivery, sha in todo:
+            drift.readable(delivery.file, delivery.path)
             rows, table = _read(delivery, kind, source.name, known, stamp, media)
+            if delivery.layout:
+                new = drift.new_columns(delivery.layout, delivery.file, earlier, gone)
+                strange += _unknown(lake, source.name, kind, new)
             _collapsed(delivery, rows, [f["rows"] for f in files if f["kind"] == kind], min_share)
             fresh.setdefault(kind, []).append(table)
             ledger.append({"source": source.name, "file": delivery.file, "sha256": sha, "kind": kind,
                            "bytes": delivery.path.stat().st_size, "rows": rows, "new_rows": table.num_rows,
+                           "layout": delivery.layout.to_json() if delivery.layout else None,
                            "ingested_at": stamp})  # fmt: skip
             counts["files"] += 1
             counts["rows"] += rows
@@ -84,6 +98,8 @@ def ingest(
             if progress:
                 progress(delivery.file, rows)
     run_id = work_id(run_id, [(f["file"], f["kind"], f["sha256"]) for f in ledger])
+    if recorded := evolve.record(lake, {(r["table_name"], r["column_name"]): r for r in strange}.values(), stamp):
+        counts["new_columns"] = recorded
     # media first: an item row in bronze then always finds its bytes
     counts["media"] = write(lake, "bronze.media", media.table(), run_id=run_id, pinned=pinned["media"]).rows
     for kind, tables in fresh.items():
@@ -92,6 +108,15 @@ def ingest(
     # last: a kill before this line only means that the files are looked at again, and add nothing
     write(lake, "bronze.files", pa.Table.from_pylist(ledger, t.arrow), run_id=run_id, pinned=pinned["files"])
     return dict(counts)
+
+
+def _unknown(lake: Lake, source: str, kind: str, new: dict[str, str]) -> list[dict[str, Any]]:
+    """Rows of ops.schema_changes about columns that no table has."""
+    version = lake.version(f"bronze.{kind}")
+    # a name that can't be stored is told as far as it can; keys that are data would be a row each without an end
+    about = {"source": source, "table_name": f"bronze.{kind}", "change": "source_column", "before": ""}
+    return [about | {"column_name": name.encode(errors="replace").decode(), "after": shape, "table_version": version}
+            for name, shape in sorted(new.items())[:_NEW_COLUMNS]]  # fmt: skip
 
 
 class _Media:

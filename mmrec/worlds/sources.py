@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from mmrec.errors import InputError
+from mmrec.worlds.drift import Layout
 
 SPECS = ("builtin", "files", "movielens-small", "movielens-25m", "movielens-32m", "movielens-latest", "amazon")
 _BATCH = 50_000
@@ -34,6 +35,7 @@ class Delivery:
         file: path within the source. path: the real file.
         available_at: the file's own delivery time, for rows that carry none; None: rows carry it or do without.
         read: yields batches of string columns (the kind's raw columns, available_at, raw, parse_error) and `line`.
+        layout: filled by `read`, judged by drift.py; None where the form is the publisher's own.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class Delivery:
     path: Path
     available_at: datetime | None
     read: Callable[[], Iterator[pa.RecordBatch]]
+    layout: Layout | None = None
 
 
 class Source(Protocol):
@@ -115,13 +118,20 @@ def records(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, str
         yield start + 1, text, error
 
 
-def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, str] | None, str, str | None]]:
-    """Rows of a csv with a header: (line, values by column, raw text, error); values are None where it has an error."""
+def csv_rows(
+    path: Path, delimiter: str = ",", heard: Callable[[list[str]], None] | None = None
+) -> Iterator[tuple[int, dict[str, str] | None, str, str | None]]:
+    """Rows of a csv with a header: (line, values by column, raw text, error); values are None where it has an error.
+
+    `heard` is told the header before the first row; it is not called for an empty file.
+    """
     source = records(path, delimiter)
     head = next(source, None)
     if head is None:
         return
     header = next(csv.reader([head[1]], delimiter=delimiter), [])
+    if heard:
+        heard(header)
     csv.field_size_limit(2**31 - 1)
     for line, text, bad in source:
         error, fields = bad, []

@@ -189,6 +189,13 @@ def test_the_assets_of_the_tasks_are_the_gold_tables_that_their_stations_write(d
         assert aliases == (["ops.training_due.reasons"] if "monitor" in getattr(task, "steps", ()) else [])
 
 
+def test_maintenance_tidies_only_tables_whose_promises_hold(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maintenance = load("maintenance", bare_home, monkeypatch)
+    assert maintenance.get_task("maintain").words == ("maintain",)
+    assert maintenance.get_task("maintain").upstream_task_ids == {"verify"}
+    assert maintenance.get_task("maintain").trigger_rule == "all_success"
+
+
 def test_training_is_scheduled_by_the_week_or_by_the_nightlys_word(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = load("training", bare_home, monkeypatch)
     schedule = coerce_to_core_timetable(training.timetable)

@@ -169,6 +169,7 @@ def test_night_metrics_by_hand(built: Path) -> None:
         ("all", "quarantined"): (3, 3),
         ("rule=duplicate", "quarantined"): (2, 2),
         ("rule=bad_timestamp", "quarantined"): (1, 1),
+        **{(s, "suspects"): (0, 3) for s in ("all", "kind=rate", "kind=burst", "kind=copycat")},
     }
     first = health.night_metrics(Lake(built), D1, "r", "7", 3).to_pylist()
     assert not [r for r in first if r["metric"].startswith("churn")]
