@@ -27,7 +27,7 @@ import pyarrow.dataset as ds
 from mmrec import schema
 from mmrec.config import Config
 from mmrec.errors import InputError
-from mmrec.lake import commit
+from mmrec.lake import commit, evolve
 from mmrec.lake.session import session
 from mmrec.lake.sql import connect
 from mmrec.lake.store import Lake
@@ -130,6 +130,8 @@ def replay(
     from mmrec.features import silver, verdicts
 
     lake = Lake(config.lake).made()
+    if not dry_run:
+        evolve.absorb(lake)
     table, rule = _filters(lake, table, rule)
     repair = _Repair.read(config, lake, file, table, rule) if file else None
     told: dict[str, Any] = {"dry_run": dry_run, "brought_back": 0, "judged_anew": 0, "tables": {}}

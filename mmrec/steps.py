@@ -59,7 +59,8 @@ STEPS: tuple[Step, ...] = (
          "mmrec.night:recommend"),
     Step("publish", "audit the staged lists and commit them, once", (), ("gold.recommendations", "ops.runs"),
          "mmrec.night:publish"),
-    Step("monitor", "metrics, freshness and report.html", ("gold.recommendations",), ("ops.metrics", "ops.freshness"),
+    Step("monitor", "metrics, freshness and report.html", ("gold.recommendations",),
+         ("ops.metrics", "ops.freshness", "ops.alerts"),
          "mmrec.night:monitor"),
 )  # fmt: skip
 

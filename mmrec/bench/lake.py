@@ -148,7 +148,8 @@ def _of_day(spark: SparkSession, source: Path, day: date) -> DataFrame:
     from pyspark.sql import functions as F
 
     t = schema.table(TABLE)
-    read = spark.read.parquet(str(source)).withColumn("run_date", F.lit(day))
+    ddl = ", ".join(f"{c.name} {c.type}" for c in t.columns if c.name != t.partition)
+    read = spark.read.schema(ddl).parquet(str(source)).withColumn("run_date", F.lit(day))
     return read.select([F.col(c.name).cast(c.type.lower()).alias(c.name) for c in t.columns])
 
 

@@ -11,6 +11,7 @@ null, check, duplicate_key, existing_key.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import duckdb
@@ -21,6 +22,8 @@ from mmrec import schema
 from mmrec.errors import QualityError
 from mmrec.lake.stage import Stage
 from mmrec.lake.store import Lake
+
+_IN_MEMORY = 20_000_000  # rows whose key hashes, of eight bytes, are sorted in memory
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,10 @@ def _rows(
         needed = [c.name for c in t.columns if not c.nullable and c.name != t.partition]
         tests = [f"count(*) FILTER (WHERE {c} IS NULL)" for c in needed]
         tests += [f"count(*) FILTER (WHERE NOT ({condition}))" for condition in t.checks.values()]
-        found = con.execute(f"SELECT count(*), {', '.join(tests)} FROM staged").fetchall()[0]
+        keys = ", ".join(t.key)
+        with ThreadPoolExecutor(1) as beside:  # an engine writes one row group: one query keeps one core busy
+            repeated = beside.submit(_repeated, con.cursor(), paths, [k for k in t.key if k != t.partition])
+            found = con.execute(f"SELECT count(*), {', '.join(tests)} FROM staged").fetchall()[0]
         rows, counts = found[0], found[1:]
         nulls = {c: n for c, n in zip(needed, counts, strict=False) if n}
         broken = {c: n for c, n in zip(t.checks, counts[len(needed) :], strict=True) if n}
@@ -133,10 +139,13 @@ def _rows(
             refused["null"] = ", ".join(f"{c} in {n} rows" for c, n in nulls.items())
         if broken:
             refused["check"] = ", ".join(f"{c} ({t.checks[c]}) in {n} rows" for c, n in broken.items())
-        keys = ", ".join(t.key)
-        twice = con.execute(
-            f"SELECT {keys}, count(*) FROM staged GROUP BY {keys} HAVING count(*) > 1 ORDER BY {keys} LIMIT 1"
-        ).fetchall()
+        twice = (
+            con.execute(
+                f"SELECT {keys}, count(*) FROM staged GROUP BY {keys} HAVING count(*) > 1 ORDER BY {keys} LIMIT 1"
+            ).fetchall()
+            if repeated.result()
+            else []
+        )
         if twice:
             refused["duplicate_key"] = f"({keys}) = {twice[0][:-1]} stands {twice[0][-1]} times"
         if against is not None and rows:
@@ -149,3 +158,12 @@ def _rows(
         return rows, refused
     finally:
         con.close()
+
+
+def _repeated(con: duckdb.DuckDBPyConnection, paths: list, keys: list[str]) -> bool:
+    """Whether two rows' keys have one hash: no if all keys differ, and then nothing has to be grouped."""
+    if sum(pq.read_metadata(p).num_rows for p in paths) > _IN_MEMORY:
+        return True  # grouping spills to disk
+    hashes = con.execute(f"SELECT hash({', '.join(keys)}) AS h FROM staged").fetchnumpy()["h"]
+    hashes.sort()
+    return bool((hashes[1:] == hashes[:-1]).any())

@@ -62,7 +62,7 @@ class Committed:
 
 def fence(lake: Lake, name: str, partition: date | str | None = None) -> int:
     """The counter to pin before reading what a write will depend on; 0 before the first commit."""
-    return lake.handle(name).transaction_version(_app(name, partition)) or 0
+    return lake.handle(name).transaction_version(log.app_id(name, partition)) or 0
 
 
 def again(work: Callable[[], _T]) -> _T:
@@ -167,7 +167,7 @@ def _adopt(
 ) -> Committed:
     stage, t = checked.stage, schema.table(checked.stage.table)
     handle = lake.handle(t.name)  # one handle: fence read and commit see the same snapshot
-    app = _app(t.name, partition)
+    app = log.app_id(t.name, partition)
     seen = handle.transaction_version(app) or 0
     if seen != pinned:
         return _outrun(lake, stage, checked.rows, run_id, pinned, seen, partition)
@@ -212,7 +212,7 @@ def _outrun(
         asked: whether this process asked for a transaction, whose answer may be what it meets here.
     """
     name, attempt = stage.table, int(lake.stamp.get("attempt", 1))
-    between = log.since(lake.path(name), _app(name, partition), pinned)
+    between = log.since(lake.path(name), log.app_id(name, partition), pinned)
     if any(stage.folder.name in c.stages for c in between):
         # its files are in the log now: by an answer that was lost, or by another attempt with the same stage
         mine = asked and any(stage.folder.name in c.stages and c.attempt == attempt for c in between)
@@ -246,7 +246,7 @@ def _outrun(
 def _done(lake: Lake, stage: Stage, rows: int, pinned: int, partition: date | None, *, changed: bool) -> Committed:
     """Make the commit of `stage` last, and drop the log that only the stage needed."""
     folder = lake.path(stage.table)
-    for c in log.since(folder, _app(stage.table, partition), pinned):
+    for c in log.since(folder, log.app_id(stage.table, partition), pinned):
         if stage.folder.name in c.stages:
             log.settle(folder, stage.folder, c.version)
             break
@@ -267,12 +267,8 @@ def _published(lake: Lake, name: str, partition: date | None) -> str | None:
 
 def _landed(lake: Lake, stage: Stage, partition: date | None, pinned: int) -> bool:
     """Whether a commit since `pinned` added the files of `stage`."""
-    between = log.since(lake.path(stage.table), _app(stage.table, partition), pinned)
+    between = log.since(lake.path(stage.table), log.app_id(stage.table, partition), pinned)
     return any(stage.folder.name in c.stages for c in between)
-
-
-def _app(name: str, partition: date | str | None) -> str:
-    return f"{name}/{partition or '*'}"
 
 
 def _where(name: str, partition: date | None) -> str:

@@ -30,7 +30,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from mmrec import schema
 from mmrec.errors import QualityError, lost_store
 from mmrec.lake import log
-from mmrec.lake.commit import _app, published_run_id
+from mmrec.lake.commit import published_run_id
 from mmrec.lake.stage import Stage, read_stage
 from mmrec.lake.store import Lake
 
@@ -83,7 +83,7 @@ def compact(lake: Lake, group: Bin, now: datetime) -> int | None:
     if not sizes.keys() >= set(group.files):
         return None
     day = date.fromisoformat(group.partition) if group.partition else None
-    app, folder = _app(t.name, day), lake.path(t.name)
+    app, folder = log.app_id(t.name, day), lake.path(t.name)
     seen = handle.transaction_version(app) or 0
     last = next(iter(log.since(folder, app, seen - 1)), None)
     owner = published_run_id(lake, t.name, day, handle.version()) if day else None

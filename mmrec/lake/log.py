@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,11 @@ def since(folder: Path, app: str, pinned: int) -> list[Commit]:
         stages = frozenset(unquote(a["add"]["path"]).split("/")[0] for a in actions if "add" in a)
         found.append(Commit(n, max(fences), info.get("run_id"), int(info.get("attempt") or 1), stages))
     return found
+
+
+def app_id(table: str, partition: date | str | None) -> str:
+    """The Delta application that all writers of a partition share; its `txn` version is their fence."""
+    return f"{table}/{partition or '*'}"
 
 
 def settle(folder: Path, stage: Path, version: int) -> None:

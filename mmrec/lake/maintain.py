@@ -29,7 +29,6 @@ from mmrec import schema
 from mmrec.config import Config, MaintainConfig
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import log
-from mmrec.lake.commit import _app
 from mmrec.lake.compact import RUN_ID, bins, compact
 from mmrec.lake.store import Lake
 from mmrec.lake.vacuum import Waste, vacuum
@@ -174,7 +173,7 @@ def _dropped(lake: Lake, t: schema.Table, day: date, now: datetime) -> bool:
     files = zip(actions["path"], actions["size_bytes"], actions[f"partition.{t.partition}"], strict=True)
     out = [RemoveAction(path, True, int(now.timestamp() * 1000), size, {t.partition: str(day)})
            for path, size, value in files if str(value) == str(day)]  # fmt: skip
-    app = _app(t.name, day)
+    app = log.app_id(t.name, day)
     fence = (handle.transaction_version(app) or 0) + 1
     note = {"run_id": RUN_ID, "attempt": "1", "dropped": str(day)}
     about = CommitProperties(

@@ -202,7 +202,7 @@ def _commit(
     """Adopt the stages in place of everything; refused if the table is not at the version of `handle` any more."""
     adds = [AddAction(f"{c.stage.folder.name}/{f.path}", f.size, f.partition, f.modified, True, f.stats)
             for c in staged for f in c.stage.files]  # fmt: skip
-    apps = [commit._app(t.name, p) for p in parts] or [commit._app(t.name, None)]
+    apps = [log.app_id(t.name, p) for p in parts] or [log.app_id(t.name, None)]
     fences = [Transaction(a, (handle.transaction_version(a) or 0) + 1, None) for a in apps]
     version = handle.version() + 1  # the next one or none: there are no retries
     note = {"run_id": run_id, "attempt": "1", "inputs": json.dumps({t.name: handle.version()}), **lake.stamp}

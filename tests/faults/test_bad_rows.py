@@ -7,7 +7,6 @@ import io
 import shutil
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -50,7 +49,7 @@ def validate(home: Path) -> config.Config:
     return cfg
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(LINE, min_size=1, max_size=25), st.lists(LINE, min_size=1, max_size=10))
 def test_bad_rows_are_in_quarantine_with_a_reason_and_rows_in_are_rows_kept_and_rows_quarantined(
     made: Path, tmp_path: Path, first: list[tuple[str, ...]], second: list[tuple[str, ...]]
@@ -84,7 +83,7 @@ def test_bad_rows_are_in_quarantine_with_a_reason_and_rows_in_are_rows_kept_and_
     assert [f for f in verify(cfg) if not f["ok"]] == []
 
 
-def test_one_fault_of_each_kind_breaks_each_rule_and_the_reason_names_column_and_value(made: Path, tmp_path: Path, spark: Any) -> None:
+def test_one_fault_of_each_kind_breaks_each_rule_and_the_reason_names_column_and_value(made: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(made, home)
     lines = [tuple((GOOD | {c: v}).values()) for c, values in FAULTS.items() for v in values] + [tuple(GOOD.values())] * 2 + [("torn",)]

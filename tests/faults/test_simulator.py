@@ -449,7 +449,7 @@ def _app_per_run(planted: pytest.MonkeyPatch) -> None:
         return adopted(lake, checked, run_id, *rest)
 
     planted.setattr(commit, "_adopt", adopt)
-    planted.setattr(commit, "_app", lambda name, partition: f"{name}/{partition or '*'}/{runs.get(getcurrent())}")
+    planted.setattr(log, "app_id", lambda name, partition: f"{name}/{partition or '*'}/{runs.get(getcurrent())}")
 
 
 def _second_handle(planted: pytest.MonkeyPatch) -> None:
