@@ -133,20 +133,9 @@ def _count(gone: Waste) -> dict[str, int]:
     return {"files": len(gone.files), "stages": len(gone.stages), "entries": len(gone.entries), "bytes": gone.bytes}
 
 
-def properties(name: str) -> dict[str, str]:
-    """What tells other tools to leave a table's old versions alone for as long as they are promised."""
-    keep = f"interval {schema.table(name).retention_days} days"
-    return {
-        "delta.logRetentionDuration": keep,
-        "delta.deletedFileRetentionDuration": keep,
-        "delta.enableExpiredLogCleanup": "false",
-        "delta.checkpointInterval": "1000000",  # checkpoints are made here
-    }
-
-
 def _declare(lake: Lake, name: str) -> None:
     handle = lake.handle(name)
-    wanted, has = properties(name), handle.metadata().configuration
+    wanted, has = schema.table(name).promises, handle.metadata().configuration
     if any(has.get(key) != value for key, value in wanted.items()):
         with suppress(CommitFailedError):  # another maintenance or a writer was faster: next time
             handle.alter.set_table_properties(wanted)

@@ -116,7 +116,7 @@ class Lake:
             partition_by=[t.partition] if t.partition else None,
             name=name,
             description=t.description,
-            configuration=t.properties,
+            configuration=t.properties | t.promises,
             raise_if_key_not_exists=False,
         )
         for check, condition in t.checks.items():

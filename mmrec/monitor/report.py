@@ -181,17 +181,21 @@ def _promotions(lake: Lake, run_date: date) -> list[dict[str, Any]]:
 
 
 def _intake(lake: Lake, versions: dict[str, int]) -> list[dict[str, Any]]:
-    """Rows delivered, kept and in quarantine, by kind."""
-    bad: dict[str, int] = {}
-    for row in _rows_of(lake, "ops.quarantine", ["table_name"]):
-        bad[row["table_name"]] = row["rows"]
+    """Rows delivered, kept and in quarantine, by kind; a row that was brought back is kept."""
     made = []
     for kind in (*_KINDS, "media"):
         bronze, silver = f"bronze.{kind}", f"silver.{kind}"
         if lake.exists(bronze):
             delivered = lake.dataset(bronze).count_rows()
-            kept = lake.dataset(silver, versions.get(silver)).count_rows() if silver in schema.TABLES else None
-            made.append({"kind": kind, "delivered": delivered, "kept": kept, "bad": bad.get(bronze, 0)})
+            of_it = ds.field("table_name") == bronze
+            held = lake.arrow("ops.quarantine", columns=["row_hash", "occurrence"], where=of_it)
+            bad, kept = held.group_by(["row_hash", "occurrence"]).aggregate([]).num_rows, None
+            if silver in schema.TABLES:
+                rows = lake.dataset(silver, versions.get(silver))
+                kept = rows.count_rows()
+                once = held.filter(pc.equal(held["occurrence"], 0))["row_hash"].unique()
+                bad -= rows.count_rows(filter=ds.field("row_hash").isin(once)) if len(once) else 0
+            made.append({"kind": kind, "delivered": delivered, "kept": kept, "bad": bad})
     return made
 
 

@@ -113,6 +113,17 @@ class Table:
         return {"mmrec.key": ", ".join(self.key), "mmrec.mode": self.mode, "mmrec.checks": checks}
 
     @property
+    def promises(self) -> dict[str, str]:
+        """What tells other tools to leave a table's old versions alone for as long as they are promised."""
+        keep = f"interval {self.retention_days} days"
+        return {
+            "delta.logRetentionDuration": keep,
+            "delta.deletedFileRetentionDuration": keep,
+            "delta.enableExpiredLogCleanup": "false",
+            "delta.checkpointInterval": "1000000",  # lake/maintain.py makes them
+        }
+
+    @property
     def content_columns(self) -> list[str]:
         return [c.name for c in self.columns if not c.meta]
 

@@ -86,7 +86,8 @@ def ingest(
             if delivery.layout:
                 new = drift.new_columns(delivery.layout, delivery.file, earlier, gone)
                 strange += _unknown(lake, source.name, kind, new)
-            _collapsed(delivery, rows, [f["rows"] for f in files if f["kind"] == kind], min_share)
+            usual = [f["rows"] for f in files if f["kind"] == kind and not f["file"].startswith("repair/")]
+            _collapsed(delivery, rows, usual, min_share)
             fresh.setdefault(kind, []).append(table)
             ledger.append({"source": source.name, "file": delivery.file, "sha256": sha, "kind": kind,
                            "bytes": delivery.path.stat().st_size, "rows": rows, "new_rows": table.num_rows,

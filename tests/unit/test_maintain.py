@@ -24,7 +24,7 @@ from mmrec.config import Config, MaintainConfig, load
 from mmrec.errors import InputError, QualityError, TransientError
 from mmrec.lake import audit, commit, compact, stage
 from mmrec.lake.content import content_hash
-from mmrec.lake.maintain import maintain, pins, properties
+from mmrec.lake.maintain import maintain, pins
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.lake.vacuum import kept
@@ -302,8 +302,8 @@ def test_the_engine_reads_every_promised_version_after_checkpoints_and_a_shorter
 
 def test_other_tools_are_told_how_long_versions_stay_and_to_leave_the_log_alone(home: Config, lake: Lake) -> None:
     tidy(home, LIST)
-    assert properties(LIST) == {"delta.logRetentionDuration": "interval 400 days", "delta.deletedFileRetentionDuration": "interval 400 days", "delta.enableExpiredLogCleanup": "false", "delta.checkpointInterval": "1000000"}
-    assert lake.handle(LIST).metadata().configuration.items() >= properties(LIST).items()
+    assert schema.table(LIST).promises == {"delta.logRetentionDuration": "interval 400 days", "delta.deletedFileRetentionDuration": "interval 400 days", "delta.enableExpiredLogCleanup": "false", "delta.checkpointInterval": "1000000"}
+    assert lake.handle(LIST).metadata().configuration.items() >= schema.table(LIST).promises.items()
     version = lake.version(LIST)
     tidy(home, LIST)
     assert lake.version(LIST) == version
