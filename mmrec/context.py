@@ -22,6 +22,7 @@ from typing import Any
 from mmrec import dates
 from mmrec.config import Config
 from mmrec.errors import InputError
+from mmrec.files import put
 from mmrec.lake import evolve
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
@@ -79,8 +80,17 @@ class Night:
                 valid="a planned run_date",
                 next=f"mmrec plan --date {self.run_date}",
             )
-        run_id = json.loads(self._pointer.read_text())["run_id"]
-        return Manifest.from_json((self.config.runs / run_id / "manifest.json").read_text())
+        try:
+            run_id = json.loads(self._pointer.read_text())["run_id"]
+            return Manifest.from_json((self.config.runs / run_id / "manifest.json").read_text())
+        except (OSError, ValueError, KeyError, InputError) as error:
+            raise InputError(
+                "the plan of this run_date can't be read",
+                where=str(self._pointer),
+                value=str(error).split("\n")[0][:80],
+                valid="a planned run_date",
+                next=f"mmrec plan --date {self.run_date}",
+            ) from None
 
     @property
     def folder(self) -> Path:
@@ -103,9 +113,7 @@ class Night:
 
     def planned(self, manifest: Manifest) -> None:
         manifest.save(self.config.runs)
-        part = self._pointer.with_suffix(".part")
-        part.write_text(json.dumps({"run_id": manifest.run_id}))
-        part.replace(self._pointer)
+        put(self._pointer, json.dumps({"run_id": manifest.run_id}))
         self.__dict__.pop("manifest", None)
 
     @contextmanager

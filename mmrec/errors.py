@@ -71,7 +71,8 @@ class TransientError(MmrecError):
 
 _LOST = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV}
 _SAID = re.compile(r"No space left on device|Disk quota exceeded|Input/output error|Read-only file system|Stale file "
-                   r"handle|Connection timed out|Service Unavailable|SlowDown")  # fmt: skip
+                   r"handle|Connection timed out|Connection refused|Service Unavailable|SlowDown|"
+                   r"CANNOT_CREATE_LOG_PATH")  # fmt: skip
 
 
 def lost_store(error: BaseException, where: str | None = None) -> TransientError | None:

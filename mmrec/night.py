@@ -23,7 +23,8 @@ import mmrec
 from mmrec import late, schema
 from mmrec.config import Config
 from mmrec.context import Night
-from mmrec.errors import InputError, MmrecError, QualityError
+from mmrec.errors import InputError, QualityError
+from mmrec.files import put
 from mmrec.lake import commit, content, stage
 from mmrec.lake.audit import audit
 from mmrec.lake.manifest import Manifest
@@ -58,8 +59,7 @@ def ingest(night: Night) -> dict[str, Any]:
     source = night.config.source
     # before reading: what comes while we read is of the next night
     overdue = late.missing(*late.expected(night.config, night.run_date))
-    night.config.runs.mkdir(exist_ok=True)
-    _overdue(night).write_text(json.dumps(overdue))
+    put(_overdue(night), json.dumps(overdue))
     opened = source_of(night.config)
     counts = commit.again(
         lambda: room.ingest(
@@ -230,8 +230,33 @@ def recommend(night: Night) -> dict[str, Any]:
     staged = stage.stage(out, "gold.recommendations", lists, m.run_id)
     counts = tally(out, staged, m.day, m.config["k"], None if side is None else side.item_vec, sources)
     shutil.rmtree(packed)
-    (night.folder / "stage.json").write_text(json.dumps({"folder": str(staged.folder), "counts": counts}))
+    put(night.folder / "stage.json", json.dumps({"folder": str(staged.folder), "counts": counts}))
     return counts
+
+
+def waiting(pointer: Path) -> Path | None:
+    """The stage that a run's stage.json names; None: there is none, or its writer was cut off."""
+    try:
+        return Path(json.loads(pointer.read_text())["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _own_features(night: Night) -> None:
+    """A list is published beside the features it was made of, or not at all.
+
+    Raises: Fenced: another run of the date has replaced them."""
+    m = night.manifest
+    for name in ("gold.user_sequences", "gold.item_features"):
+        found = commit.published_run_id(night.out, name, m.day)
+        if found != m.run_id:
+            raise commit.Fenced(
+                "another run of this date has replaced the features of this one",
+                where=f"{name} run_date={m.day}",
+                value=found,
+                valid=m.run_id,
+                next=f"mmrec run --date {m.day}",
+            )
 
 
 def publish(night: Night) -> dict[str, Any]:
@@ -244,13 +269,15 @@ def publish(night: Night) -> dict[str, Any]:
     done = commit.published_run_id(night.out, name, m.day) == m.run_id
     if not done:
         pointer = night.folder / "stage.json"
-        if not pointer.is_file():
+        folder = waiting(pointer)
+        if folder is None:
             raise InputError(
                 "there is nothing staged to publish",
                 where=f"run_date {m.day}, run {m.run_id}",
                 next=f"mmrec recommend --date {m.day}",
             )
-        staged = stage.read_stage(name, Path(json.loads(pointer.read_text())["folder"]))
+        _own_features(night)
+        staged = stage.read_stage(name, folder)
         users, items = (night.out.day(t, m.day) for t in ("gold.user_sequences", "gold.item_features"))
         before = [d for d in night.out.run_dates() if d < m.day]
         previous = night.out.day(name, before[-1], columns=["rank"]).num_rows if before else 0
@@ -367,7 +394,7 @@ def note(night: Night) -> None:
     failing = sys.exc_info()[1] is not None
     try:
         append(night.lake, "ops.steps", rows, f"steps-{night.run_date}-{night.attempt}")
-    except MmrecError:
+    except Exception:
         if not failing:
             raise
 

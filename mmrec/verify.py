@@ -25,6 +25,7 @@ from mmrec.lake import evolve, log
 from mmrec.lake.content import content_hash
 from mmrec.lake.sql import connect
 from mmrec.lake.store import Lake
+from mmrec.night import waiting
 from mmrec.schema import changes
 
 _KINDS = ("interactions", "items", "users", "relations", "impressions")
@@ -96,7 +97,11 @@ def _files(lake: Lake, note: Note, deep: bool) -> dict[str, set[str]] | None:
             elif file.stat().st_size != size:
                 lost.append(f"{name}: {path} has {file.stat().st_size} bytes, not {size}")
             elif deep:
-                digests |= {} if path in digests else _recorded(folder, path)
+                try:
+                    digests |= {} if path in digests else _recorded(folder, path)
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    altered.append(f"{name}: the record of {path.split('/')[0]}")
+                    continue
                 if path in digests and digests[path] != _sha256(file):
                     altered.append(f"{name}: {path}")
     note("tables are there", not unmade, f"{len(known)} tables" if not unmade else f"mmrec init makes: {_some(unmade)}")
@@ -123,7 +128,8 @@ def _sha256(file: Path) -> str:
 
 def _staged(lake: Lake, config: Config, files: dict[str, set[str]], note: Note) -> None:
     """A staged file is of a version that can be read, waits to be published, or is left over and will be removed."""
-    waiting = {Path(json.loads(p.read_text())["folder"]).name for p in config.runs.glob("*/stage.json")}
+    found = [waiting(p) for p in config.runs.glob("*/stage.json")]
+    waits = {p.name for p in found if p}
     counts = {"in use": 0, "of older versions": 0, "waiting": 0, "left over": 0}
     for name, used in files.items():
         folder = lake.path(name)
@@ -133,7 +139,7 @@ def _staged(lake: Lake, config: Config, files: dict[str, set[str]], note: Note) 
             kind = (
                 "in use" if stage.name in now
                 else "of older versions" if adopted
-                else "waiting" if stage.name in waiting
+                else "waiting" if stage.name in waits
                 else "left over"
             )  # fmt: skip
             counts[kind] += 1

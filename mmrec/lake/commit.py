@@ -133,7 +133,12 @@ def write(
     except BaseException:
         stage.discard()
         raise
-    return adopt(lake, checked, run_id=run_id, pinned=pinned, partition=partition, metadata=metadata or {})
+    try:
+        stage.seal(run_id, lake.stamp)
+    except BaseException as error:
+        stage.discard()  # nobody else knows of it
+        raise (lost_store(error, name) or error) from None
+    return _commit(lake, checked, run_id, pinned, partition, metadata or {})
 
 
 def adopt(
@@ -143,12 +148,20 @@ def adopt(
 
     A stage that is known not to be committed is removed. Once the transaction was asked for, its files are left alone
     unless it was refused and the log does not hold them: an answer that never came may have been yes."""
+    name = checked.stage.table
     try:
         checked.stage.seal(run_id, lake.stamp)
-    except BaseException as error:
-        if not _landed(lake, checked.stage, partition, pinned):
-            checked.stage.discard()
-        raise (lost_store(error, checked.stage.table) or error) from None
+    except OSError as error:  # the stage stays: another attempt may be about to commit it
+        seen = fence(lake, name, partition)
+        if isinstance(error, FileNotFoundError) and seen != pinned:
+            return _outrun(lake, checked.stage, checked.rows, run_id, pinned, seen, partition)
+        raise (lost_store(error, name) or error) from None
+    return _commit(lake, checked, run_id, pinned, partition, metadata)
+
+
+def _commit(
+    lake: Lake, checked: Audited, run_id: str, pinned: int, partition: date | None, metadata: dict[str, Any]
+) -> Committed:
     tries = Retrying(retry=retry_if_exception_type(_Unsure), stop=stop_after_attempt(_TRIES),
                      wait=wait_random_exponential(multiplier=0.05, max=1), reraise=True)  # fmt: skip
     try:
@@ -193,7 +206,7 @@ def _adopt(
         if now == pinned:  # not landed: maintenance rewrote what it replaces, or the store failed
             raise _Unsure(str(error).split("\n")[0]) from error
         return _outrun(lake, stage, checked.rows, run_id, pinned, now, partition, asked=True)
-    return _done(lake, stage, checked.rows, pinned, partition, changed=True)
+    return _done(lake, stage, checked.rows, changed=True)
 
 
 def _outrun(
@@ -217,7 +230,7 @@ def _outrun(
         # its files are in the log now: by an answer that was lost, or by another attempt with the same stage
         mine = asked and any(stage.folder.name in c.stages and c.attempt == attempt for c in between)
         if mine:
-            return _done(lake, stage, rows, pinned, partition, changed=True)
+            return _done(lake, stage, rows, changed=True)
     else:
         stage.discard()
     same = [c for c in between if c.run_id == run_id]
@@ -231,6 +244,7 @@ def _outrun(
             next="nothing: the run is published",
         )
     # a partition that a third run has replaced since is not this run's any more; appended rows stay
+    log.settle(lake.path(name), lake.version(name))  # whoever moved the fence may not have lived to do it
     mine = same if schema.table(name).mode == "append_new" else [c for c in between[:1] if c.run_id == run_id]
     if mine or (not between and _published(lake, name, partition) == run_id):
         return Committed(name, lake.version(name), rows, False)
@@ -243,15 +257,12 @@ def _outrun(
     )
 
 
-def _done(lake: Lake, stage: Stage, rows: int, pinned: int, partition: date | None, *, changed: bool) -> Committed:
-    """Make the commit of `stage` last, and drop the log that only the stage needed."""
-    folder = lake.path(stage.table)
-    for c in log.since(folder, log.app_id(stage.table, partition), pinned):
-        if stage.folder.name in c.stages:
-            log.settle(folder, stage.folder, c.version)
-            break
+def _done(lake: Lake, stage: Stage, rows: int, *, changed: bool) -> Committed:
+    """Make the commit of `stage` and all below it last, and drop the log that only the stage needed."""
+    version = lake.version(stage.table)
+    log.settle(lake.path(stage.table), version)
     shutil.rmtree(stage.folder / "_delta_log", ignore_errors=True)
-    return Committed(stage.table, lake.version(stage.table), rows, changed)
+    return Committed(stage.table, version, rows, changed)
 
 
 def published_run_id(lake: Lake, name: str, partition: date | None, version: int | None = None) -> str | None:
@@ -263,12 +274,6 @@ def published_run_id(lake: Lake, name: str, partition: date | None, version: int
 
 def _published(lake: Lake, name: str, partition: date | None) -> str | None:
     return published_run_id(lake, name, partition) if schema.table(name).partition else None
-
-
-def _landed(lake: Lake, stage: Stage, partition: date | None, pinned: int) -> bool:
-    """Whether a commit since `pinned` added the files of `stage`."""
-    between = log.since(lake.path(stage.table), log.app_id(stage.table, partition), pinned)
-    return any(stage.folder.name in c.stages for c in between)
 
 
 def _where(name: str, partition: date | None) -> str:

@@ -122,7 +122,7 @@ def compact(lake: Lake, group: Bin, now: datetime) -> int | None:
             raise
     version = _landed(folder, app, seen, made)
     assert version is not None, f"{t.name}: a commit that was acknowledged is not in the log"
-    log.settle(folder, made, version)
+    log.settle(folder, version)
     shutil.rmtree(made / "_delta_log", ignore_errors=True)
     return version
 

@@ -11,7 +11,6 @@ Trade-off: whoever opens the lake to write reads the newest schema of every tabl
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -217,7 +216,6 @@ def _row(d: Difference) -> dict[str, Any]:
 
 def _settle(lake: Lake, t: schema.Table) -> None:
     """Alter a table until it is what the schema says, beside whoever else does the same."""
-    before = lake.version(t.name) if lake.exists(t.name) else -1
     for _ in range(_TURNS):
         try:
             if not lake.exists(t.name):
@@ -225,7 +223,7 @@ def _settle(lake: Lake, t: schema.Table) -> None:
             handle = lake.handle(t.name)
             todo = [d for d in differences(form_of(handle, t), t) if d.additive]
             if not todo:
-                return durable(lake, t.name, before)
+                return log.settle(lake.path(t.name), lake.version(t.name))
             _alter(handle, t, todo)
         except (CommitFailedError, DeltaError) as error:
             lost = error
@@ -258,15 +256,6 @@ def _alter(handle: DeltaTable, t: schema.Table, todo: list[Difference]) -> None:
             handle.alter.set_table_description(d.now)
     if any(d.change in ("properties", "check_added", "check_changed") for d in todo):
         handle.alter.set_table_properties(t.properties, raise_if_not_exists=False)  # last: it says that all is done
-
-
-def durable(lake: Lake, name: str, before: int) -> None:
-    """Put the log entries after version `before` on the disk for good."""
-    folder = lake.path(name) / "_delta_log"
-    for version in range(before + 1, lake.version(name) + 1):
-        with (folder / f"{version:020}.json").open("rb") as entry:
-            os.fsync(entry.fileno())
-    log.sync_folder(folder)
 
 
 def _kept(lake: Lake, t: schema.Table, d: Difference) -> Difference:

@@ -24,10 +24,12 @@ from typing import Any
 from urllib.parse import unquote
 
 from mmrec.errors import QualityError
+from mmrec.files import put, sync_folder
 
 _ENTRY = re.compile(r"(\d{20})\.json\Z")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint[.\w-]*\.parquet\Z")
 _COPY = re.compile(r"_entry-(\d{20})-([0-9a-f]{16})\.json\Z")
+_KEPT = "_entries"  # copies of entries that added no staged file
 _ACTIONS = {"commitInfo", "protocol", "metaData", "add", "remove", "txn", "cdc", "domainMetadata"}
 _GRAIN_NS = 2_000_000_000
 # what an entry of this operation holds beside its commitInfo
@@ -58,11 +60,24 @@ class Commit:
 
 def damage(folder: Path, table: str, version: int | None = None, *, all_of_it: bool = False) -> list[Damage]:
     """Entries that a reader at `version` (None: the newest) would trip over; with `all_of_it`, of every version."""
+    while True:
+        try:
+            return _damage(folder, table, version, all_of_it)
+        except FileNotFoundError:  # maintenance deletes entries behind a checkpoint: look anew
+            if not (folder / "_delta_log").is_dir():
+                raise
+
+
+def _damage(folder: Path, table: str, version: int | None, all_of_it: bool) -> list[Damage]:
     log = folder / "_delta_log"
     entries, checkpoints = _listed(log)
     if not entries and not checkpoints:
         return [Damage(table, 0, log, "the log has no entry")]
     newest = max([*entries, *checkpoints])
+    if all_of_it:  # an entry that is gone altogether is known by its copy
+        copied = {int(m[1]) for place in (folder / _KEPT, *folder.glob("stage-*"))
+                  for p in place.glob("_entry-*.json") if (m := _COPY.match(p.name))}  # fmt: skip
+        newest = max([newest, *copied])
     last = newest if version is None else min(version, newest)
     base = -1 if all_of_it else max((c for c in checkpoints if c <= last), default=-1)
     first = min(entries, default=0) if all_of_it and checkpoints else base + 1
@@ -93,12 +108,15 @@ def check(folder: Path, table: str, version: int | None = None) -> None:
         )
 
 
-def since(folder: Path, app: str, pinned: int) -> list[Commit]:
-    """Commits of the writers that share fence `app`, newer than `pinned`, the newest first."""
+def since(folder: Path, app: str, pinned: int, after: int = -1) -> list[Commit]:
+    """Commits of the writers that share fence `app`, newer than `pinned`, the newest first; of versions > `after`."""
     found = []
     log = folder / "_delta_log"
-    for n in sorted(_listed(log)[0], reverse=True):
-        actions = _actions((log / f"{n:020}.json").read_bytes())
+    for n in sorted((n for n in _listed(log)[0] if n > after), reverse=True):
+        try:
+            actions = _actions((log / f"{n:020}.json").read_bytes())
+        except FileNotFoundError:  # behind a checkpoint, deleted meanwhile: what is older is as well
+            break
         fences = [a["txn"]["version"] for a in actions if "txn" in a and a["txn"]["appId"] == app]
         if not fences:
             continue
@@ -115,31 +133,35 @@ def app_id(table: str, partition: date | str | None) -> str:
     return f"{table}/{partition or '*'}"
 
 
-def settle(folder: Path, stage: Path, version: int) -> None:
-    """Make the entry of `version` durable, and leave a copy of it in `stage`, whose files it added."""
+def settle(folder: Path, version: int) -> None:
+    """Make the entry of `version`, and every entry below it that its writer did not live to settle, last: on the disk,
+    and with a copy, in the stage whose files it added or in `<table>/_entries`."""
     log = folder / "_delta_log"
-    entry = log / f"{version:020}.json"
-    with entry.open("rb") as handle:
-        data = handle.read()
-        os.fsync(handle.fileno())
+    entries = _listed(log)[0]
+    todo = []
+    while version in entries:
+        data = (log / f"{version:020}.json").read_bytes()
+        target = _place(folder, data) / f"_entry-{version:020}-{_digest(data)}.json"
+        if target.is_file():
+            break
+        todo.append((version, data, target))
+        version -= 1
+    for n, _, _ in reversed(todo):
+        with (log / f"{n:020}.json").open("rb") as entry:
+            os.fsync(entry.fileno())
     sync_folder(log)
-    target = stage / f"_entry-{version:020}-{_digest(data)}.json"
-    part = stage / f"_entry-{version:020}.part"
-    with part.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(target)
-    sync_folder(stage)
+    for _, data, target in reversed(todo):
+        put(target, data)
 
 
-def sync_folder(folder: Path) -> None:
-    """fsync a folder: the names in it outlast a loss of power."""
-    fd = os.open(folder, os.O_RDONLY)
+def _place(folder: Path, data: bytes) -> Path:
+    """Where the copy of an entry goes."""
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        named = sorted({unquote(a["add"]["path"]).split("/")[0] for a in _actions(data) if "add" in a})
+    except ValueError:
+        named = []
+    stages = [folder / n for n in named if n.startswith("stage-") and (folder / n).is_dir()]
+    return stages[0] if stages else folder / _KEPT
 
 
 def _listed(log: Path) -> tuple[set[int], set[int]]:
@@ -174,11 +196,13 @@ def _judged(path: str, size: int, _mtime: int, _inode: int) -> str | None:
     lacks = [k for k in _NEEDS.get(str(info.get("operation")), ()) if k not in kinds]
     if lacks:
         return f"the entry lacks {', '.join(lacks)}: a part of it is lost"
-    table = Path(path).parents[1]
-    for stage in {unquote(a["add"]["path"]).split("/")[0] for a in actions if "add" in a}:
-        for copy, digest in _copies(table / stage, int(Path(path).name[:20])):
-            if _digest(data) != digest and _digest(copy.read_bytes()) == digest:
-                return "the entry is not what was written: it differs from its copy"
+    table, version = Path(path).parents[1], int(Path(path).name[:20])
+    copies = list(_copies(_place(table, data), version)) or [*_copies(table / _KEPT, version)]
+    if not copies and "run_id" in info:  # the name of its stage may be what was altered
+        copies = [c for stage in table.glob("stage-*") for c in _copies(stage, version)]
+    for copy, digest in copies:
+        if _digest(data) != digest and _digest(copy.read_bytes()) == digest:
+            return "the entry is not what was written: it differs from its copy"
     return None
 
 
@@ -202,8 +226,8 @@ def _copies(stage: Path, version: int) -> Iterator[tuple[Path, str]]:
 
 def _copy_of(folder: Path, version: int) -> bytes | None:
     """The bytes an entry had; None: no copy, or the copy itself is damaged."""
-    for stage in folder.glob("stage-*"):
-        for path, digest in _copies(stage, version):
+    for place in (folder / _KEPT, *folder.glob("stage-*")):
+        for path, digest in _copies(place, version):
             data = path.read_bytes()
             if _digest(data) == digest:
                 return data

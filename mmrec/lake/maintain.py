@@ -28,6 +28,7 @@ from deltalake.transaction import RemoveAction
 from mmrec import schema
 from mmrec.config import Config, MaintainConfig
 from mmrec.errors import InputError, QualityError
+from mmrec.files import sync_folder
 from mmrec.lake import log
 from mmrec.lake.compact import RUN_ID, bins, compact
 from mmrec.lake.store import Lake
@@ -139,7 +140,7 @@ def _declare(lake: Lake, name: str) -> None:
     if any(has.get(key) != value for key, value in wanted.items()):
         with suppress(CommitFailedError):  # another maintenance or a writer was faster: next time
             handle.alter.set_table_properties(wanted)
-            _settle(lake, name)
+            log.settle(lake.path(name), lake.version(name))
 
 
 def _drop(lake: Lake, name: str, days: int | None, now: datetime, dry_run: bool) -> list[str]:
@@ -172,7 +173,7 @@ def _dropped(lake: Lake, t: schema.Table, day: date, now: datetime) -> bool:
         handle.create_write_transaction(out, "append", handle.schema(), [t.partition], commit_properties=about)
     except CommitFailedError:  # somebody is at work on that day: next time
         return False
-    _settle(lake, t.name)
+    log.settle(lake.path(t.name), lake.version(t.name))
     return True
 
 
@@ -205,15 +206,8 @@ def _checkpoint(lake: Lake, name: str, every: int, dry_run: bool) -> int | None:
         for path in folder.glob(f"{handle.version():020}.checkpoint*.parquet"):
             _sync(path)
         (folder / "_last_checkpoint").unlink(missing_ok=True)
-        log.sync_folder(folder)
+        sync_folder(folder)
     return handle.version()
-
-
-def _settle(lake: Lake, name: str) -> None:
-    """Make the newest log entry durable."""
-    folder = lake.path(name) / "_delta_log"
-    _sync(max(folder.glob("*[0-9].json")))
-    log.sync_folder(folder)
 
 
 def _sync(path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrec.errors import InputError
+from mmrec.files import put
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,5 @@ class Manifest:
     def save(self, folder: Path) -> Path:
         """Write `<folder>/<run_id>/manifest.json` whole or not at all."""
         target = folder / self.run_id / "manifest.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(".part")
-        part.write_text(self.to_json())
-        part.replace(target)
+        put(target, self.to_json())
         return target

@@ -184,9 +184,8 @@ def _rewrite(lake: Lake, name: str) -> None:
         if not isinstance(error, DeltaError | OSError):
             raise
         version = lake.version(name)  # the answer was lost, not the commit
-    evolve.durable(lake, name, version - 1)
+    log.settle(lake.path(name), version)
     for c in staged:
-        log.settle(lake.path(name), c.stage.folder, version)
         shutil.rmtree(c.stage.folder / "_delta_log", ignore_errors=True)
 
 

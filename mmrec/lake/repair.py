@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrec import schema
+from mmrec.files import put, sync_folder
 from mmrec.lake import log
 from mmrec.lake.store import Lake
 
@@ -54,7 +55,7 @@ def repair(lake: Lake, *, dry_run: bool = False) -> list[Repair]:
                 done, mended = "put back from its copy", True
                 if not dry_run:
                     _aside(folder, d.file)
-                    _put(d.file, d.copy)
+                    put(d.file, d.copy)
             elif d.file.exists() and d.version == newest:
                 done, mended = "moved aside: it was never acknowledged; run that night again", True
                 newest -= 1
@@ -75,14 +76,4 @@ def _aside(folder: Path, file: Path) -> None:
     os.link(file, kept / f"{n:04}-{file.name}")
     file.unlink()
     for changed in (kept, file.parent):
-        log.sync_folder(changed)
-
-
-def _put(file: Path, data: bytes) -> None:
-    part = file.with_suffix(".part")
-    with part.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)
-    log.sync_folder(file.parent)
+        sync_folder(changed)

@@ -27,7 +27,7 @@ from deltalake.exceptions import DeltaError
 
 from mmrec import schema
 from mmrec.errors import InputError, QualityError, lost_store
-from mmrec.lake.log import sync_folder
+from mmrec.files import put, sync_folder
 from mmrec.lake.store import Lake
 
 if TYPE_CHECKING:
@@ -64,12 +64,7 @@ class Stage:
         about = {"table": self.table, "run_id": run_id, **stamp, "sealed": datetime.now(UTC).isoformat(),
                  "files": {f.path: {"bytes": f.size, "sha256": d, "rows": json.loads(f.stats or "{}").get("numRecords")}
                            for f, d in zip(self.files, digests, strict=True)}}  # fmt: skip
-        part = self.folder / f"_stage.{uuid4().hex[:8]}.part"  # two attempts may seal one stage
-        with part.open("w") as out:
-            json.dump(about, out)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(self.folder / "_stage.json")
+        put(self.folder / "_stage.json", json.dumps(about))  # two attempts may seal one stage
         for folder in {p.parent for p in paths} | {self.folder, self.folder.parent}:
             sync_folder(folder)
 
@@ -180,7 +175,7 @@ def _watched(data: Iterator[pa.RecordBatch], raised: list[BaseException]) -> Ite
 
 def read_stage(name: str, folder: Path) -> Stage:
     """The stage in `folder`, from the log its writer left."""
-    if not (folder / "_delta_log").is_dir():
+    if not any((folder / "_delta_log").glob("*.json")):
         raise QualityError("the stage has no log: it is not known what was written", where=str(folder))
     files = []
     for log in sorted((folder / "_delta_log").glob("*.json")):

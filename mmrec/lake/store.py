@@ -23,6 +23,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from mmrec import schema
 from mmrec.errors import InputError
+from mmrec.files import sync_folder
 from mmrec.lake import log, past
 
 if TYPE_CHECKING:
@@ -121,6 +122,9 @@ class Lake:
         )
         for check, condition in t.checks.items():
             handle.alter.add_constraint({check: condition})
+        log.settle(self.path(name), handle.version())
+        for folder in (self.path(name), self.path(name).parent, self.root, self.root.parent):
+            sync_folder(folder)
 
     def create_all(self) -> None:
         for name in schema.TABLES:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from mmrec.errors import InputError
+from mmrec.errors import InputError, QualityError
 from mmrec.worlds.drift import Layout
 
 SPECS = ("builtin", "files", "movielens-small", "movielens-25m", "movielens-32m", "movielens-latest", "amazon")
@@ -129,7 +129,16 @@ def csv_rows(
     head = next(source, None)
     if head is None:
         return
-    header = next(csv.reader([head[1]], delimiter=delimiter), [])
+    try:
+        header = next(csv.reader([head[1]], delimiter=delimiter), [])
+    except csv.Error as error:
+        raise QualityError(
+            f"the header can't be read: {error}",
+            where=path.name,
+            value=head[1][:80],
+            valid="names of columns in one line",
+            next="deliver it again, then mmrec ingest",
+        ) from None
     if heard:
         heard(header)
     csv.field_size_limit(2**31 - 1)

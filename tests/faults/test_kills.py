@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import mmrec, share_encoders
 from tests.soak.kills import life
 
@@ -20,7 +18,6 @@ def test_kill_9_at_any_moment_of_a_night_leaves_the_same_rows_as_an_undisturbed_
     assert told["kills"] == KILLS
 
 
-@pytest.mark.xfail(strict=True, reason="a run of a published date returns at once and leaves monitor undone")
 def test_a_run_of_a_date_whose_night_ended_right_after_its_lists_were_published_completes_the_night(tmp_path: Path, encoders_cache: Path) -> None:
     home = tmp_path / "home"
     mmrec("init", "--home", str(home), "--size", "tiny")

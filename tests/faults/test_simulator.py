@@ -55,7 +55,7 @@ def test_ten_thousand_steps_of_everybody_at_once_show_nothing_that_no_order_allo
     tried("simulator", ", ".join(f"{k} {v}" for k, v in told.items()))
     assert told["steps"] >= STEPS
     # a world in which nothing happened shows nothing
-    assert all(told.get(k, 0) >= n for k, n in {"commits": 100, "reads": 200, "fenced": 10, "kills": 10, "pauses": 5, "faults": 10, "compactions": 1, "files_deleted": 1}.items()), told
+    assert all(told.get(k, 0) >= n for k, n in {"commits": 100, "reads": 200, "fenced": 5, "kills": 10, "pauses": 5, "faults": 10, "compactions": 1, "files_deleted": 1}.items()), told
 
 
 def test_a_seed_gives_the_same_events_in_any_process(folder: Path) -> None:
@@ -194,7 +194,6 @@ def test_a_store_that_stays_down_is_given_up_on_and_said_so(folder: Path, monkey
     assert 2 <= len(asked) <= 10
 
 
-@pytest.mark.xfail(strict=True, raises=Violation, reason="log.since lists every entry and reads them one by one, down to those behind the checkpoint")
 def test_who_looks_for_the_commits_since_a_fence_does_not_trip_over_maintenance_that_shortens_the_log(folder: Path) -> None:
     with shop(folder, 0, CALM) as made:
         for _ in range(3):
@@ -209,7 +208,6 @@ def test_who_looks_for_the_commits_since_a_fence_does_not_trip_over_maintenance_
         made.world.drain()
 
 
-@pytest.mark.xfail(strict=True, reason="a night whose list is refused has replaced the features that the published list was made of")
 def test_of_two_nights_at_once_features_and_list_are_of_the_same_one(folder: Path) -> None:
     with shop(folder, 0, CALM) as made:
         world, features = made.world, made.oracle.models[VECTORS].runs
@@ -230,7 +228,6 @@ def test_of_two_nights_at_once_features_and_list_are_of_the_same_one(folder: Pat
         assert of[0] == of[1]
 
 
-@pytest.mark.xfail(strict=True, reason="two nights with one plan write one manifest.part: the second finds it gone, or saves what the first half wrote")
 def test_two_nights_with_one_plan_can_save_it_at_once(folder: Path) -> None:
     plan = Manifest(str(FIRST), f"{FIRST}T00:00:00+00:00", {}, "0", "d", {}, {}, {}, "1")
     for n in range(1, 5):
@@ -246,7 +243,6 @@ def test_two_nights_with_one_plan_can_save_it_at_once(folder: Path) -> None:
             assert Manifest.from_json((made.lake.root.parent / "runs" / plan.run_id / "manifest.json").read_text()) == plan
 
 
-@pytest.mark.xfail(strict=True, raises=Violation, reason="adopt removes a stage that another attempt, between its fence and its transaction, is about to commit: the table then names files that are gone")
 def test_an_attempt_that_meets_a_failing_disk_leaves_the_stage_to_the_attempt_that_is_about_to_commit_it(folder: Path) -> None:
     with shop(folder, 0, CALM) as made:
         world, made.oracle.landed, staged = made.world, None, list[Path]()
@@ -272,7 +268,6 @@ def test_an_attempt_that_meets_a_failing_disk_leaves_the_stage_to_the_attempt_th
         assert held(made) == {"r": 2}
 
 
-@pytest.mark.xfail(strict=True, reason="adopt removes a stage it did not make when the disk fails it; publish's retry then finds no stage: exit 3, not 75")
 def test_a_stage_whose_publishing_met_a_failing_disk_is_there_for_the_next_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = Lake(template(tmp_path / "lake"))
     folder = stage.stage_arrow(lake, LIST, slates("r"), "r").folder
@@ -327,13 +322,10 @@ def test_a_zombie_attempt_wakes_after_its_successor_fenced_refused(folder: Path,
     assert min(told["had committed"], told["refused"]) >= 3
 
 
-LOST = {
-    "its retry": "a retry that finds its run committed says so without making that commit last",
-    "a writer of another day": "a commit makes its own entry last, not the ones it stands on: torn, they take it with them",
-}
+LOST = ("its retry", "a writer of another day")
 
 
-@pytest.mark.parametrize("after", [pytest.param(who, marks=pytest.mark.xfail(strict=True, reason=LOST[who], raises=Violation)) for who in LOST])
+@pytest.mark.parametrize("after", LOST)
 def test_a_write_that_was_told_yes_outlasts_the_power_whoever_was_killed_before_it(folder: Path, after: str) -> None:
     for n in range(1, steps_of_a_write(folder)):
         for made, actor, _ in stepped(folder, n):
@@ -551,7 +543,7 @@ def test_the_worlds_in_which_bugs_are_planted_are_well_without_them(folder: Path
 
 
 PLANTED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, Callable[[Shop], None]]] = {
-    "an app id per run instead of one per partition": (_app_per_run, "committed on fence|stands twice|was published again", crowd),
+    "an app id per run instead of one per partition": (_app_per_run, "committed on fence|stands twice|was published again|existing_key", crowd),
     "a commit through another handle than the one the fence was read from": (_second_handle, "committed on fence", crowd),
     "a stage that is cleaned up after an unknown outcome": (_cleans_up, "files that readers need were removed", crowd),
     "a reader without a pin": (_unpinned, "a read at version", crowd),

@@ -98,7 +98,6 @@ def test_a_handful_of_calls_of_a_commit_on_java_spark_do_the_same_and_the_last_k
     assert sum("/stage-night" in line["what"] for line in on_spark) >= 6, "no call of the JVM was met"
 
 
-@pytest.mark.xfail(strict=True, reason="DELTA_CANNOT_CREATE_LOG_PATH and ConnectionRefusedError are not known to lost_store")
 @pytest.mark.engines
 def test_a_full_disk_or_a_dead_jvm_on_java_spark_is_an_error_worth_a_retry(on_spark: list[dict[str, Any]]) -> None:
     assert not untyped(on_spark), "\n".join(untyped(on_spark))

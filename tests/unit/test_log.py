@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ def test_entries_that_a_checkpoint_stands_for_may_be_cleaned_up(lake: Lake) -> N
 
 
 def test_a_table_whose_only_entry_is_lost_is_made_again(lake: Lake) -> None:
+    shutil.rmtree(lake.path(USERS) / "_entries")
     entry = newest(lake, USERS)
     while entry.stem != "0" * 20:
         entry.unlink()

@@ -16,7 +16,6 @@ from random import Random
 import pyarrow as pa
 
 from mmrec import schema
-from mmrec.errors import QualityError
 from mmrec.lake import commit, stage
 from mmrec.lake.audit import audit
 from mmrec.lake.content import content_hash
@@ -30,10 +29,10 @@ from tests.faults.sim.tables import EMBEDDINGS, LIST, RUNS, SILVER, VECTORS, tab
 class Stations:
     """What a night does, station by station.
 
-    Attributes: completes, restages: see `_settled`, `_publish`; a test leaves them out to see it found.
+    Attributes: completes: see `_settled`; a test leaves it out to see it found.
     """
 
-    completes = restages = True
+    completes = True
 
     def __init__(self, world: World, oracle: Oracle, lake: Lake) -> None:
         self.world, self.oracle, self.lake = world, oracle, lake
@@ -65,17 +64,9 @@ class Stations:
         )  # fmt: skip
         forced = force or self.runs.get(m.run_id, (m, False))[1]
         self.runs[m.run_id] = (m, forced)
-        self._save(m)
+        m.save(self.lake.root.parent / "runs")
         self.world.note(f"plans run {m.run_id}")
         return m
-
-    def _save(self, m: Manifest) -> None:
-        # not Manifest.save: two nights with one plan would take each other's half-written file away
-        target = self.lake.root.parent / "runs" / m.run_id / "manifest.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"part-{self.rng.getrandbits(64):016x}")
-        part.write_text(m.to_json())
-        part.replace(target)
 
     def _features(self, lake: Lake, m: Manifest) -> None:
         about = self._about(*(self.see(lake, n, v) for n, v in m.tables.items()))
@@ -94,17 +85,17 @@ class Stations:
     def _publish(self, lake: Lake, m: Manifest, pointer: Path) -> str:
         told = "published already"
         if commit.published_run_id(lake, LIST, m.day) != m.run_id:
-            try:
-                staged = stage.read_stage(LIST, pointer)
-            except QualityError:  # an attempt before this one met a fault of the disk, and took its stage away
-                if not self.restages:
-                    raise
-                staged = stage.read_stage(LIST, self._recommend(lake, m))
+            self._own_features(lake, m)
+            staged = stage.read_stage(LIST, pointer)
             audited = audit(lake, staged, partition=str(m.day), previous_rows=4, min_share=0.5)
             done = commit.adopt(lake, audited, run_id=m.run_id, pinned=m.fences[LIST], partition=m.day, metadata={})
             told = "published" if done.changed else "published already"
         self._record(lake, m)
         return told
+
+    def _own_features(self, lake: Lake, m: Manifest) -> None:
+        if commit.published_run_id(lake, VECTORS, m.day) != m.run_id:
+            raise commit.Fenced("another run of this date has replaced the features of this one")
 
     def _record(self, lake: Lake, m: Manifest) -> None:
         rows = lake.day(LIST, m.day)

@@ -30,6 +30,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.table import TableAlterer, TableOptimizer
 from greenlet import GreenletExit
 
+from mmrec import files
 from mmrec.lake import commit, compact, maintain, stage, vacuum
 from tests.faults.sim.oracle import Oracle
 from tests.faults.sim.schedule import Actor, World
@@ -369,6 +370,7 @@ _PATCHES: tuple[tuple[Any, str, Callable[[Faulty, Call], Call]], ...] = (
     (vacuum, "_alive", lambda store, real: lambda folder: store.oracle.alive(folder.name)),
     (stage, "uuid4", _uuid),
     (compact, "uuid4", _uuid),
+    (files, "uuid4", _uuid),
     (stage, "ThreadPoolExecutor", lambda store, real: Serial),
     (commit, "write", _watched),
     (commit, "adopt", _watched),

@@ -76,5 +76,5 @@ def _one_entry(log: Path) -> None:
     order = ("protocol", "metaData", "add", "commitInfo", "txn")
     lines = sorted(last.values(), key=lambda a: order.index(next(iter(a))))
     (log / f"{0:020}.json").write_text("".join(json.dumps(a, separators=(",", ":")) + "\n" for a in lines))
-    for copy in log.parent.glob("stage-*/_entry-*"):
+    for copy in (*log.parent.glob("stage-*/_entry-*"), *log.parent.glob("_entries/_entry-*")):
         copy.unlink()
