@@ -80,13 +80,13 @@ OPS = (
     ),
     Table(
         "ops.alerts", "one thing to know of one night", "What a person should look at: late sources, stale inputs.",
-        "monitor", "append_new", ("run_date", "kind", "subject", "run_id"),
+        "monitor", "append_new", ("run_date", "kind", "subject"),
         (
             _c("run_date", "DATE", "the night"),
             _c("kind", _STR, "late_source, stale_input, stale_list"),
             _c("subject", _STR, "the pattern or table it is about"),
             _c("message", _STR, "what was found, in words"),
-            _c("run_id", _STR, "the run that found it"),
+            _c("run_id", _STR, "the run that found it first", meta=True),
             _c("raised_at", _TS, "wall clock", meta=True),
         ),
         {"kind_named": "kind <> ''"},

@@ -213,7 +213,8 @@ def next_morning(case: Case, root: Path, pinned: int) -> dict[str, Any]:
     if seen not in ("old", "new"):
         broken.append(f"a fresh reader sees {seen}")
     entries = lake.path(case.name) / "_delta_log"
-    odd = [str(p.relative_to(root)) for p in lake.path(case.name).iterdir() if p != entries and not p.name.startswith("stage-")]
+    copies = lake.path(case.name) / "_entries"  # of the entries that made the table
+    odd = [str(p.relative_to(root)) for p in lake.path(case.name).iterdir() if p not in (entries, copies) and not p.name.startswith("stage-")]
     if odd:
         broken.append(f"left over outside of stages: {odd}")
     parts = [p.name for p in entries.iterdir() if not p.name.removesuffix(".json").isdigit()]
