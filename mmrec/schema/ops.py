@@ -100,7 +100,7 @@ OPS = (
             _c("step", _STR, "name of the station"),
             _c("run_id", _STR, "the planned run; null before the first plan", nullable=True),
             _c("read", _STR, "table -> version it read, JSON"),
-            _c("seconds", "DOUBLE", "how long it took"),
+            _c("seconds", "DOUBLE", "how long it took", meta=True),
             _c("finished_at", _TS, "wall clock", meta=True),
         ),
         {"attempt_from_1": "attempt >= 1"},
