@@ -72,7 +72,8 @@ class TransientError(MmrecError):
 _LOST = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV}
 _SAID = re.compile(r"No space left on device|Disk quota exceeded|Input/output error|Read-only file system|Stale file "
                    r"handle|Connection timed out|Connection refused|Service Unavailable|SlowDown|"
-                   r"CANNOT_CREATE_LOG_PATH|Error while sending or receiving|Answer from Java side is empty")  # fmt: skip
+                   r"CANNOT_CREATE_LOG_PATH|Error while sending or receiving|"
+                   r"Answer from Java side is empty")  # fmt: skip
 
 
 def lost_store(error: BaseException, where: str | None = None) -> TransientError | None:
