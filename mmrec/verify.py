@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -199,15 +199,20 @@ def _lists(con: duckdb.DuckDBPyConnection, lake: Lake, note: Note) -> None:
             if ok
             else f"runs {runs}, sha256 {digest[:16]}, recorded {run['content_hash'][:16] if run else 'nothing'}",
         )
-    # a date between the first and the last has lists, or a night that says why not
-    told = "SELECT DISTINCT run_date FROM ops_alerts WHERE kind = 'late_source'"
-    said = {r[0] for r in con.execute(told).fetchall()} if lake.exists("ops.alerts") else set()
-    between = [days[0] + timedelta(n) for n in range((days[-1] - days[0]).days)] if days else []
-    gaps = [str(d) for d in between if d not in days and d not in said]
-    note("dates are complete", not gaps, f"{len(days)} dates" if not gaps else f"no lists and no reason: {_some(gaps)}")
+    # a date that a night was planned for, before the last one that is published, has lists or says why
+    begun = _days(con, "ops_steps", "step = 'plan'") if lake.exists("ops.steps") else set()
+    said = _days(con, "ops_alerts", "kind = 'late_source'") if lake.exists("ops.alerts") else set()
+    open_ = sorted(str(d) for d in begun - said - set(days) if days and d < days[-1])
+    unasked = (days[-1] - days[0]).days + 1 - len(days) if days else 0
+    told = f"{len(days)} dates" + (f"; {unasked} between them were not asked for" if unasked else "")
+    note("dates are complete", not open_, f"planned, and neither lists nor a reason: {_some(open_)}" if open_ else told)
     for name, query in _PROMISES.items():
         (n,) = con.execute(query).fetchall()[0]
         note(name, n == 0, f"{n} exceptions")
+
+
+def _days(con: duckdb.DuckDBPyConnection, view: str, condition: str) -> set[date]:
+    return {r[0] for r in con.execute(f"SELECT DISTINCT run_date FROM {view} WHERE {condition}").fetchall()}
 
 
 _PROMISES = {

@@ -101,12 +101,14 @@ def test_a_source_that_comes_empty_or_at_a_tenth_publishes_nothing(home: Path, e
     assert json.loads(run(home, NEXT).stdout)["published"]
 
 
-def test_a_gap_between_published_dates_needs_a_reason(home: Path) -> None:
+def test_a_date_that_was_planned_and_has_no_lists_needs_a_reason(home: Path) -> None:
     deliver(home, "2026-03-03", 200)
     run(home, NEXT, ok=(3,))  # 2026-03-02 is missing: late
     assert json.loads(run(home, "2026-03-04").stdout)["published"]
     assert json.loads(mmrec("verify", "--home", str(home), "--json").stdout)["ok"]
+    deliver(home, "2026-03-04", 200)
+    mmrec("steps", "ingest", "validate", "plan", "--home", str(home), "--date", "2026-03-05")
     deliver(home, "2026-03-06", 200)
     assert json.loads(run(home, "2026-03-07").stdout)["published"]
     broken = json.loads(mmrec("verify", "--home", str(home), "--json", ok=(3,)).stdout)["checks"]
-    assert [c["detail"] for c in broken if not c["ok"]] == ["no lists and no reason: 2026-03-05; 2026-03-06"]
+    assert [c["detail"] for c in broken if not c["ok"]] == ["planned, and neither lists nor a reason: 2026-03-05"]
