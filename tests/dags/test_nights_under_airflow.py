@@ -45,7 +45,7 @@ def test_night_training_and_maintenance_succeed_at_the_first_try_of_every_task(
     assert {r["dag"]: r["state"] for r in told.runs} == {"nightly": "success", "training": "success", "maintenance": "success"}, told.log[-3000:]
     tasks = [t for r in told.runs for t in r["tasks"].values()]
     assert {(t["state"], t["tries"]) for t in tasks} == {("success", 1)}
-    assert len(tasks) == 7 + 2 + 2
+    assert len(tasks) == 7 + 2 + 3
 
 
 @pytest.mark.parametrize("engine", DAYS)
