@@ -226,7 +226,7 @@ def test_nothing_that_is_young_or_not_ours_is_ever_deleted(home: Config, lake: L
             path.write_text(f"{n}")
             age(path, days)
     tidy(home, min_files=NEVER)
-    left = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and "stage-" not in p.as_posix() and not re.search(r"\d{20}[.](json|checkpoint.parquet)\Z|_last_", p.name)}
+    left = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and "stage-" not in p.as_posix() and "_entries" not in p.parts and not re.search(r"\d{20}[.](json|checkpoint.parquet)\Z|_last_", p.name)}
     assert left == {"run_date=2026-03-01/young-orphan.parquet", "young-orphan.parquet", "young-notes.txt", "notes.txt",
                     "_damaged/young-0000-x.json", "_damaged/0000-x.json", "_delta_log/young-00000000000000000099.json#1"}  # fmt: skip
 

@@ -131,7 +131,7 @@ def versions_of(lake: Lake) -> dict[str, int]:
 
 
 def listing(lake: Lake, name: str) -> set[str]:
-    return {str(p.relative_to(lake.root)) for p in lake.path(name).rglob("*") if "_delta_log" not in p.parts}
+    return {str(p.relative_to(lake.root)) for p in lake.path(name).rglob("*") if not {"_delta_log", "_entries"} & set(p.parts)}
 
 
 WIDER = altered(LIST, Column("reason", "STRING", "why", nullable=True), Column("tags", "ARRAY<STRING>", "tags", nullable=True),
