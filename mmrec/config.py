@@ -146,6 +146,11 @@ class Config(BaseSettings):
         return self.home / "lake"
 
     @property
+    def source_root(self) -> Path | None:
+        """The folder that the source delivers into; None: it has none of its own."""
+        return self.source.root or (self.home / "source" if self.source.spec == "builtin" else None)
+
+    @property
     def runs(self) -> Path:
         return self.home / "runs"
 

@@ -1,6 +1,6 @@
 """What the stations of one run_date hold in common: settings, lakes, the manifest, and which attempt this is.
 
-In: a home's settings and a run_date. Out: a `Night`.
+In: a home's settings and a run_date. Out: a `Night`; stations called by name, and on record in ops.steps.
 Attempts are numbered by files of a run_date's folder, so that two processes never share a number, wherever they run:
 a process that woke up late is told from the one that took its place.
 Trade-off: one file a process that worked on the date, a few bytes each; `mmrec maintain` does not need to know them.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +20,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmrec import dates
+import pyarrow as pa
+
+from mmrec import dates, schema
 from mmrec.config import Config
 from mmrec.errors import InputError
 from mmrec.files import put
-from mmrec.lake import evolve
+from mmrec.lake import commit, evolve
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
+from mmrec.steps import step
 
 
 def _quiet(_what: str, _done: int, _of: int) -> None:
@@ -132,6 +136,26 @@ class Night:
             "read": json.dumps(read, sort_keys=True), "seconds": round(time.monotonic() - begun, 3),
             "finished_at": datetime.now(UTC),
         })  # fmt: skip
+
+
+def call(name: str, night: Night) -> dict[str, Any]:
+    """Run one station by name; what it read is noted."""
+    with night.station(name):
+        return step(name).load()(night)
+
+
+def note(night: Night) -> None:
+    """Record the stations that ended, in one commit; where even that fails, the failure that is told is the first."""
+    if not night.done:
+        return
+    rows = pa.Table.from_pylist(night.done, schema.table("ops.steps").arrow)
+    first = sys.exc_info()[1]
+    try:
+        commit.append(night.lake, "ops.steps", rows, f"steps-{night.run_date}-{night.attempt}")
+    except Exception as error:
+        if first is None:
+            raise
+        first.add_note(f"nor could ops.steps be written: {error}")
 
 
 def _digest(config: Config) -> str:

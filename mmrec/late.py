@@ -26,7 +26,7 @@ def expected(config: Config, run_date: date) -> tuple[Path, list[str]]:
         for name, value in names.items():
             pattern = pattern.replace(name, value)
         patterns.append(pattern)
-    root = config.source.root or (config.home / "source" if config.source.spec == "builtin" else None)
+    root = config.source_root
     if root is None and patterns:
         raise InputError("files are expected, but there is no folder to look in", where="mmrec.toml: source.root",
                          value=None, valid="a folder", next="edit mmrec.toml")  # fmt: skip

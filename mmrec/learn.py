@@ -26,14 +26,14 @@ import pyarrow.compute as pc
 import mmrec
 from mmrec import dates, schema
 from mmrec.config import Config
-from mmrec.context import Night
+from mmrec.context import Night, call, note
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit
 from mmrec.lake.session import session
 from mmrec.models import splits
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.tables import items_from, log_from
-from mmrec.night import append, call, encoders, note
+from mmrec.night import encoders
 
 CHAIN = ("train", "evaluate", "export", "register", "promote")
 
@@ -249,7 +249,7 @@ def register(night: Night) -> dict[str, Any]:
     version = registry.register(night.config, bundle.folder, run, bundle.about | {"summary": summary})
     client.set_terminated(run)
     rows = [r | {"model_version": version, "run_date": night.run_date} for r in _metrics(night)]
-    append(night.lake, "ops.metrics", pa.Table.from_pylist(rows, schema.table("ops.metrics").arrow), run)
+    commit.append(night.lake, "ops.metrics", pa.Table.from_pylist(rows, schema.table("ops.metrics").arrow), run)
     return {"model_version": version, "sha256": bundle.digest}
 
 

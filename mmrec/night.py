@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from functools import partial
@@ -31,7 +30,6 @@ from mmrec.lake.manifest import Manifest
 from mmrec.lake.session import session
 from mmrec.lake.spread import map_arrow
 from mmrec.lake.store import Lake
-from mmrec.steps import step
 
 SILVER = ("items", "users", "interactions", "relations", "impressions")
 TARGETS = ("gold.user_sequences", "gold.item_features", "gold.user_vectors", "gold.recommendations", "ops.freshness")
@@ -49,18 +47,19 @@ def world(night: Night) -> dict[str, Any]:
     def shown(day: date) -> pa.Table | None:
         return night.lake.day("gold.recommendations", day) if day in published else None
 
-    return {"days": World(source.seed, source.size).catch_up(_source_root(night.config), night.run_date, shown)}
+    return {"days": World(source.seed, source.size).catch_up(night.config.source_root, night.run_date, shown)}
 
 
 def ingest(night: Night) -> dict[str, Any]:
     """See worlds/ingest.py."""
     from mmrec.worlds import ingest as room
+    from mmrec.worlds.sources import open_configured
 
     source = night.config.source
     # before reading: what comes while we read is of the next night
     overdue = late.missing(*late.expected(night.config, night.run_date))
     put(_overdue(night), json.dumps(overdue))
-    opened = source_of(night.config)
+    opened = open_configured(night.config)
     counts = commit.again(
         lambda: room.ingest(
             night.lake,
@@ -185,7 +184,7 @@ def features(night: Night) -> dict[str, Any]:
     }
     if "suspects" in m.config:  # a manifest of an earlier release has no bounds
         found = suspects.suspects(interactions, m.config["suspects"], m.day, m.run_id).toArrow()
-        append(night.out, "ops.suspects", found, m.run_id)
+        commit.append(night.out, "ops.suspects", found, m.run_id)
         counts["ops.suspects"] = found.num_rows
     return counts
 
@@ -234,14 +233,6 @@ def recommend(night: Night) -> dict[str, Any]:
     return counts
 
 
-def waiting(pointer: Path) -> Path | None:
-    """The stage that a run's stage.json names; None: there is none, or its writer was cut off."""
-    try:
-        return Path(json.loads(pointer.read_text())["folder"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _own_features(night: Night) -> None:
     """A list is published beside the features it was made of, or not at all.
 
@@ -269,7 +260,7 @@ def publish(night: Night) -> dict[str, Any]:
     done = commit.published_run_id(night.out, name, m.day) == m.run_id
     if not done:
         pointer = night.folder / "stage.json"
-        folder = waiting(pointer)
+        folder = stage.waiting(pointer)
         if folder is None:
             raise InputError(
                 "there is nothing staged to publish",
@@ -316,7 +307,7 @@ def publish(night: Night) -> dict[str, Any]:
             "finished_at": datetime.now(UTC),
         }
         row = pa.Table.from_pylist([record], schema.table("ops.runs").arrow)
-        append(night.out, "ops.runs", row, m.run_id)
+        commit.append(night.out, "ops.runs", row, m.run_id)
     return counts
 
 
@@ -340,10 +331,11 @@ def monitor(night: Night) -> dict[str, Any]:
             partition=m.day,
         )
     )
-    append(lake, "ops.alerts", alerts.alerts(fresh, m), m.run_id)
+    commit.append(lake, "ops.alerts", alerts.alerts(fresh, m), m.run_id)
     if m.late:
         raise alerts.nothing_published(m, night.lake.run_dates())
-    append(lake, "ops.metrics", health.night_metrics(lake, m.day, m.run_id, m.model_version, m.config["k"]), m.run_id)
+    numbers = health.night_metrics(lake, m.day, m.run_id, m.model_version, m.config["k"])
+    commit.append(lake, "ops.metrics", numbers, m.run_id)
     path = report.write_report(
         lake,
         m.day,
@@ -368,37 +360,6 @@ def due(night: Night) -> str | None:
     return training_due(night.config, night.lake, night.run_date, served)
 
 
-def append(lake: Lake, name: str, rows: pa.Table, run_id: str) -> int:
-    """Append to an ops table what is not there yet, by key; a row once written is not replaced. Returns: rows added."""
-    keys = list(schema.table(name).key)
-
-    def once() -> int:
-        pinned = commit.fence(lake, name)
-        fresh = rows.join(lake.arrow(name, columns=keys), keys=keys, join_type="left anti")
-        return commit.write(lake, name, fresh.select(rows.column_names), run_id=run_id, pinned=pinned).rows
-
-    return commit.again(once)
-
-
-def call(name: str, night: Night) -> dict[str, Any]:
-    """Run one station by name; what it read is noted."""
-    with night.station(name):
-        return step(name).load()(night)
-
-
-def note(night: Night) -> None:
-    """Record the stations that ended, in one commit; where even that fails, the failure that is told is the first."""
-    if not night.done:
-        return
-    rows = pa.Table.from_pylist(night.done, schema.table("ops.steps").arrow)
-    failing = sys.exc_info()[1] is not None
-    try:
-        append(night.lake, "ops.steps", rows, f"steps-{night.run_date}-{night.attempt}")
-    except Exception:
-        if not failing:
-            raise
-
-
 def _curves(night: Night) -> list[dict[str, Any]] | None:
     path = night.config.bundles / night.manifest.model_version / "curves.json"
     return json.loads(path.read_text()) if path.is_file() else None
@@ -407,17 +368,3 @@ def _curves(night: Night) -> list[dict[str, Any]] | None:
 def _pin(night: Night, name: str) -> int:
     """The fence the manifest pinned; a replay's scratch lake starts at 0."""
     return night.manifest.fences[name] if night.out is night.lake else commit.fence(night.out, name, night.run_date)
-
-
-def source_of(config: Config) -> Any:
-    """The source that config names, open; see worlds/sources.py."""
-    from mmrec.worlds.sources import open_source
-
-    spec = "files" if config.source.spec == "builtin" else config.source.spec
-    return open_source(spec, _source_root(config), config.cache)
-
-
-def _source_root(config: Config) -> Path | None:
-    if config.source.spec == "builtin":
-        return config.source.root or config.home / "source"
-    return config.source.root

@@ -31,8 +31,8 @@ from mmrec.lake import commit, evolve
 from mmrec.lake.session import session
 from mmrec.lake.sql import connect
 from mmrec.lake.store import Lake
-from mmrec.night import SILVER, source_of
-from mmrec.worlds.sources import Delivery, jsonl_rows
+from mmrec.night import SILVER
+from mmrec.worlds.sources import Delivery, jsonl_rows, open_configured
 
 _REPAIR = "repair"
 _TABLES = (*(f"bronze.{kind}" for kind in SILVER), "bronze.media")
@@ -272,7 +272,7 @@ class _Mended:
         return self._deliveries
 
     def media(self, reference: str) -> bytes | None:
-        source = source_of(self._config)
+        source = open_configured(self._config)
         return source.media(reference) if source.name == self.name else None
 
 

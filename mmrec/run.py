@@ -24,13 +24,13 @@ import pyarrow.dataset as ds
 from mmrec import config as settings
 from mmrec import dates
 from mmrec.config import Config
-from mmrec.context import Night
+from mmrec.context import Night, call, note
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit, content
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.memory import Peak
-from mmrec.night import call, due, note
+from mmrec.night import due
 from mmrec.steps import step
 
 Tell = Callable[[str, int, int], None]

@@ -24,8 +24,8 @@ from mmrec.errors import MmrecError
 from mmrec.lake import evolve, log
 from mmrec.lake.content import content_hash
 from mmrec.lake.sql import connect
+from mmrec.lake.stage import waiting
 from mmrec.lake.store import Lake
-from mmrec.night import waiting
 from mmrec.schema import changes
 
 _KINDS = ("interactions", "items", "users", "relations", "impressions")

@@ -141,6 +141,18 @@ def write(
     return _commit(lake, checked, run_id, pinned, partition, metadata or {})
 
 
+def append(lake: Lake, name: str, rows: pa.Table, run_id: str) -> int:
+    """Append to an ops table what is not there yet, by key; a row once written is not replaced. Returns: rows added."""
+    keys = list(schema.table(name).key)
+
+    def once() -> int:
+        pinned = fence(lake, name)
+        fresh = rows.join(lake.arrow(name, columns=keys), keys=keys, join_type="left anti")
+        return write(lake, name, fresh.select(rows.column_names), run_id=run_id, pinned=pinned).rows
+
+    return again(once)
+
+
 def adopt(
     lake: Lake, checked: Audited, *, run_id: str, pinned: int, partition: date | None, metadata: dict[str, Any]
 ) -> Committed:

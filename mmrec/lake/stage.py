@@ -173,6 +173,14 @@ def _watched(data: Iterator[pa.RecordBatch], raised: list[BaseException]) -> Ite
         raise
 
 
+def waiting(pointer: Path) -> Path | None:
+    """The stage that a run's stage.json names; None: there is none, or its writer was cut off."""
+    try:
+        return Path(json.loads(pointer.read_text())["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_stage(name: str, folder: Path) -> Stage:
     """The stage in `folder`, from the log its writer left."""
     if not any((folder / "_delta_log").glob("*.json")):

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from mmrec.config import Config
 from mmrec.errors import InputError, QualityError
 from mmrec.worlds.drift import Layout
 
@@ -232,3 +233,9 @@ def _folder(root: Path | None, spec: str) -> Path:
             next=f"mmrec init --source {spec} --root FOLDER",
         )
     return root
+
+
+def open_configured(config: Config) -> Source:
+    """The source that a home's settings name; the built-in world delivers files like any shop."""
+    spec = "files" if config.source.spec == "builtin" else config.source.spec
+    return open_source(spec, config.source_root, config.cache)

@@ -28,6 +28,7 @@ from typing import Any
 from mmrec import schema
 from mmrec.lake.content import content_hash
 from mmrec.lake.store import Lake
+from tests.soak.evidence import keep
 
 FIRST = date(2026, 3, 2)
 LEAST, MOST = 3, 5  # kills of one night before it is let through
@@ -139,11 +140,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="mmrec-kills-"))
     begun = time.monotonic()
     told = life(folder, asked.kills, seed=asked.seed, engine=asked.engine, tell=lambda line: print(line, flush=True))
-    about = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    told |= {"seconds": round(time.monotonic() - begun), "commit": about, "command": "python -m tests.soak.kills " + " ".join(sys.argv[1:])}
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps(told, indent=1) + "\n")
+    told |= {"seconds": round(time.monotonic() - begun)}
+    keep(told, ["tests.soak.kills", *sys.argv[1:]], asked.out)
     shutil.rmtree(folder)
     print("all green")
 

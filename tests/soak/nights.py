@@ -24,6 +24,7 @@ from typing import Any
 from mmrec.dates import airflow_range
 from mmrec.lake.store import Lake
 from tests.soak.airflow import Airflow
+from tests.soak.evidence import keep
 from tests.waiting import until
 
 FIRST = date(2026, 3, 2)
@@ -212,11 +213,7 @@ def main() -> None:
         print(json.dumps(told["added_s"]))
     else:
         told = soak(asked.db, folder, engine=asked.engine, tell=lambda line: print(line, flush=True))
-    about = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    told |= {"commit": about, "command": "python -m tests.soak.nights " + " ".join(sys.argv[1:])}
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps(told, indent=1) + "\n")
+    keep(told, ["tests.soak.nights", *sys.argv[1:]], asked.out)
     shutil.rmtree(folder)
     print("all green")
 

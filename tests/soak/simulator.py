@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from tests.faults.sim.schedule import Violation
 from tests.faults.simulator import fast_folder, simulate
+from tests.soak.evidence import keep
 
 EVERY_S = 30.0  # between two lines of progress
 
@@ -46,12 +46,7 @@ def main(words: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 1
     print(json.dumps(told))
-    if asked.out:
-        about = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        words = sys.argv[1:] if words is None else words
-        told |= {"commit": about, "command": "python -m tests.soak.simulator " + " ".join(words)}
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps(told, indent=1) + "\n")
+    keep(told, ["tests.soak.simulator", *(sys.argv[1:] if words is None else words)], asked.out)
     return 0
 
 
