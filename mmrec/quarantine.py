@@ -27,6 +27,7 @@ import pyarrow.dataset as ds
 from mmrec import schema
 from mmrec.config import Config
 from mmrec.errors import InputError
+from mmrec.files import put
 from mmrec.lake import commit, evolve
 from mmrec.lake.session import session
 from mmrec.lake.sql import connect
@@ -247,10 +248,7 @@ class _Repair:
             kinds = sorted({x.kind for x in self.lines if x.source == source})
             deliveries = [self.delivery(source, kind) for kind in kinds]
             for d in deliveries:
-                d.path.parent.mkdir(parents=True, exist_ok=True)
-                part = d.path.with_suffix(".part")
-                part.write_text("".join(f"{x.text}\n" for x in self.lines if (x.source, x.kind) == (source, d.kind)))
-                part.replace(d.path)
+                put(d.path, "".join(f"{x.text}\n" for x in self.lines if (x.source, x.kind) == (source, d.kind)))
             commit.again(partial(ingest, self.lake, _Mended(source, deliveries, self.config)))
 
     def rows(self, kind: str) -> pa.Table:

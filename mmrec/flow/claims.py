@@ -12,14 +12,14 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from mmrec.errors import TransientError
+from mmrec.files import put
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def claim(home: Path, run_date: date, owner: str, *, max_age: timedelta, now: da
         if holder not in (None, owner):
             log.warning("run_date %s: the claim of %s is older than %s and is taken over", run_date, holder, max_age)
             shutil.rmtree(scratch(home, run_date, str(holder)), ignore_errors=True)
-        _write(path, {"owner": owner, "since": now.isoformat()})
+        put(path, json.dumps({"owner": owner, "since": now.isoformat()}))
     made = scratch(home, run_date, owner)
     made.mkdir(parents=True, exist_ok=True)
     return made
@@ -109,16 +109,3 @@ def _read(path: Path) -> tuple[str | None, datetime]:
         return None, datetime.max.replace(tzinfo=UTC)
     except (ValueError, KeyError, TypeError):
         return "(unreadable)", datetime.fromtimestamp(path.stat().st_mtime, UTC)
-
-
-def _write(path: Path, content: dict[str, str]) -> None:
-    part = path.with_suffix(".part")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            part.unlink()

@@ -62,7 +62,7 @@ def test_parsing_imports_nothing_heavy_and_of_mmrec_only_names_settings_dates_an
     new = parse(name, str(bare_home))["new"]
     assert not [m for m in new if m.split(".")[0] in HEAVY]
     own = {m for m in new if m.split(".")[0] == "mmrec"}
-    assert {m for m in own if not m.startswith("mmrec.flow")} <= {"mmrec", "mmrec.config", "mmrec.dates", "mmrec.errors", "mmrec.late", "mmrec.steps"}
+    assert {m for m in own if not m.startswith("mmrec.flow")} <= {"mmrec", "mmrec.config", "mmrec.dates", "mmrec.errors", "mmrec.files", "mmrec.late", "mmrec.steps"}
     assert not own & {"mmrec.flow.process", "mmrec.flow.runners"}
 
 
