@@ -105,12 +105,7 @@ class Shop(Stations):
             job.ended.append(f"told: {error.what}")
         except (TransientError, OSError, DeltaError) as error:
             # what the store did, exit 75 or 1, is tried again; what it did not do is a fault of ours
-            if isinstance(error, FileNotFoundError) and any(
-                p in str(error.filename) for p in ("/_delta_log/", "/stage-")
-            ):
-                # an entry that maintenance deletes, a stage that another attempt takes away: see test_simulator.py
-                self.oracle.seen["files_gone"] += 1
-            elif not actor.hurt and not isinstance(error, TransientError):
+            if not actor.hurt and not isinstance(error, TransientError):
                 raise
             self.world.note(f"{type(error).__name__}: {str(error).splitlines()[0]}")
             job.hurt = True
