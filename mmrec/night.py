@@ -229,6 +229,7 @@ def recommend(night: Night) -> dict[str, Any]:
     staged = stage.stage(out, "gold.recommendations", lists, m.run_id)
     counts = tally(out, staged, m.day, m.config["k"], None if side is None else side.item_vec, sources)
     shutil.rmtree(packed)
+    staged.sync()  # the pointer below is on the disk for good: what it points at must be there before it
     put(night.folder / "stage.json", json.dumps({"folder": str(staged.folder), "counts": counts}))
     return counts
 

@@ -5,8 +5,8 @@ NOT NULL are only a second belt, because a low-level commit does not look at the
 Trade-off: every staged file is read once more (a third of a plain write's time); in exchange neither engine,
 nor a bug in ours, can publish a row that schema.py forbids.
 
-Refusals, by name: no_files, missing_file, wrong_partition, missing_column, wrong_type, empty, collapsed,
-null, check, duplicate_key, existing_key.
+Refusals, by name: no_files, missing_file, unreadable_file, wrong_partition, missing_column, wrong_type, empty,
+collapsed, null, check, duplicate_key, existing_key.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def _types(t: schema.Table, paths: list) -> dict[str, str]:
     refused: dict[str, str] = {}
     for path in paths:
-        found = {f.name: _plain(f.type) for f in pq.read_schema(path)}
+        try:
+            found = {f.name: _plain(f.type) for f in pq.read_schema(path)}
+        except (pa.ArrowException, OSError) as error:
+            return {"unreadable_file": f"{path.name}, {path.stat().st_size} bytes: {str(error).splitlines()[0][:100]}"}
         if t.partition in found:
             refused["wrong_partition"] = f"{path.name} holds {t.partition} itself: only the log may name it"
         for column in t.columns:

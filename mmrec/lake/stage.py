@@ -55,6 +55,18 @@ class Stage:
         """Remove the files: for a stage that was refused or turned out not to be needed."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def sync(self) -> None:
+        """Put the files and their log on the disk for good: before anything that outlasts this process points here."""
+        logs = sorted((self.folder / "_delta_log").glob("*.json"))
+        for path in (*(self.folder / f.path for f in self.files), *logs):
+            _fsynced(path)
+        self._sync_folders(self.folder / "_delta_log")
+
+    def _sync_folders(self, *more: Path) -> None:
+        own = {(self.folder / f.path).parent for f in self.files}
+        for folder in own | {self.folder, self.folder.parent, *more}:
+            sync_folder(folder)
+
     def seal(self, run_id: str, stamp: dict[str, str]) -> None:
         """Put the files on the disk for good, and beside them `_stage.json`, the record of their bytes that
         `mmrec verify --deep` compares with."""
@@ -65,8 +77,7 @@ class Stage:
                  "files": {f.path: {"bytes": f.size, "sha256": d, "rows": json.loads(f.stats or "{}").get("numRecords")}
                            for f, d in zip(self.files, digests, strict=True)}}  # fmt: skip
         put(self.folder / "_stage.json", json.dumps(about))  # two attempts may seal one stage
-        for folder in {p.parent for p in paths} | {self.folder, self.folder.parent}:
-            sync_folder(folder)
+        self._sync_folders()
 
 
 def stage(lake: Lake, name: str, rows: DataFrame | pa.Table | Iterator[pa.RecordBatch], run_id: str) -> Stage:
@@ -79,6 +90,11 @@ def stage(lake: Lake, name: str, rows: DataFrame | pa.Table | Iterator[pa.Record
         return (stage_frame if engine_frame else stage_arrow)(lake, name, rows, run_id)  # type: ignore[operator]
     except Exception as error:
         raise (lost_store(error, name) or error) from error.__cause__
+
+
+def _fsynced(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def _fsynced_sha256(path: Path) -> str:

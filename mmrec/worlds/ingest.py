@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from mmrec import schema
 from mmrec.errors import QualityError
@@ -78,11 +79,16 @@ def ingest(
             (d, sha) for d, sha in deliveries if d.kind == kind and (source.name, d.file, kind, sha) not in known_files
         ]
         known = _known(lake, f"bronze.{kind}") if todo else set()
+        told = [f["ingested_at"] for f in files if (f["source"], f["kind"]) == (source.name, kind)
+                and not f["file"].startswith("repair/")]  # fmt: skip
+        left = _left(lake, f"bronze.{kind}", source.name, max(told, default=None)) if todo else set()
         earlier = [f["layout"] for f in sorted(files, key=lambda f: (f["ingested_at"], f["file"]))
                    if (f["source"], f["kind"]) == (source.name, kind) and f["layout"]]  # fmt: skip
         for delivery, sha in todo:
             drift.readable(delivery.file, delivery.path)
-            rows, table = _read(delivery, kind, source.name, known, stamp, media)
+            waited = len(left)
+            rows, table = _read(delivery, kind, source.name, known, left, stamp, media)
+            new_rows = table.num_rows + waited - len(left)
             if delivery.layout:
                 new = drift.new_columns(delivery.layout, delivery.file, earlier, gone)
                 strange += _unknown(lake, source.name, kind, new)
@@ -90,12 +96,12 @@ def ingest(
             _collapsed(delivery, rows, usual, min_share)
             fresh.setdefault(kind, []).append(table)
             ledger.append({"source": source.name, "file": delivery.file, "sha256": sha, "kind": kind,
-                           "bytes": delivery.path.stat().st_size, "rows": rows, "new_rows": table.num_rows,
+                           "bytes": delivery.path.stat().st_size, "rows": rows, "new_rows": new_rows,
                            "layout": delivery.layout.to_json() if delivery.layout else None,
                            "ingested_at": stamp})  # fmt: skip
             counts["files"] += 1
             counts["rows"] += rows
-            counts[kind] += table.num_rows
+            counts[kind] += new_rows
             if progress:
                 progress(delivery.file, rows)
     run_id = work_id(run_id, [(f["file"], f["kind"], f["sha256"]) for f in ledger])
@@ -150,9 +156,19 @@ def _known(lake: Lake, name: str) -> set[tuple[str, int]]:
     return set(zip(rows.column(0).to_pylist(), rows.column(1).to_pylist(), strict=True))
 
 
+def _left(lake: Lake, name: str, source: str, since: datetime | None) -> set[tuple[str, int]]:
+    """Rows of an ingest that died before its files got on the ledger: to the ledger they are new."""
+    where = ds.field("source") == source
+    if since is not None:
+        where &= ds.field("ingested_at") > since
+    rows = lake.arrow(name, columns=["row_hash", "occurrence", "file"], where=where).to_pylist()
+    return {(r["row_hash"], r["occurrence"]) for r in rows if not r["file"].startswith("repair/")}
+
+
 def _read(
-    delivery: Delivery, kind: str, source: str, known: set[tuple[str, int]], stamp: datetime, media: _Media
-) -> tuple[int, pa.Table]:
+    delivery: Delivery, kind: str, source: str, known: set[tuple[str, int]], left: set[tuple[str, int]],
+    stamp: datetime, media: _Media,
+) -> tuple[int, pa.Table]:  # fmt: skip
     t = schema.table(f"bronze.{kind}")
     raw = [c.name for c in t.columns[: t.arrow.get_field_index("available_at")]]
     hashed = [n for n in raw if n not in ("image_sha256", "audio_sha256")] + ["available_at", "raw", "parse_error"]
@@ -176,6 +192,8 @@ def _read(
                 known.add((h, n))
                 keep.append(i)
                 occurrences.append(n)
+            else:
+                left.discard((h, n))
         lines = batch.column("line").to_pylist()
         out: dict[str, list[Any]] = {n: [columns.get(n, none)[i] for i in keep] for n in hashed}
         if kind == "items":

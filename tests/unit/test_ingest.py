@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,36 @@ def test_the_ledger_says_what_was_read_and_what_was_new(lake: Lake, shop: Shop) 
     versions = lake.versions()
     ingest(lake, shop, now=NOW)
     assert lake.versions() == versions
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_the_ledger_is_the_same_whether_or_not_an_ingest_died_before_it(lake: Lake, shop: Shop, monkeypatch: pytest.MonkeyPatch, deaths: int) -> None:
+    """Rows that an ingest left before it died are new when the file gets on the ledger, and old from then on."""
+    shop.write("interactions.csv", event(1), event(2))
+    ingest(lake, shop, now=NOW)
+    shop.write("interactions.csv", event(1), event(2), event(3))
+    shop.write("interactions_b.csv", event(3), event(4))
+    real = room.write
+
+    def dies(lake: Lake, name: str, *args: Any, **more: Any) -> Any:
+        if name == "bronze.files":
+            raise KeyboardInterrupt
+        return real(lake, name, *args, **more)
+
+    for n in range(deaths):
+        with monkeypatch.context() as patched:
+            patched.setattr(room, "write", dies)
+            with pytest.raises(KeyboardInterrupt):
+                ingest(lake, shop, now=NOW + timedelta(minutes=n + 1))
+        shop.write("interactions_c.csv", event(5))
+    counts = ingest(lake, shop, now=NOW + timedelta(minutes=9))
+    shop.write("interactions.csv", event(1), event(2), event(3), event(6))
+    assert ingest(lake, shop, now=NOW + timedelta(minutes=10))["interactions"] == 1
+    ledger = sorted((r["ingested_at"], r["file"], r["rows"], r["new_rows"]) for r in lake.arrow("bronze.files").to_pylist())
+    assert [r[1:] for r in ledger] == [("interactions.csv", 2, 2), ("interactions.csv", 3, 1), ("interactions_b.csv", 2, 1),
+                                       ("interactions_c.csv", 1, 1), ("interactions.csv", 4, 1)]  # fmt: skip
+    assert counts["interactions"] == 3
+    assert lake.arrow("bronze.interactions").num_rows == sum(r[3] for r in ledger)
 
 
 def test_a_file_that_grew_or_was_shuffled_adds_only_its_new_rows(lake: Lake, shop: Shop) -> None:

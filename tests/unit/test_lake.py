@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -135,6 +136,16 @@ def test_a_listed_file_that_is_not_there_is_refused(lake: Lake) -> None:
         audit.audit(lake, planted, partition=str(D1))
     assert set(refused.value.report["refused"]) == {"missing_file"}
     assert "1.parquet" in refused.value.report["refused"]["missing_file"]
+
+
+@pytest.mark.parametrize("left", [0, 200])
+def test_a_listed_file_that_was_torn_is_refused(lake: Lake, left: int) -> None:
+    planted = by_hand(lake, slates("a"), slates("b"))
+    os.truncate(planted.folder / "1.parquet", left)
+    with pytest.raises(QualityError) as refused:
+        audit.audit(lake, planted, partition=str(D1))
+    assert set(refused.value.report["refused"]) == {"unreadable_file"}
+    assert f"1.parquet, {left} bytes" in refused.value.report["refused"]["unreadable_file"]
 
 
 @pytest.mark.parametrize("door", ["engine", "arrow"])

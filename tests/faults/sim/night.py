@@ -80,7 +80,9 @@ class Stations:
         rows = [{"run_date": m.day, "arm": "main", "user_id": u, "rank": n, "item_id": f"i{n}", "score": 1.0 / n,
                  "source": "model", "reason": about, "propensity": 1.0, "model_version": m.model_version,
                  "run_id": m.run_id} for u in users for n in (1, 2)]  # fmt: skip
-        return stage.stage(lake, LIST, table_of(LIST, rows), m.run_id).folder
+        staged = stage.stage(lake, LIST, table_of(LIST, rows), m.run_id)
+        staged.sync()
+        return staged.folder
 
     def _publish(self, lake: Lake, m: Manifest, pointer: Path) -> str:
         told = "published already"
