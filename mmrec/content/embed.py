@@ -3,28 +3,32 @@
 In: silver.items, bronze.media, encoders. Out: new rows of gold.item_embeddings, one a content and encoder
 version; refusals, missing media and items without any content in ops.quarantine, one row an item, so that a shop can
 mend its picture.
+Each batch is encoded and committed, so a kill loses one batch at most; a catalogue without anything new costs one look.
 Trade-off: a refused content is cached as refused, so a broken picture is looked at once, not every night.
 """
 
 from __future__ import annotations
 
-import hashlib
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from mmrec import schema
 from mmrec.content.encoders import Encoder
+from mmrec.content.pending import TEXT, Pending, TextOf
 from mmrec.lake.commit import fence, work_id, write
 from mmrec.lake.store import Lake
 
-_BATCH = 512  # contents encoded between two commits' worth of progress
-_COMMIT = 4096  # contents a commit
+_NAME = "gold.item_embeddings"
+_MEDIA = ("image", "audio")
+_Refused = dict[tuple[str, str], str]  # (modality, content) -> why
 
 
 def embed(
@@ -32,110 +36,115 @@ def embed(
     encoders: Sequence[Encoder],
     *,
     run_id: str,
-    text_of: Callable[[dict[str, Any]], str | None],
+    text_of: TextOf,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, int]:
     """Encode what is new.
 
     Args:
-        encoders: at most one a modality.
+        encoders: one a modality, or several: each version is a cache of its own. The last one of a modality says what
+            is refused.
         text_of: silver.items row -> the text that is encoded, the one features hash; None: it has none.
         progress: called with (modality, done, of).
 
-    Returns: counts: per modality new contents and refused ones; missing media.
+    Returns: counts: per modality new contents, refused ones, and calls of the encoder where there were any; rows that
+        went to quarantine.
+
+    Raises: Fenced: another embed was faster; worth doing again.
     """
-    columns = ["item_id", "title", "categories", "text", "image", "image_sha256", "audio", "audio_sha256", "source",
-               "row_hash"]  # fmt: skip
-    items = lake.arrow("silver.items", columns=columns).to_pylist()
     counts: Counter[str] = Counter()
-    refused: dict[tuple[str, str], str] = {}
-    for encoder in encoders:
-        contents = _contents(items, encoder.modality, text_of)
-        have = lake.arrow(
-            "gold.item_embeddings",
-            columns=["content_sha256", "refused"],
-            where=ds.field("encoder_version") == encoder.version,
-        )
-        known = dict(zip(have.column(0).to_pylist(), have.column(1).to_pylist(), strict=True))
-        refused |= {(encoder.modality, sha): why for sha, why in known.items() if why}
-        todo = sorted(sha for sha in contents if sha not in known)
-        counts[f"{encoder.modality}_new"] = len(todo)
-        done = 0
-        queue = iter(todo)
-        while chunk := list(islice(queue, _COMMIT)):
-            pinned = fence(lake, "gold.item_embeddings")
-            rows = []
-            for shas, raw in _media(lake, encoder.modality, chunk, contents):
-                vectors, reasons = encoder.encode(raw)
-                finite = np.isfinite(vectors).all(1)
-                for sha, vector, why, ok in zip(shas, vectors, reasons, finite, strict=True):
-                    why = why or (None if ok else "not_finite: the encoder gave no number")
-                    rows.append({"content_sha256": sha, "encoder_version": encoder.version,
-                                 "modality": encoder.modality, "dim": 0 if why else encoder.dim,
-                                 "embedding": [] if why else vector, "refused": why})  # fmt: skip
-                    if why:
-                        refused[encoder.modality, sha] = why
-                        counts[f"{encoder.modality}_refused"] += 1
-                done += len(shas)
-                if progress:
-                    progress(encoder.modality, done, len(todo))
-            table = pa.Table.from_pylist(rows, schema.table("gold.item_embeddings").arrow)
-            work = work_id(run_id, encoder.version, chunk)
-            write(lake, "gold.item_embeddings", table, run_id=work, pinned=pinned)
-    bare = {row["row_hash"] for row in items if not (text_of(row) or row["image_sha256"] or row["audio_sha256"])}
-    counts["quarantined"] = _quarantine(lake, items, {e.modality for e in encoders}, refused, bare, run_id)
+    refused: _Refused = {}
+    with tempfile.TemporaryDirectory(prefix="mmrec-embed-") as folder:
+        for n, encoder in enumerate(encoders):
+            own = Path(folder) / str(n)
+            own.mkdir()
+            _encode(lake, encoder, run_id, text_of, own, counts, progress)
+            where = (ds.field("encoder_version") == encoder.version) & ds.field("refused").is_valid()
+            known = lake.arrow(_NAME, columns=["content_sha256", "refused"], where=where)
+            refused = {key: why for key, why in refused.items() if key[0] != encoder.modality}
+            refused |= {(encoder.modality, sha): why for sha, why in zip(*(c.to_pylist() for c in known), strict=True)}
+    counts["quarantined"] = _quarantine(lake, {e.modality for e in encoders}, refused, text_of, run_id)
     return dict(counts)
 
 
-def _contents(
-    items: list[dict[str, Any]], modality: str, text_of: Callable[[dict[str, Any]], str | None]
-) -> dict[str, Any]:
-    """Content hash -> the text itself, or None for media, whose bytes are read when needed."""
-    if modality == "text":
-        texts = (text_of(row) for row in items)
-        return {hashlib.sha256(t.encode()).hexdigest(): t for t in texts if t}
-    return {row[f"{modality}_sha256"]: None for row in items if row[f"{modality}_sha256"]}
-
-
-def _media(
-    lake: Lake, modality: str, shas: list[str], contents: dict[str, Any]
-) -> Iterator[tuple[list[str], list[Any]]]:
-    for start in range(0, len(shas), _BATCH):
-        part = shas[start : start + _BATCH]
-        if modality == "text":
-            yield part, [contents[s] for s in part]
-            continue
-        found = lake.arrow("bronze.media", columns=["sha256", "bytes"], where=ds.field("sha256").isin(part))
-        data = dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))
-        yield part, [data[s] for s in part]
-
-
-def _quarantine(
+def _encode(
     lake: Lake,
-    items: list[dict[str, Any]],
-    modalities: set[str],
-    refused: dict[tuple[str, str], str],
-    bare: set[str],
+    encoder: Encoder,
     run_id: str,
-) -> int:
+    text_of: TextOf,
+    folder: Path,
+    counts: Counter[str],
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    pinned = fence(lake, _NAME)  # before what is known is read: whoever adds to it meanwhile is noticed
+    pending = Pending(lake, encoder.modality, encoder.version, text_of, folder)
+    counts[f"{encoder.modality}_new"] += len(pending)
+    done = 0
+    for shas, raw in pending.batches():
+        vectors, reasons = encoder.encode(raw)
+        finite = np.isfinite(vectors).all(1)
+        why = [w or (None if ok else "not_finite: the encoder gave no number")
+               for w, ok in zip(reasons, finite, strict=True)]  # fmt: skip
+        work = work_id(run_id, encoder.version, shas)
+        write(lake, _NAME, _rows(encoder, shas, vectors, why), run_id=work, pinned=pinned)
+        pinned += 1
+        done += len(shas)
+        counts[f"{encoder.modality}_calls"] += 1
+        counts[f"{encoder.modality}_refused"] += sum(w is not None for w in why)
+        if progress:
+            progress(encoder.modality, done, len(pending))
+
+
+def _rows(encoder: Encoder, shas: list[str], emb_BD: np.ndarray, why: list[str | None]) -> pa.Table:
+    good = np.array([w is None for w in why])
+    offsets = np.concatenate([[0], np.cumsum(good * encoder.dim)]).astype(np.int32)
+    columns = {
+        "content_sha256": pa.array(shas, pa.string()),
+        "encoder_version": pa.array([encoder.version] * len(shas), pa.string()),
+        "modality": pa.array([encoder.modality] * len(shas), pa.string()),
+        "dim": pa.array(np.where(good, encoder.dim, 0), pa.int32()),
+        "embedding": pa.ListArray.from_arrays(offsets, emb_BD[good].astype(np.float32).ravel()),
+        "refused": pa.array(why, pa.string()),
+    }
+    wanted = schema.table(_NAME).arrow
+    return pa.table([columns[n].cast(wanted.field(n).type) for n in wanted.names], schema=wanted)
+
+
+def _quarantine(lake: Lake, modalities: set[str], refused: _Refused, text_of: TextOf, run_id: str) -> int:
     pinned = fence(lake, "ops.quarantine")
     have = lake.arrow("ops.quarantine", columns=["row_hash", "rule"], where=ds.field("table_name") == "bronze.media")
     known = set(zip(have.column(0).to_pylist(), have.column(1).to_pylist(), strict=True))
-    found: list[tuple[dict[str, Any], str, str, str]] = []
-    for row in items:
-        if row["row_hash"] in bare:
-            why = "an item without text, picture or sound: only behaviour can place it"
-            found.append((row, "no_content", why, row["item_id"]))
-        for modality in sorted(modalities & {"image", "audio"}):
-            reference, sha = row[modality], row[f"{modality}_sha256"]
-            if reference is None:
-                continue
-            why = "missing: the source has no such file" if sha is None else refused.get((modality, sha), "")
-            if why:
-                found.append((row, f"{modality}_{why.split(':')[0].strip().replace(' ', '_')}", why, reference))
-    rows = [{"table_name": "bronze.media", "rule": rule, "reason": why[:200], "raw": raw, "source": row["source"],
-             "file": raw, "line": 0, "row_hash": row["row_hash"], "occurrence": 0}
-            for row, rule, why, raw in found if (row["row_hash"], rule) not in known]  # fmt: skip
+    rows = [row for row in _faults(lake, modalities, refused, text_of) if (row["row_hash"], row["rule"]) not in known]
     table = pa.Table.from_pylist(rows, schema.table("ops.quarantine").arrow)
     work = work_id(run_id, [(r["row_hash"], r["rule"]) for r in rows])
     return write(lake, "ops.quarantine", table, run_id=work, pinned=pinned).rows
+
+
+def _faults(lake: Lake, modalities: set[str], refused: _Refused, text_of: TextOf) -> list[dict[str, Any]]:
+    """Rows of ops.quarantine about every item without content, with a missing medium or a refused one."""
+    bad = {m: pa.array([sha for kind, sha in refused if kind == m], pa.string()) for m in _MEDIA}
+    found: list[dict[str, Any]] = []
+
+    def note(row: dict[str, Any], rule: str, why: str, raw: str) -> None:
+        found.append({"table_name": "bronze.media", "rule": rule, "reason": why[:200], "raw": raw, "file": raw,
+                      "source": row["source"], "line": 0, "row_hash": row["row_hash"], "occurrence": 0})  # fmt: skip
+
+    columns = ["item_id", *TEXT, *_MEDIA, *(f"{m}_sha256" for m in _MEDIA), "source", "row_hash"]
+    for batch in lake.batches("silver.items", columns=columns):
+        absent = pc.and_(*(pc.is_null(batch[f"{m}_sha256"]) for m in _MEDIA))
+        look = absent
+        for m in sorted(modalities & set(_MEDIA)):
+            promised = pc.and_(pc.is_valid(batch[m]), pc.is_null(batch[f"{m}_sha256"]))
+            look = pc.or_(look, pc.or_(promised, pc.is_in(batch[f"{m}_sha256"].cast(pa.string()), bad[m])))
+        for row in batch.filter(look).to_pylist():
+            if not (text_of(row) or row["image_sha256"] or row["audio_sha256"]):
+                why = "an item without text, picture or sound: only behaviour can place it"
+                note(row, "no_content", why, row["item_id"])
+            for m in sorted(modalities & set(_MEDIA)):
+                if row[m] is None:
+                    continue
+                sha = row[f"{m}_sha256"]
+                why = "missing: the source has no such file" if sha is None else refused.get((m, sha), "")
+                if why:
+                    note(row, f"{m}_{why.split(':')[0].strip().replace(' ', '_')}", why, row[m])
+    return found
