@@ -76,7 +76,7 @@ def dataset(night: Night) -> Data:
         from mmrec.features.windows import content_text, text_key
 
         lake, spark, as_of = night.lake, session(night.config.engine, night.config.spark), night.as_of
-        tables = {n: lake.version(n) for n in ("silver.interactions", "silver.items", "gold.item_embeddings")}
+        tables = {n: lake.pin(n) for n in ("silver.interactions", "silver.items", "gold.item_embeddings")}
         seen = asof.interactions(lake.frame(spark, "silver.interactions", tables["silver.interactions"]), as_of)
         rows, left_out = seen.toArrow(), {}
         if night.config.train.exclude_suspects:

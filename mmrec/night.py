@@ -125,6 +125,30 @@ def encoders(config: Config) -> list[Any]:
     return [encoder(name, config.cache / "encoders", config.device, config.threads) for name in names if name]
 
 
+def neighbours(config: Config, lake: Lake, asked: list[str], modality: str, k: int) -> dict[str, list[dict[str, Any]]]:
+    """See content/neighbours.py; by the encoder that config names for `modality`."""
+    from mmrec.content import neighbours as room
+    from mmrec.features.windows import content_text
+
+    ready = {e.modality: e.version for e in encoders(config)}
+    if modality not in ready:
+        raise InputError(
+            "no encoder is configured for this modality",
+            where="--modality",
+            value=modality,
+            valid=sorted(ready),
+            next="mmrec neighbours ITEM --modality text",
+        )
+    return room.neighbours(
+        lake,
+        asked,
+        modality=modality,
+        version=ready[modality],
+        text_of=lambda row: content_text(row["title"], row["categories"], row["text"]),
+        k=k,
+    )
+
+
 def plan(night: Night) -> dict[str, Any]:
     """Pin table versions, model, settings and fences; the manifest's digest is the run_id."""
     from mmrec.bundle.registry import champion
@@ -133,16 +157,19 @@ def plan(night: Night) -> dict[str, Any]:
     pinned = [f"silver.{k}" for k in SILVER] + ["gold.item_embeddings"]
     bundle, version = champion(config, night.as_of)
     half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
+    fences = {n: commit.fence(lake, n, night.run_date) for n in TARGETS}
+    for name in TARGETS:  # a fence, too, must be there after the power went
+        lake.pin(name)
     manifest = Manifest(
         run_date=str(night.run_date),
         as_of=night.as_of.isoformat(),
-        tables={n: lake.version(n) for n in pinned},
+        tables={n: lake.pin(n) for n in pinned},
         model_version=version,
         model_digest=bundle.digest,
         encoders=bundle.encoders,
         config=config.night.model_dump()
         | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump()},
-        fences={n: commit.fence(lake, n, night.run_date) for n in TARGETS},
+        fences=fences,
         code=mmrec.__version__,
         late=json.loads(_overdue(night).read_text()) if _overdue(night).is_file() else [],
     )

@@ -118,6 +118,30 @@ def show(
 
 
 @app.command(rich_help_panel=PANEL)
+def neighbours(
+    item: str,
+    modality: Annotated[str, typer.Option("--modality", help="text, image or audio")] = "text",
+    k: Annotated[int, typer.Option("--k", min=1, help="how many")] = 10,
+    home: Home = HOME,
+    as_json: Json = False,
+) -> None:
+    """The items whose text, picture or sound is most like an item's own."""
+    from mmrec.night import neighbours as near
+
+    rows = near(settings.load(home), lake_of(home), [item], modality, k)[item]
+    if as_json:
+        show_json({"item_id": item, "modality": modality, "neighbours": rows})
+        return
+    grid = Table(title=cell(f"nearest to {item} by {modality}"))
+    for head in ("item", "title", "similarity", ""):
+        grid.add_column(head, justify="right" if head == "similarity" else "left", overflow="fold")
+    for row in rows:
+        same = "the same content" if row["same"] else ""
+        grid.add_row(cell(row["item_id"]), cell(row["title"]), f"{row['similarity']:.3f}", same)
+    out.print(grid)
+
+
+@app.command(rich_help_panel=PANEL)
 def verify(
     home: Home = HOME,
     deep: Annotated[bool, typer.Option("--deep", help="compare every file's bytes too")] = False,

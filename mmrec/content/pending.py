@@ -105,6 +105,11 @@ class Pending:
                 yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
 
 
+def text_sha256(text: str | None) -> str | None:
+    """The content hash of a text; None: there is none."""
+    return hashlib.sha256(text.encode()).hexdigest() if text else None
+
+
 def _wanted(lake: Lake, modality: str, text_of: TextOf) -> Iterator[pa.RecordBatch]:
     if modality == "text":
         for batch in lake.batches("silver.items", columns=list(TEXT)):

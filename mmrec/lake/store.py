@@ -133,6 +133,12 @@ class Lake:
     def version(self, name: str) -> int:
         return self.handle(name).version()
 
+    def pin(self, name: str) -> int:
+        """The newest version, made to outlast a loss of power whoever wrote it: for a version that is written down."""
+        version = self.version(name)
+        log.settle(self.path(name), version)
+        return version
+
     def versions(self) -> dict[str, int]:
         """Every table that exists -> its newest version."""
         return {name: self.version(name) for name in schema.TABLES if self.exists(name)}

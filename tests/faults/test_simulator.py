@@ -338,6 +338,20 @@ def test_a_write_that_was_told_yes_outlasts_the_power_whoever_was_killed_before_
             made.oracle.at_rest()
 
 
+def test_a_version_that_a_plan_wrote_down_outlasts_the_power_whoever_was_killed_before_it(folder: Path) -> None:
+    seen = set()
+    for n in range(1, steps_of_a_write(folder)):
+        for made, actor, _ in stepped(folder, n):
+            made.world.kill(actor)
+            pinned: list[int] = []
+            made.world.spawn("plan", lambda made=made, pinned=pinned: pinned.append(made.lake.pin(LIST)))  # type: ignore[misc]
+            made.world.drain()
+            made.oracle.power_goes(torn=1.0)
+            assert made.lake.version(LIST) == pinned[0]
+            seen.add(pinned[0])
+    assert len(seen) == 2, "before the write and after it"
+
+
 def test_the_power_goes_in_the_middle_of_a_write_and_the_next_attempt_completes_it(folder: Path, tried: Tried) -> None:
     told: Counter[str] = Counter()
     for n in range(1, steps_of_a_write(folder)):

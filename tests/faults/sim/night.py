@@ -57,10 +57,12 @@ class Stations:
         return lake
 
     def _plan(self, lake: Lake, day: date, force: bool) -> Manifest:
+        fences = {n: commit.fence(lake, n, day) for n in (VECTORS, LIST)}
+        for name in fences:
+            lake.pin(name)
         m = Manifest(
-            run_date=str(day), as_of=f"{day}T00:00:00+00:00", tables={n: lake.version(n) for n in (SILVER, EMBEDDINGS)},
-            model_version="0", model_digest="d", encoders={}, config={"min_share": 0.5},
-            fences={n: commit.fence(lake, n, day) for n in (VECTORS, LIST)}, code="1",
+            run_date=str(day), as_of=f"{day}T00:00:00+00:00", tables={n: lake.pin(n) for n in (SILVER, EMBEDDINGS)},
+            model_version="0", model_digest="d", encoders={}, config={"min_share": 0.5}, fences=fences, code="1",
         )  # fmt: skip
         forced = force or self.runs.get(m.run_id, (m, False))[1]
         self.runs[m.run_id] = (m, forced)
