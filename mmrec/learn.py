@@ -27,13 +27,13 @@ import mmrec
 from mmrec import dates, schema
 from mmrec.config import Config
 from mmrec.context import Night, call, note
+from mmrec.encoding import encoders
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit
 from mmrec.lake.session import session
 from mmrec.models import splits
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.tables import items_from, log_from
-from mmrec.night import encoders
 
 CHAIN = ("train", "evaluate", "export", "register", "promote")
 

@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 
 import mmrec
 from mmrec import late, schema
-from mmrec.config import Config
 from mmrec.context import Night
 from mmrec.errors import InputError, QualityError
 from mmrec.files import put
@@ -98,55 +97,6 @@ def _validate(
     found = verdicts.judge(lake, spark, kind, silver.pending, earliest, latest)
     silver.bearable(kind, found.good, found.bad, max_bad_share)
     return verdicts.keep(lake, found)
-
-
-def embed(night: Night) -> dict[str, Any]:
-    """See content/embed.py."""
-    from mmrec.content import embed as room
-    from mmrec.features.windows import content_text
-
-    ready = encoders(night.config)
-    return commit.again(
-        lambda: room.embed(
-            night.lake,
-            ready,
-            run_id=f"embed-{night.run_date}",
-            progress=night.progress,
-            text_of=lambda row: content_text(row["title"], row["categories"], row["text"]),
-        )
-    )
-
-
-def encoders(config: Config) -> list[Any]:
-    """The encoders that config names, ready to encode."""
-    from mmrec.content.encoders import encoder
-
-    names = (config.night.text, config.night.image, config.night.audio)
-    return [encoder(name, config.cache / "encoders", config.device, config.threads) for name in names if name]
-
-
-def neighbours(config: Config, lake: Lake, asked: list[str], modality: str, k: int) -> dict[str, list[dict[str, Any]]]:
-    """See content/neighbours.py; by the encoder that config names for `modality`."""
-    from mmrec.content import neighbours as room
-    from mmrec.features.windows import content_text
-
-    ready = {e.modality: e.version for e in encoders(config)}
-    if modality not in ready:
-        raise InputError(
-            "no encoder is configured for this modality",
-            where="--modality",
-            value=modality,
-            valid=sorted(ready),
-            next="mmrec neighbours ITEM --modality text",
-        )
-    return room.neighbours(
-        lake,
-        asked,
-        modality=modality,
-        version=ready[modality],
-        text_of=lambda row: content_text(row["title"], row["categories"], row["text"]),
-        k=k,
-    )
 
 
 def plan(night: Night) -> dict[str, Any]:
@@ -278,10 +228,27 @@ def _own_features(night: Night) -> None:
             )
 
 
-def publish(night: Night) -> dict[str, Any]:
-    """Look at the staged lists once more, then make them the day's one commit."""
+def _commit_staged(night: Night, staged: stage.Stage) -> None:
     from mmrec.recommend.check import check_slates
 
+    m = night.manifest
+    users, items = (night.out.day(t, m.day) for t in ("gold.user_sequences", "gold.item_features"))
+    before = [d for d in night.out.run_dates() if d < m.day]
+    previous = night.out.day(staged.table, before[-1], columns=["rank"]).num_rows if before else 0
+    checked = audit(night.out, staged, partition=str(m.day), previous_rows=previous, min_share=m.config["min_share"])
+    check_slates([staged.folder / f.path for f in staged.files], users, items, m.config["k"])
+    commit.adopt(
+        night.out,
+        checked,
+        run_id=m.run_id,
+        pinned=_pin(night, staged.table),
+        partition=m.day,
+        metadata={"model_version": m.model_version},
+    )
+
+
+def publish(night: Night) -> dict[str, Any]:
+    """Look at the staged lists once more, then make them the day's one commit."""
     m, name = night.manifest, "gold.recommendations"
     if m.late:
         return {"late": m.late, "changed": False}
@@ -289,30 +256,21 @@ def publish(night: Night) -> dict[str, Any]:
     if not done:
         pointer = night.folder / "stage.json"
         folder = stage.waiting(pointer)
-        if folder is None:
+        _own_features(night)
+        staged = folder and stage.find(name, folder)
+        if staged:
+            _commit_staged(night, staged)
+            pointer.unlink(missing_ok=True)
+        elif commit.published_run_id(night.out, name, m.day) == m.run_id:
+            done = True  # another attempt of this run was faster
+        else:
             raise InputError(
                 "there is nothing staged to publish",
                 where=f"run_date {m.day}, run {m.run_id}",
+                value=f"{folder.name} is gone" if folder else None,
+                valid="a stage that recommend left and maintenance has not taken",
                 next=f"mmrec recommend --date {m.day}",
             )
-        _own_features(night)
-        staged = stage.read_stage(name, folder)
-        users, items = (night.out.day(t, m.day) for t in ("gold.user_sequences", "gold.item_features"))
-        before = [d for d in night.out.run_dates() if d < m.day]
-        previous = night.out.day(name, before[-1], columns=["rank"]).num_rows if before else 0
-        audited = audit(
-            night.out, staged, partition=str(m.day), previous_rows=previous, min_share=m.config["min_share"]
-        )
-        check_slates([staged.folder / f.path for f in staged.files], users, items, m.config["k"])
-        commit.adopt(
-            night.out,
-            audited,
-            run_id=m.run_id,
-            pinned=_pin(night, name),
-            partition=m.day,
-            metadata={"model_version": m.model_version},
-        )
-        pointer.unlink()
     rows = night.out.day(name, m.day)
     digest = content.content_hash(rows, name)
     recorded = night.out.arrow("ops.runs", columns=["run_id"]).column(0).to_pylist()

@@ -42,7 +42,7 @@ STEPS: tuple[Step, ...] = (
     Step("validate", "bronze to silver; bad rows to quarantine", _BRONZE, (*_SILVER, "ops.quarantine"),
          "mmrec.night:validate"),
     Step("embed", "encode new or changed content", ("silver.items", "bronze.media"),
-         ("gold.item_embeddings", "ops.quarantine"), "mmrec.night:embed"),
+         ("gold.item_embeddings", "ops.quarantine"), "mmrec.encoding:embed"),
     Step("train", "fit the models that evaluation asks for, and the one that is served",
          ("silver.interactions", "silver.items", "gold.item_embeddings"), (), "mmrec.learn:train", nightly=False),
     Step("evaluate", "rank the full catalogue beside the baselines", ("silver.interactions",), ("ops.metrics",),

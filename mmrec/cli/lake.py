@@ -126,7 +126,7 @@ def neighbours(
     as_json: Json = False,
 ) -> None:
     """The items whose text, picture or sound is most like an item's own."""
-    from mmrec.night import neighbours as near
+    from mmrec.encoding import neighbours as near
 
     rows = near(settings.load(home), lake_of(home), [item], modality, k)[item]
     if as_json:

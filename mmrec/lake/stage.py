@@ -197,6 +197,14 @@ def waiting(pointer: Path) -> Path | None:
         return None
 
 
+def find(name: str, folder: Path) -> Stage | None:
+    """The stage in `folder` while it waits; None: it was committed, or maintenance took it."""
+    try:
+        return read_stage(name, folder)
+    except (FileNotFoundError, QualityError):
+        return None
+
+
 def read_stage(name: str, folder: Path) -> Stage:
     """The stage in `folder`, from the log its writer left."""
     if not any((folder / "_delta_log").glob("*.json")):

@@ -208,6 +208,44 @@ def test_a_recommend_that_is_killed_while_it_scores_leaves_nothing_to_publish_an
     assert whole(home, published)
 
 
+def test_a_stage_that_maintenance_took_is_said_to_be_gone_and_made_again(home: Path, published: Path) -> None:
+    steps(home, "plan", "features", "recommend")
+    (waits,) = (home / "lake" / "gold" / "recommendations").glob("stage-*")
+    shutil.rmtree(waits)
+    said = steps(home, "publish", ok=(2,))["said"]
+    assert "nothing staged" in said
+    assert f"{waits.name} is gone" in said
+    assert f"mmrec recommend --date {DAY}" in said
+    steps(home, "recommend", "publish", "monitor")
+    assert whole(home, published)
+
+
+FASTER = """
+import sys
+from mmrec.lake import stage
+real = stage.find
+
+def find(name, folder):
+    import subprocess
+    stage.find = real
+    subprocess.run([sys.executable, "-m", "mmrec", "steps", "publish", *sys.argv[sys.argv.index("--home"):]], check=True)
+    return real(name, folder)
+
+stage.find = find
+from mmrec.cli import main
+main()
+"""
+
+
+def test_a_publish_that_another_attempt_outruns_ends_well(home: Path, published: Path) -> None:
+    steps(home, "plan", "features", "recommend")
+    told = job("steps", "publish", "--home", str(home), "--date", DAY, "--json", code=FASTER)
+    assert told.returncode == 0, told.stderr
+    assert '"changed": false' in told.stdout
+    steps(home, "monitor")
+    assert whole(home, published)
+
+
 def job(*words: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
     start = ["-c", code] if code else [str(ROOT / "jobs" / "step.py")]
     return subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, cwd="/",

@@ -25,6 +25,8 @@ from tests.faults.sim.oracle import Intent, Oracle, Rows
 from tests.faults.sim.schedule import World
 from tests.faults.sim.tables import EMBEDDINGS, LIST, RUNS, SILVER, VECTORS, table_of
 
+GRACE_DAYS = 1  # of maintenance
+
 
 class Stations:
     """What a night does, station by station.
@@ -38,6 +40,7 @@ class Stations:
         self.world, self.oracle, self.lake = world, oracle, lake
         self.rng: Random = world.rng
         self.runs: dict[str, tuple[Manifest, bool]] = {}  # run_id -> its plan, whether it was forced
+        self.staged: dict[str, float] = {}  # stage -> when it was written
         oracle.landed = self._landed
 
     def see(self, lake: Lake, name: str, version: int) -> pa.Table:
@@ -84,16 +87,23 @@ class Stations:
                  "run_id": m.run_id} for u in users for n in (1, 2)]  # fmt: skip
         staged = stage.stage(lake, LIST, table_of(LIST, rows), m.run_id)
         staged.sync()
+        self.staged[staged.folder.name] = self.world.now
         return staged.folder
 
     def _publish(self, lake: Lake, m: Manifest, pointer: Path) -> str:
         told = "published already"
         if commit.published_run_id(lake, LIST, m.day) != m.run_id:
             self._own_features(lake, m)
-            staged = stage.read_stage(LIST, pointer)
-            audited = audit(lake, staged, partition=str(m.day), previous_rows=4, min_share=0.5)
-            done = commit.adopt(lake, audited, run_id=m.run_id, pinned=m.fences[LIST], partition=m.day, metadata={})
-            told = "published" if done.changed else "published already"
+            staged = stage.find(LIST, pointer)
+            if staged:
+                audited = audit(lake, staged, partition=str(m.day), previous_rows=4, min_share=0.5)
+                done = commit.adopt(lake, audited, run_id=m.run_id, pinned=m.fences[LIST], partition=m.day, metadata={})
+                told = "published" if done.changed else "published already"
+            elif commit.published_run_id(lake, LIST, m.day) != m.run_id:
+                waited = self.world.now - self.staged[pointer.name]
+                if waited < GRACE_DAYS * 86_400:
+                    self.oracle.wrong(f"{pointer.name} waited {waited:.0f} s and is gone")
+                return "told: there is nothing staged to publish"
         self._record(lake, m)
         return told
 

@@ -28,7 +28,7 @@ from mmrec.lake.content import content_hash
 from mmrec.lake.maintain import maintain
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
-from tests.faults.sim.night import Stations
+from tests.faults.sim.night import GRACE_DAYS, Stations
 from tests.faults.sim.oracle import Oracle
 from tests.faults.sim.schedule import EPOCH, HOUR, World
 from tests.faults.sim.tables import EMBEDDINGS, LIST, RUNS, SILVER, TABLES, people, vectors
@@ -239,7 +239,7 @@ class Shop(Stations):
 
     def maintenance(self) -> Job:
         """`mmrec maintain` on a few tables: small files put together, checkpoints, what has expired deleted."""
-        settings = MaintainConfig(target_mb=1, min_files=2, checkpoint_every=4, grace_days=1)
+        settings = MaintainConfig(target_mb=1, min_files=2, checkpoint_every=4, grace_days=GRACE_DAYS)
         home: Any = SimpleNamespace(lake=self.lake.root, runs=self.lake.root.parent / "runs", maintain=settings)
 
         def work(_job: Job, _n: int) -> str:

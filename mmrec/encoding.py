@@ -1,0 +1,55 @@
+"""Which encoders a home has, and what they are asked: the embed station and the look at neighbours.
+
+In: settings, tables. Out: rows of gold.item_embeddings, neighbours. The work is content's; the text that stands for an
+item is features', and the two rooms meet here.
+Trade-off: encoders are made anew at each call and open their graphs when a row needs them, so naming them is free.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmrec.config import Config
+from mmrec.context import Night
+from mmrec.errors import InputError
+from mmrec.lake import commit
+from mmrec.lake.store import Lake
+
+
+def encoders(config: Config) -> list[Any]:
+    """The encoders that config names, ready to encode; see content/encoders.py."""
+    from mmrec.content.encoders import encoder
+
+    names = (config.night.text, config.night.image, config.night.audio)
+    return [encoder(name, config.cache / "encoders", config.device, config.threads) for name in names if name]
+
+
+def embed(night: Night) -> dict[str, Any]:
+    """See content/embed.py."""
+    from mmrec.content import embed as room
+
+    ready = encoders(night.config)
+    run_id = f"embed-{night.run_date}"
+    return commit.again(
+        lambda: room.embed(night.lake, ready, run_id=run_id, text_of=_text, progress=night.progress)
+    )
+
+
+def neighbours(config: Config, lake: Lake, asked: list[str], modality: str, k: int) -> dict[str, list[dict[str, Any]]]:
+    """See content/neighbours.py; by the encoder that config names for `modality`.
+
+    Raises: InputError: none is named, or see there.
+    """
+    from mmrec.content import neighbours as room
+
+    ready = {e.modality: e.version for e in encoders(config)}
+    if modality not in ready:
+        raise InputError("no encoder is configured for this modality", where="--modality", value=modality,
+                         valid=sorted(ready), next="mmrec neighbours ITEM --modality text")  # fmt: skip
+    return room.neighbours(lake, asked, modality=modality, version=ready[modality], text_of=_text, k=k)
+
+
+def _text(row: dict[str, Any]) -> str | None:
+    from mmrec.features.windows import content_text
+
+    return content_text(row["title"], row["categories"], row["text"])
