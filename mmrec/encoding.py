@@ -49,6 +49,26 @@ def neighbours(config: Config, lake: Lake, asked: list[str], modality: str, k: i
     return room.neighbours(lake, asked, modality=modality, version=ready[modality], text_of=_text, k=k)
 
 
+def alike(night: Night, n: int = 4, k: int = 5) -> list[dict[str, Any]]:
+    """What the encoders take to be alike, for the report: the items that tonight's lists hold most often, and theirs.
+
+    Returns: a modality that has any: `modality`, `items`: rows of item_id and `near`, rows of neighbours.
+    """
+    from mmrec.content import neighbours as room
+
+    shown = night.lake.day("gold.recommendations", night.run_date, columns=["item_id"])["item_id"]
+    counts = sorted((-c["counts"], c["values"]) for c in shown.value_counts().to_pylist())
+    often = [item for _, item in counts[: 10 * n]]  # some have no picture
+    found = []
+    for encoder in encoders(night.config):
+        near = room.neighbours(night.lake, often, modality=encoder.modality, version=encoder.version, text_of=_text,
+                               k=k, passing_over=True)  # fmt: skip
+        rows = [{"item_id": item, "near": near[item]} for item in often if near.get(item)][:n]
+        if rows:
+            found.append({"modality": encoder.modality, "items": rows})
+    return found
+
+
 def _text(row: dict[str, Any]) -> str | None:
     from mmrec.features.windows import content_text
 

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import mmrec
 from mmrec import late, schema
 from mmrec.context import Night
+from mmrec.encoding import alike
 from mmrec.errors import InputError, QualityError
 from mmrec.files import put
 from mmrec.lake import commit, content, stage
@@ -330,6 +331,7 @@ def monitor(night: Night) -> dict[str, Any]:
         seconds=getattr(night, "seconds", None),
         versions=m.tables,
         curves=_curves(night),
+        alike=alike(night),
     )
     return {
         "report": str(path),

@@ -25,13 +25,20 @@ _ITEMS, _VECTORS = "silver.items", "gold.item_embeddings"
 
 
 def neighbours(
-    lake: Lake, asked: Sequence[str], *, modality: str, version: str, text_of: TextOf, k: int = 10
+    lake: Lake,
+    asked: Sequence[str],
+    *,
+    modality: str,
+    version: str,
+    text_of: TextOf,
+    k: int = 10,
+    passing_over: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """The `k` items nearest to each asked one, by cosine descending, then item id ascending.
 
     Args:
         asked: item ids. modality: text, image or audio. version: the encoder version to compare by.
-        text_of: as for `embed`.
+        text_of: as for `embed`. passing_over: leave out asked items that have no vector, instead of refusing them.
 
     Returns: item -> rows of item_id, title, similarity (cosine, six decimals), same (its content is equal).
         Items are taken in their newest version; those withdrawn are left out, unless they were asked for.
@@ -40,9 +47,17 @@ def neighbours(
         InputError: no such item, or it has no such content. QualityError: its content has no vector at `version`.
     """
     items = _newest(lake, modality, text_of)
-    keys = [_key(lake, items, item, modality) for item in asked]
     where = ds.field("encoder_version") == version
-    own_QD = _own(lake, keys, asked, where, modality, version)
+    if passing_over:
+        asked = [item for item in asked if item in items and items[item]["key"]]
+    keys = [_key(items, item, modality) for item in asked]
+    held = _held(lake, keys, where)
+    if passing_over:
+        asked = [item for item, key in zip(asked, keys, strict=True) if held.get(key, {}).get("dim")]
+        keys = [items[item]["key"] for item in asked]
+    if not asked:
+        return {}
+    own_QD = _own(held, keys, asked, modality, version)
     shas, score_NQ = _scores(lake, own_QD, where)
     sharing: dict[str, list[str]] = {}
     for item, row in items.items():
@@ -75,7 +90,7 @@ def _newest(lake: Lake, modality: str, text_of: TextOf) -> dict[str, dict[str, A
     return newest
 
 
-def _key(lake: Lake, items: dict[str, dict[str, Any]], item: str, modality: str) -> str:
+def _key(items: dict[str, dict[str, Any]], item: str, modality: str) -> str:
     if item not in items:
         close = difflib.get_close_matches(item, items, 3) or sorted(items)[:3]
         raise InputError("no such item", where=_ITEMS, value=item, valid=[*close, "..."],
@@ -87,14 +102,17 @@ def _key(lake: Lake, items: dict[str, dict[str, Any]], item: str, modality: str)
     return key
 
 
+def _held(lake: Lake, keys: list[str], where: ds.Expression) -> dict[str, dict[str, Any]]:
+    mine = where & ds.field("content_sha256").isin(sorted(set(keys)))
+    rows = lake.arrow(_VECTORS, columns=["content_sha256", "dim", "embedding", "refused"], where=mine)
+    return {r["content_sha256"]: r for r in rows.to_pylist()}
+
+
 def _own(
-    lake: Lake, keys: list[str], asked: Sequence[str], where: ds.Expression, modality: str, version: str
+    held: dict[str, dict[str, Any]], keys: list[str], asked: Sequence[str], modality: str, version: str
 ) -> np.ndarray:
-    rows = lake.arrow(_VECTORS, columns=["content_sha256", "embedding", "refused"],
-                      where=where & ds.field("content_sha256").isin(sorted(set(keys))))  # fmt: skip
-    held = {r["content_sha256"]: r for r in rows.to_pylist()}
     for item, key in zip(asked, keys, strict=True):
-        if key not in held or held[key]["refused"]:
+        if key not in held or not held[key]["dim"]:
             why = held[key]["refused"] if key in held else "it was not encoded yet"
             raise QualityError(f"the item's {modality} has no vector: {why}", where=f"{_VECTORS} item_id={item}",
                                value=version, valid="an encoded content", next="mmrec embed --date D")  # fmt: skip

@@ -46,6 +46,7 @@ def write_report(
     versions: dict[str, int],
     example_users: int = 6,
     curves: list[dict[str, Any]] | None = None,
+    alike: list[dict[str, Any]] | None = None,
 ) -> Path:
     """Write `<folder>/report.html`, whole or not at all.
 
@@ -54,6 +55,7 @@ def write_report(
         versions: table -> version that the night read (the manifest's); what isn't named is read as it is now.
         example_users: users shown with pictures, spread evenly over the lengths of histories.
         curves: one row an epoch of the served model's training: epoch, loss, val_ndcg@10 (or ndcg).
+        alike: a modality: `modality`, `items`: rows of item_id and `near`, rows of item_id, similarity, same.
 
     Returns: the file's path. What has not been measured yet is said to be missing, and what makes it appear.
     """
@@ -73,6 +75,7 @@ def write_report(
         "health": past,
         "seconds": _seconds(seconds),
         "users": _examples(lake, run_date, zone, versions, example_users) if night["lists"] else [],
+        "alike": _alike(lake, alike or []),
         "tables": [(t.name, t.view, t.grain) for t in schema.TABLES.values() if t.layer in ("gold", "ops")],
     }
     env = Environment(
@@ -244,6 +247,25 @@ def _examples(lake: Lake, day: date, zone: str, versions: dict[str, int], n: int
         for row in (*user["history"], *user["slate"]):
             row["picture"] = pictures.get(row["image_sha256"])
     return shown
+
+
+def _alike(lake: Lake, alike: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same, each row with its title and picture."""
+    ids = {i for part in alike for row in part["items"] for i in (row["item_id"], *(r["item_id"] for r in row["near"]))}
+    if not ids:
+        return []
+    known = lake.arrow("silver.items", columns=["item_id", "title", "image_sha256", "available_at", "row_hash"],
+                       where=ds.field("item_id").isin(sorted(ids)))  # fmt: skip
+    about = {r["item_id"]: r for r in
+             known.sort_by([("available_at", "ascending"), ("row_hash", "ascending")]).to_pylist()}  # fmt: skip
+    pictures = _pictures(lake, {r["image_sha256"] for r in about.values() if r["image_sha256"]})
+
+    def told(row: dict[str, Any]) -> dict[str, Any]:
+        own = about[row["item_id"]]
+        return row | {"title": plain(own["title"] or ""), "picture": pictures.get(own["image_sha256"])}
+
+    return [part | {"items": [told(row) | {"near": [told(r) for r in row["near"]]} for row in part["items"]]}
+            for part in alike]  # fmt: skip
 
 
 def _pictures(lake: Lake, wanted: set[str]) -> dict[str, str]:

@@ -3,8 +3,11 @@
 import itertools
 import json
 import re
+from collections import Counter
 from datetime import date, datetime
 
+from mmrec.config import load
+from mmrec.encoding import neighbours
 from mmrec.lake.store import Lake
 from mmrec.worlds.builtin import World
 from tests.conftest import NIGHTS, Lived, mmrec
@@ -42,6 +45,28 @@ def test_only_new_content_is_encoded(lived: Lived) -> None:
     rows = lived.sql("select count(*) n, count(distinct (content_sha256, encoder_version)) d from item_embeddings")[0]
     assert rows["n"] == rows["d"] == sum(v for n in lived.nights for k, v in n["counts"]["embed"].items()
                                          if k.endswith("_new"))  # fmt: skip
+
+
+def test_an_unchanged_catalogue_calls_no_encoder(lived: Lived) -> None:
+    told = lived.json("embed", "--date", NIGHTS[-1])
+    assert {k: v for k, v in told.items() if k.endswith(("_new", "_calls", "quarantined"))} == {
+        "text_new": 0, "image_new": 0, "audio_new": 0, "quarantined": 0}  # fmt: skip
+
+
+def test_neighbours_of_an_item_are_of_its_kind_more_often_than_chance(lived: Lived) -> None:
+    kind = {r["item_id"]: r["t"].split()[1] for r in lived.sql(
+        "select item_id, arg_max(title, available_at) t from items where withdrawn_at is null and title <> '' group by 1")}  # fmt: skip
+    item = min(kind)
+    for modality in ("text", "image", "audio"):
+        told = lived.json("neighbours", item, "--modality", modality, "--k", "5")
+        assert (told["item_id"], told["modality"], len(told["neighbours"])) == (item, modality, 5)
+        order = [(-r["similarity"], r["item_id"]) for r in told["neighbours"]]
+        assert order == sorted(order)
+        assert item not in {i for _, i in order}
+    near = neighbours(load(lived.home), Lake(lived.home / "lake"), sorted(kind), "text", 5)
+    same = [kind[i] == kind.get(r["item_id"]) for i, rows in near.items() for r in rows]
+    chance = sum((n / len(kind)) ** 2 for n in Counter(kind.values()).values())
+    assert sum(same) / len(same) > 3 * chance
 
 
 def test_lists_move_from_night_to_night(lived: Lived) -> None:

@@ -295,8 +295,10 @@ def test_report_is_self_contained_and_hostile_text_stays_text(lake: Lake, tmp_pa
     put(lake, "ops.promotions", [{"model_version": "7", "decided_for": D1, "decision": "promoted", "reason": EVIL,
                                   "champion_before": "6"}])  # fmt: skip
     curves = [{"epoch": e, "loss": 5 / e, "val_ndcg@10": 0.01 * e} for e in range(1, 6)]
+    near = [{"item_id": "b", "similarity": 0.8125, "same": False}, {"item_id": "c", "similarity": 1.0, "same": True}]
+    alike = [{"modality": "image", "items": [{"item_id": "a", "near": near}]}]
     path = write_report(lake, D2, tmp_path / "out", seconds={"ingest": 1.5, "total": 2.0}, versions=lake.versions(),
-                        curves=curves)  # fmt: skip
+                        curves=curves, alike=alike)  # fmt: skip
     text = path.read_text()
     page = Page(text)
     names = {t for t, _ in page.tags}
@@ -320,12 +322,13 @@ def test_report_is_self_contained_and_hostile_text_stays_text(lake: Lake, tmp_pa
     said = " ".join(page.text.split())
     for expected in ("2 users have a list of up to 3 items, chosen from 5 on offer by model version 7",
                      "is 0.1200, 2.0 times the 0.0600", "50% of the best possible", "Against ease: no clear difference",
-                     "Stale inputs.", "2.0 seconds in all", "−25.0%", "Training loss by epoch"):  # fmt: skip
+                     "Stale inputs.", "2.0 seconds in all", "−25.0%", "Training loss by epoch",
+                     "By picture", "0.81", "the same content"):  # fmt: skip
         assert expected in said, expected
     ids = {a["id"] for _, a in page.tags if "id" in a}
     assert {a["href"][1:] for t, a in page.tags if t == "a"} <= ids
     again = write_report(lake, D2, tmp_path / "again", seconds={"ingest": 1.5, "total": 2.0}, versions=lake.versions(),
-                         curves=curves)  # fmt: skip
+                         curves=curves, alike=alike)  # fmt: skip
     assert again.read_text() == text
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
@@ -335,7 +338,7 @@ def test_report_of_an_empty_lake_says_what_is_missing(empty: Path, tmp_path: Pat
     said = " ".join(Page(text).text.split())
     for expected in ("not published", "Nothing has been evaluated yet", "No slices yet", "No training curve",
                      "No decision yet", "Nothing is published for this day", "nobody to show",
-                     "Not measured in this run"):  # fmt: skip
+                     "Not measured in this run", "No vectors to compare yet"):  # fmt: skip
         assert expected in said, expected
 
 
