@@ -259,11 +259,20 @@ def publish(night: Night) -> dict[str, Any]:
         folder = stage.waiting(pointer)
         _own_features(night)
         staged = folder and stage.find(name, folder)
+        found = commit.fence(night.out, name, m.day)  # before the look at who published: it may be this very run
         if staged:
             _commit_staged(night, staged)
             pointer.unlink(missing_ok=True)
         elif commit.published_run_id(night.out, name, m.day) == m.run_id:
             done = True  # another attempt of this run was faster
+        elif found != _pin(night, name):
+            raise commit.Fenced(
+                "another run of this date was faster, and what this one staged was dropped",
+                where=f"{name} run_date={m.day}",
+                value=f"fence {found}",
+                valid=f"fence {_pin(night, name)}, as it was planned",
+                next=f"mmrec run --date {m.day}",
+            )
         else:
             raise InputError(
                 "there is nothing staged to publish",

@@ -95,11 +95,14 @@ class Stations:
         if commit.published_run_id(lake, LIST, m.day) != m.run_id:
             self._own_features(lake, m)
             staged = stage.find(LIST, pointer)
+            found = commit.fence(lake, LIST, m.day)
             if staged:
                 audited = audit(lake, staged, partition=str(m.day), previous_rows=4, min_share=0.5)
                 done = commit.adopt(lake, audited, run_id=m.run_id, pinned=m.fences[LIST], partition=m.day, metadata={})
                 told = "published" if done.changed else "published already"
             elif commit.published_run_id(lake, LIST, m.day) != m.run_id:
+                if found != m.fences[LIST]:
+                    raise commit.Fenced("another run of this date was faster, and what this one staged was dropped")
                 waited = self.world.now - self.staged[pointer.name]
                 if waited < GRACE_DAYS * 86_400:
                     self.oracle.wrong(f"{pointer.name} waited {waited:.0f} s and is gone")
