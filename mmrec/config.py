@@ -43,9 +43,9 @@ class NightConfig(_Part):
     sequence_length: int = Field(1024, ge=1, description="a user's last interactions that features keep")
     half_life_days: float = Field(30, gt=0, description="half-life of popularity, days")
     min_share: float = Field(0.5, description="lists below this share of the last night's are refused")
-    text: str = Field("minilm", description="text encoder; empty: none")
-    image: str = Field("efficientnet-lite0", description="picture encoder; empty: none")
-    audio: str = Field("logmel", description="sound encoder; empty: none")
+    text: str = Field("minilm", description="text encoder: a name, a folder or owner/model; empty: none")
+    image: str = Field("efficientnet-lite0", description="image encoder: a name, a folder or owner/model; empty: none")
+    audio: str = Field("logmel", description="sound encoder: a name, a folder or owner/model; empty: none")
 
 
 class TrainConfig(_Part):

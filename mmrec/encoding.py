@@ -20,8 +20,9 @@ def encoders(config: Config) -> list[Any]:
     """The encoders that config names, ready to encode; see content/encoders.py."""
     from mmrec.content.encoders import encoder
 
-    names = (config.night.text, config.night.image, config.night.audio)
-    return [encoder(name, config.cache / "encoders", config.device, config.threads) for name in names if name]
+    names = {m: getattr(config.night, m) for m in ("text", "image", "audio")}
+    where = config.cache / "encoders"
+    return [encoder(name, where, config.device, config.threads, m) for m, name in names.items() if name]
 
 
 def embed(night: Night) -> dict[str, Any]:

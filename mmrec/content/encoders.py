@@ -3,10 +3,11 @@
 In: texts, picture files, sound files, as they come. Out: `emb_BD` and, a row, why it was refused.
 `version` names weights, preprocessing and dtype; vectors of two versions are never mixed. A row's vector does not
 depend on its companions: batches are padded to one fixed size, and a text's padded length depends on it alone.
+Pictures and sounds are decoded in the processes of a sandbox, ahead of the model.
 Trade-off: fp32 through ONNX Runtime on the processor; pictures at 160 pixels, where 224 costs twice as much
 (docs/decisions/0004-encoders.md).
 
-Shape legend: B rows, D vector size, L tokens, H W pixels, F frames, M mel bands.
+Shape legend: B rows, D vector size, L tokens, H W pixels.
 """
 
 from __future__ import annotations
@@ -14,23 +15,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from mmrec.bundle.ort import session
-from mmrec.content.media import BadMedia, decode_audio, decode_image
+from mmrec.content.decode import BANDS, LOG_MEL, log_mel, pixels
+from mmrec.content.media import BadMedia
+from mmrec.content.sandbox import Sandbox
 from mmrec.errors import InputError, TransientError
 
 IMAGE_SIZE = 160
 _TEXT_BATCH, _IMAGE_BATCH = 16, 16
 _LENGTHS = (16, 32, 64, 128, 256)  # a text is padded to the first that holds it; longer ones are cut
-_RATE, _FFT, _HOP, _MELS = 16_000, 1024, 256, 64
-_FRAMES = 2048  # transformed at a time: memory does not grow with a sound's length
 
 
 class Encoder(Protocol):
@@ -45,19 +45,31 @@ class Encoder(Protocol):
         ...
 
 
-def encoder(name: str, cache: Path, device: str = "cpu", threads: int = 2) -> Encoder:
-    """The encoder called `name`: "minilm", "efficientnet-lite0", "logmel". Graphs are exported into `cache` once."""
+def encoder(name: str, cache: Path, device: str = "cpu", threads: int = 2, modality: str | None = None) -> Encoder:
+    """The encoder called `name`. Graphs are exported into `cache` once.
+
+    Args:
+        name: "minilm", "efficientnet-lite0", "logmel"; or a transformers model: its folder, or "owner/model".
+        modality: which tower of a model that has several.
+
+    Raises: InputError: no such encoder, or the model can't be used (hub.py says why).
+    """
     makers: dict[str, Callable[[], Encoder]] = {
         "minilm": lambda: _MiniLM(cache, device, threads),
         "efficientnet-lite0": lambda: _EfficientNet(cache, device, threads),
-        "logmel": _LogMel,
+        "logmel": lambda: _LogMel(threads),
     }
+    if "/" in name:
+        from mmrec.content.hub import HubModel, describe
+
+        about = describe(name, cache, modality, dtype="bf16" if device == "cuda" else "fp32")
+        return HubModel(about, cache, device, threads)
     if name not in makers:
         raise InputError(
             "no such encoder",
             where="config: night.text, night.image, night.audio",
             value=name,
-            valid=sorted(makers),
+            valid=[*sorted(makers), "a folder of a transformers model", "owner/model of a hub"],
             next="edit mmrec.toml",
         )
     return makers[name]()
@@ -127,26 +139,26 @@ class _EfficientNet:
 
     def __init__(self, cache: Path, device: str, threads: int) -> None:
         self.graph = _Lazy("efficientnet-lite0", f"efficientnet-lite0-{IMAGE_SIZE}-fp32.onnx", cache, device, threads)
+        self.sandbox = Sandbox()  # one: a picture is decoded in a tenth of the time that the model takes
 
     def encode(self, raw: Sequence[bytes]) -> tuple[np.ndarray, list[str | None]]:
-        out, why = np.zeros((len(raw), self.dim), np.float32), [None] * len(raw)
+        out = np.zeros((len(raw), self.dim), np.float32)
+        why: list[str | None] = [None] * len(raw)
         ready: list[tuple[int, np.ndarray]] = []
 
         def flush() -> None:
             batch = np.zeros((_IMAGE_BATCH, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
-            for b, (_, pixels) in enumerate(ready):
-                batch[b] = pixels
+            for b, (_, image_HWC) in enumerate(ready):
+                batch[b] = ((image_HWC.astype(np.float32) - 127) / 128).transpose(2, 0, 1)
             emb = self.graph.run({"pixels": batch})[: len(ready)]
             out[[r for r, _ in ready]] = emb / np.maximum(np.linalg.norm(emb, axis=1, keepdims=True), 1e-12)
             ready.clear()
 
-        for r, data in enumerate(raw):
-            try:
-                image = decode_image(data).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-                pixels = (np.asarray(image, np.float32) - 127) / 128
-                ready.append((r, pixels.transpose(2, 0, 1)))
-            except BadMedia as bad:
-                why[r] = str(bad)  # type: ignore[call-overload]
+        for r, got in enumerate(self.sandbox.map(partial(pixels, size=IMAGE_SIZE), raw)):
+            if isinstance(got, BadMedia):
+                why[r] = str(got)
+            else:
+                ready.append((r, got))
             if len(ready) == _IMAGE_BATCH:
                 flush()
         if ready:
@@ -155,49 +167,19 @@ class _EfficientNet:
 
 
 class _LogMel:
-    """Log-mel statistics: mean, deviation and mean absolute change of 64 bands at 16 kHz, unit length.
+    """Log-mel statistics: mean, deviation and mean absolute change of 64 bands at 16 kHz, unit length."""
 
-    Mel scale as in O'Shaughnessy, Speech Communication (1987), 2595 log10(1 + f / 700).
-    """
+    modality, dim, version = "audio", 3 * BANDS, LOG_MEL
 
-    modality, dim = "audio", 3 * _MELS
-    version = f"logmel/{_RATE}/{_FFT}/{_MELS}/mean-std-delta/fp32"
+    def __init__(self, threads: int) -> None:
+        self.sandbox = Sandbox(workers=threads)
 
     def encode(self, raw: Sequence[bytes]) -> tuple[np.ndarray, list[str | None]]:
-        out, why = np.zeros((len(raw), self.dim), np.float32), [None] * len(raw)
-        for r, data in enumerate(raw):
-            try:
-                out[r] = self._one(*decode_audio(data))
-            except BadMedia as bad:
-                why[r] = str(bad)  # type: ignore[call-overload]
+        out = np.zeros((len(raw), self.dim), np.float32)
+        why: list[str | None] = [None] * len(raw)
+        for r, got in enumerate(self.sandbox.map(log_mel, raw)):
+            if isinstance(got, BadMedia):
+                why[r] = str(got)
+            else:
+                out[r] = got
         return out, why
-
-    def _one(self, samples: np.ndarray, rate: int) -> np.ndarray:
-        if rate != _RATE:
-            import soxr
-
-            samples = soxr.resample(samples, rate, _RATE)
-        padded = np.pad(samples, (0, max(0, _FFT - len(samples))))
-        frames_FW = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[::_HOP]
-        window_W, filters_MW = np.hanning(_FFT), _filters()
-        mel_FM = np.concatenate([
-            np.log(np.abs(np.fft.rfft(frames_FW[at : at + _FRAMES] * window_W, axis=1)) ** 2 @ filters_MW.T + 1e-6)
-            for at in range(0, len(frames_FW), _FRAMES)])  # fmt: skip
-        delta = np.abs(np.diff(mel_FM, axis=0)).mean(0) if len(mel_FM) > 1 else np.zeros(_MELS)
-        # the level of silence is the origin, so that loudness doesn't swamp timbre
-        vector = np.concatenate([mel_FM.mean(0) - np.log(1e-6), mel_FM.std(0), delta])
-        norm = float(np.linalg.norm(vector))
-        if not 1e-6 < norm < np.inf:  # below, the vector would be rounding noise
-            raise BadMedia("silent: nothing to hear")
-        return (vector / norm).astype(np.float32)
-
-
-@lru_cache(maxsize=1)
-def _filters() -> np.ndarray:
-    """(M, FFT / 2 + 1) triangular filters, equally spaced on the mel scale up to half the rate."""
-    top = 2595 * np.log10(1 + _RATE / 2 / 700)
-    edges = 700 * (10 ** (np.linspace(0, top, _MELS + 2) / 2595) - 1)
-    bins = np.fft.rfftfreq(_FFT, 1 / _RATE)
-    lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    rise, fall = (bins - lower) / (centre - lower), (upper - bins) / (upper - centre)
-    return np.maximum(0, np.minimum(rise, fall))

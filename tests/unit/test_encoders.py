@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from mmrec.content import encoders
+from mmrec.content.decode import log_mel
 from mmrec.content.encoders import Encoder, encoder
+from mmrec.content.sandbox import Sandbox
 from mmrec.errors import InputError, TransientError
 
 RATE = 16_000
@@ -70,6 +72,14 @@ def hidden() -> list[str]:
              "[PAD]", "[PAD]" * 300, "[UNK] [UNK]", "##ing", "'; DROP TABLE items;--", "<script>alert(1)</script>", "{{7*7}}", "%s%n%x",
              "../../etc/passwd", "\\", "\\u0000", "\"", "'" * 40, "`", "a" * 5000, "ab" * 5000, "." * 5000, " " * 5000 + "x",
              "=cmd|' /C calc'!A0", "#" * 100, "http://a.example/?q=%00", "\N{RIGHT-TO-LEFT MARK}x", "x\N{COMBINING ENCLOSING KEYCAP}"]  # fmt: skip
+    plain += ["\ud800", "x\udfff", "\udc80" * 30, "\ud83d\ude00", "\ud83d" * 300 + " hat"]  # halves of characters
+    plain += [end.join(["hat"] * n) for end in ("\u200b", "\u200d", "\u2060", "\u00ad", "\ufe0f", "\u061c", "\u180e") for n in (2, 99)]
+    plain += [space * n for space in ("\u00a0", "\u2003", "\u3000", "\u1680", "\v\f", "\u2029") for n in (1, 999)]
+    plain += ["👨‍👩‍👧‍👦" * n for n in (2, 50, 900)] + ["🏴󠁧󠁢󠁳󠁣󠁴󠁿", "\u202e" + "אב " * 99, "\u2067a\u2068b\u2069" * 20]
+    plain += ["a" + mark * n for mark in ("\u0301", "\u0489", "\u20dd", "\u0e4a", "\u3099") for n in (1, 30, 3000)]
+    plain += ["pneumono" * n for n in (10, 1000, 2600)] + ["한글" * 400, "각" * 99, "ⅷ½ﷺ", "a\0" * 4000]
+    plain += [f"hat{c}shoe" for c in "\x80\x9f\u00a0\u034f\u115f\u200e\u200f\u202a\u2061\u206f\u3164\ufe0e\ufff9\uffa0\U0001d173\U000e0001\U000f0000"]
+    plain += [word + "s" * n for word in ("[CLS]", "##", "http://") for n in (1, 99, 9999)]
     rng = random.Random(1)
     plain += [chr(c) for c in range(1, 32)]
     plain += ["".join(chr(rng.choice([rng.randrange(1, 0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(9)) for _ in range(16)]
@@ -196,11 +206,32 @@ def test_ten_megabytes_of_text_are_their_first_256_tokens(minilm: Encoder) -> No
     np.testing.assert_array_equal(emb[2], emb[3])
 
 
+def test_the_tokenizer_sees_no_more_than_20_000_characters(minilm: Encoder) -> None:
+    vectors(minilm, ["opened"])
+    lengths: list[int] = []
+
+    class Counting:
+        def __init__(self, real: object) -> None:
+            self.real = real
+
+        def encode_batch(self, texts: list[str]) -> object:
+            lengths.extend(map(len, texts))
+            return self.real.encode_batch(texts)
+
+    minilm.tokenizer, real = Counting(minilm.tokenizer), minilm.tokenizer
+    try:
+        vectors(minilm, ["a" * 10_000_000, "x y " * 2_500_000, "e" + "\u0301" * 5_000_000, "\ud83d" * 5_000_000, " " * 10_000_000, "short"])
+    finally:
+        minilm.tokenizer = real
+    assert lengths == [20_000] * 5 + [5]
+
+
 def test_nasty_strings_are_texts_like_any_other(minilm: Encoder) -> None:
     nasty = hidden()
-    assert len(nasty) > 100
-    emb = vectors(minilm, [*nasty, "a plain one"])
-    np.testing.assert_array_equal(emb[-1], vectors(minilm, ["a plain one"])[0])
+    assert len(set(nasty)) >= 200
+    emb = vectors(minilm, [*nasty, "a plain one", *nasty[::-1]])
+    np.testing.assert_array_equal(emb[len(nasty)], vectors(minilm, ["a plain one"])[0])
+    np.testing.assert_array_equal(emb[: len(nasty)], emb[: len(nasty) : -1])
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\udc80" * 30], ids=["high", "low", "many"])
@@ -275,24 +306,50 @@ def accepted_or_refused(logmel: Encoder, raw: list[bytes]) -> list[str | None]:
     return why
 
 
-def test_a_single_sample_has_a_vector_or_a_reason_and_two_frames_have_one(logmel: Encoder) -> None:
-    accepted_or_refused(logmel, [wav(np.array([0.4])), wav(np.array([0.4]), 8_000), wav(np.array([-1.0]), 44_100)])
-    assert accepted_or_refused(logmel, [wav(tone(330)[:2]), wav(tone(330)[:1025])])[1] is None
+def test_a_single_sample_is_too_short_and_two_frames_have_a_vector(logmel: Encoder) -> None:
+    why = accepted_or_refused(logmel, [wav(np.array([0.4])), wav(np.array([0.4]), 8_000), wav(np.array([-1.0]), 44_100), wav(tone(330)[:1025])])
+    assert [w and w.split(":")[0] for w in why] == ["too_short"] * 3 + [None]
 
 
-@pytest.mark.parametrize("samples", [np.zeros(1), np.zeros(100), np.zeros(RATE), np.full(RATE, 1e-9)], ids=["one", "few", "second", "hiss"])
-def test_silence_is_described_or_refused_but_never_rounding_noise(logmel: Encoder, samples: np.ndarray) -> None:
+@pytest.mark.parametrize("samples", [np.zeros(1000), np.zeros(RATE), np.full(RATE, 1e-9)], ids=["few", "second", "hiss"])
+def test_silence_is_refused_and_never_rounding_noise(logmel: Encoder, samples: np.ndarray) -> None:
     for rate in (RATE, 44_100):
-        accepted_or_refused(logmel, [wav(samples, rate, coding="FLOAT")])
+        assert accepted_or_refused(logmel, [wav(samples, rate, coding="FLOAT")]) == ["silent: nothing to hear"]
+
+
+def test_vectors_are_bit_for_bit_those_of_media_decoded_in_this_process(lite0: Encoder, logmel: Encoder) -> None:
+    raw = [png(d, kind) for d in drawings() for kind in ("PNG", "JPEG", "WEBP", "GIF")]
+    batch = np.zeros((2, 16, 3, 160, 160), np.float32)
+    for n, data in enumerate(raw):
+        image = Image.open(io.BytesIO(data)).convert("RGB").resize((160, 160), Image.Resampling.BICUBIC)
+        batch[divmod(n, 16)] = ((np.asarray(image, np.float32) - 127) / 128).transpose(2, 0, 1)
+    emb = np.vstack([lite0.graph.run({"pixels": b}) for b in batch])[: len(raw)]
+    np.testing.assert_array_equal(vectors(lite0, raw), emb / np.maximum(np.linalg.norm(emb, axis=1, keepdims=True), 1e-12))
+    heard = [wav(tone(330, seconds=s, rate=r), r, kind) for s in (0.1, 3) for r in (8_000, RATE, 44_100) for kind in ("WAV", "FLAC", "OGG")]
+    np.testing.assert_array_equal(vectors(logmel, heard), np.vstack([log_mel(h) for h in heard]))
+
+
+def test_a_picture_or_sound_that_kills_its_decoder_is_one_refusal(lite0: Encoder, logmel: Encoder) -> None:
+    for by, good in ((lite0, png(drawings()[0])), (logmel, wav(tone(330)))):
+        limited = Sandbox(memory_mb=64)
+        by.sandbox, own = limited, by.sandbox
+        try:
+            emb, why = by.encode([good, bytes(80 << 20), good])
+        finally:
+            by.sandbox = own
+            limited.close()
+        assert why == [None, "too_large: more than 64 MB", None]
+        np.testing.assert_array_equal(emb[[0, 2]], np.vstack([vectors(by, [good])] * 2))
+        assert not emb[1].any()
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 999), st.integers(1, 300), st.sampled_from([60, 8000, 44_100, 655_350, 2**31 - 1]), st.sampled_from([1e-3, 1, 1e30, np.inf]))
-def test_any_rate_length_and_level_give_a_unit_vector_or_a_reason(seed: int, n: int, rate: int, level: float) -> None:
+@given(st.integers(0, 999), st.integers(1, 900), st.sampled_from([60, 8000, 44_100, 655_350, 2**31 - 1]), st.sampled_from([1e-3, 1, 1e30, np.inf]))
+def test_any_rate_length_and_level_give_a_unit_vector_or_a_reason(logmel: Encoder, seed: int, n: int, rate: int, level: float) -> None:
     samples = np.random.default_rng(seed).normal(0, 0.2, n).astype(np.float32)
     samples[n // 2] *= np.float32(level)
     data = wav(samples, coding="FLOAT")
-    accepted_or_refused(encoder("logmel", Path()), [data[:24] + struct.pack("<I", rate) + data[28:]])
+    accepted_or_refused(logmel, [data[:24] + struct.pack("<I", rate) + data[28:]])
 
 
 def test_no_rows_are_no_work(minilm: Encoder, lite0: Encoder, logmel: Encoder) -> None:

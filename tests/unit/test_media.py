@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 import subprocess
 import sys
 import zlib
@@ -14,50 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from bombs import NOISE, RATE, SINE, archive, chunk, long_gif, long_webp, patched, picture, png, sound, zeros
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from mmrec.content.decode import log_mel
+from mmrec.content.decode import pixels as small
 from mmrec.content.media import BadMedia, decode_audio, decode_image
 
-RATE = 16_000
-NOISE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-SINE = (np.sin(np.arange(4000) * 0.1) * 0.5).astype(np.float32)
 IMAGE_CODES = {"empty", "not_an_image", "unsupported", "too_large", "truncated"}
 AUDIO_CODES = {"empty", "not_audio", "unsupported", "too_large", "truncated"}
 many = settings(max_examples=200, deadline=None)
-
-
-def picture(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, packed: bytes, depth: int = 8, color: int = 2, extra: bytes = b"") -> bytes:
-    """A PNG by hand: its header may promise what its (deflated) data do not hold."""
-    head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
-
-
-def zeros(megabytes: int) -> bytes:
-    """That many megabytes of zero bytes, deflated a thousandfold."""
-    packer = zlib.compressobj(9)
-    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(megabytes)) + packer.flush()
-
-
-def sound(samples: np.ndarray, kind: str = "WAV", coding: str | None = None, rate: int = RATE) -> bytes:
-    out = io.BytesIO()
-    soundfile.write(out, samples, rate, format=kind, subtype=coding)
-    return out.getvalue()
-
-
-def patched(data: bytes, at: int, layout: str, value: int) -> bytes:
-    return data[:at] + struct.pack(layout, value) + data[at + struct.calcsize(layout) :]
 
 
 def refusal(decode: Callable[[bytes], Any], data: bytes) -> str:
@@ -107,6 +74,9 @@ RAW = png(8, 8, PLAIN)
         pytest.param(b"", "empty", id="zero bytes"),
         pytest.param(b"hello" * 99, "not_an_image", id="text"),
         pytest.param(b"<!doctype html><title>404</title>", "not_an_image", id="an error page"),
+        pytest.param(b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not_an_image", id="svg"),
+        pytest.param(archive(), "not_an_image", id="zip"),
+        pytest.param(png(8, 8, PLAIN, extra=chunk(b"zTXt", b"a\0\0" + zeros(9))), "too_large", id="9 MB of text in it"),
         pytest.param(sound(SINE), "not_an_image", id="a sound"),
         pytest.param(RAW[:8] + picture(Image.fromarray(NOISE), "JPEG"), "not_an_image", id="png magic, jpeg within"),
         pytest.param(png(0, 8, zlib.compress(b"")), "not_an_image", id="no width"),
@@ -134,6 +104,56 @@ def test_the_limit_on_pixels_is_the_last_size_that_is_read() -> None:
     assert decode_image(data, max_pixels=48 * 64).size == (64, 48)
     with pytest.raises(BadMedia, match=r"^too_large: 64 x 48"):
         decode_image(data, max_pixels=48 * 64 - 1)
+
+
+def test_a_jpeg_beyond_the_limit_is_read_at_the_largest_scale_that_fits() -> None:
+    whole = Image.linear_gradient("L").resize((256, 128)).convert("RGB")
+    data = picture(whole, "JPEG", quality=95)
+    for limit, size in ((256 * 128, (256, 128)), (256 * 128 - 1, (128, 64)), (128 * 64 - 1, (64, 32)), (32 * 16, (32, 16))):
+        got = decode_image(data, max_pixels=limit)
+        assert got.size == size
+        # a scale's pixel is the mean of those that it stands for, but for rounding
+        mean = np.asarray(whole, float).reshape(size[1], 128 // size[1], size[0], 256 // size[0], 3).mean((1, 3))
+        assert np.abs(np.asarray(got) - mean).max() < 3
+    assert code(refusal(lambda d: decode_image(d, max_pixels=32 * 16 - 1), data)) == "too_large", "an eighth is the least"
+    upright = Image.Exif()
+    upright[0x112] = 6
+    assert decode_image(picture(whole, "JPEG", exif=upright), max_pixels=9_000).size == (64, 128)
+    assert code(refusal(lambda d: decode_image(d, max_pixels=9_000), data[:-500])) == "truncated"
+    progressive = picture(whole, "JPEG", progressive=True)
+    assert decode_image(progressive).size == (256, 128)
+    assert "progressive" in refusal(lambda d: decode_image(d, max_pixels=9_000), progressive)
+    promised = patched(data, data.index(b"\xff\xc0") + 5, ">I", 10_000 << 16 | 10_000)
+    assert code(refusal(decode_image, promised)) == "too_large", "beyond 80 million no scale helps"
+
+
+def test_a_large_webp_is_refused_before_its_decoder_is_opened() -> None:
+    for options in ({"lossless": True}, {"quality": 50}, {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}):
+        data = picture(Image.fromarray(NOISE), "WEBP", **options)
+        assert decode_image(data, max_pixels=48 * 64).size == (64, 48)
+        assert refusal(lambda d: decode_image(d, max_pixels=48 * 64 - 1), data) == "too_large: 64 x 48 pixels"
+        assert code(refusal(decode_image, data[: len(data) // 2])) == "truncated"
+
+
+def test_what_a_picture_is_does_not_depend_on_a_name_or_on_what_follows() -> None:
+    for kind in ("PNG", "JPEG", "WEBP", "GIF"):
+        data = picture(palette().convert("RGB"), kind, **({"lossless": True} if kind == "WEBP" else {}))
+        np.testing.assert_array_equal(pixels(data + b"<html>"), pixels(data))
+
+
+def test_a_long_animation_costs_no_more_than_its_first_frame() -> None:
+    one = pixels(picture(Image.new("P", (16, 16), 1), "GIF"))
+    np.testing.assert_array_equal(pixels(long_gif(100_000)), one)
+    assert pixels(long_webp(300))[5, 5].tolist() == [0, 0, 9]
+
+
+def test_small_pixels_are_the_whole_picture_of_one_size_whatever_its_own() -> None:
+    for size in ((16, 16), (64, 8), (8, 300)):
+        image = palette().convert("RGB").resize(size, Image.Resampling.NEAREST)
+        got = small(picture(image), size=16)
+        assert (got.dtype, got.shape) == (np.uint8, (16, 16, 3))
+        assert (got[8, 0].tolist(), got[8, -1].tolist()) == (RED, BLUE)
+        np.testing.assert_array_equal(got, np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC)))
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}), ("GIF", {})])
@@ -230,7 +250,10 @@ def test_broken_exif_costs_nothing_but_the_orientation() -> None:
         pytest.param(patched(sound(SINE), 24, "<I", 1), "too_large", id="an hour at 1 Hz"),
         pytest.param(patched(sound(SINE), 24, "<I", 0), "not_audio", id="0 Hz"),
         pytest.param(patched(sound(SINE, "FLAC"), 22, ">I", RATE * 7200), "too_large", id="two hours of flac promised"),
+        pytest.param(sound(SINE, rate=999), "unsupported", id="999 Hz"),
+        pytest.param(patched(sound(SINE), 24, "<I", 768_001), "unsupported", id="more than 768 kHz"),
         pytest.param(sound(np.zeros((9, 17))), "too_large", id="17 channels"),
+        pytest.param(sound(np.zeros((9, 64))), "too_large", id="64 channels"),
         pytest.param(sound(np.zeros((1, 1000))), "too_large", id="1000 channels"),
     ],
 )
@@ -267,7 +290,7 @@ def test_a_data_chunk_that_promises_hours_gives_no_more_than_the_file_holds() ->
 
 
 def test_channels_are_averaged_and_the_rate_is_the_files_own() -> None:
-    for rate in (8_000, 44_100):
+    for rate in (1_000, 8_000, 44_100, 768_000):
         both = np.stack([SINE, -SINE / 2], 1)
         samples, got = decode_audio(sound(both, coding="FLOAT", rate=rate))
         assert (got, samples.dtype, samples.ndim) == (rate, np.float32, 1)
@@ -278,6 +301,16 @@ def test_channels_are_averaged_and_the_rate_is_the_files_own() -> None:
 def test_silence_and_a_single_sample_are_sounds() -> None:
     assert not decode_audio(sound(np.zeros(100)))[0].any()
     assert decode_audio(sound(SINE[5:6], coding="FLOAT"))[0].tolist() == [SINE[5]]
+
+
+def test_a_vector_is_made_of_16_ms_of_something_and_not_of_less() -> None:
+    for rate in (8_000, 16_000, 48_000):
+        least = 256 * rate // 16_000
+        assert np.linalg.norm(log_mel(sound(SINE[:least], rate=rate))) == pytest.approx(1)
+        assert code(refusal(log_mel, sound(SINE[: least - 1], rate=rate))) == "too_short"
+    assert code(refusal(log_mel, sound(np.zeros(1)))) == "too_short"
+    for silence in (np.zeros(RATE), np.full(RATE, 1e-9), np.full(RATE, np.nan), np.zeros((RATE, 2))):
+        assert refusal(log_mel, sound(silence, coding="FLOAT")) == "silent: nothing to hear"
 
 
 def test_a_sample_that_is_no_number_does_not_spoil_the_rest() -> None:

@@ -1,0 +1,71 @@
+"""What is made of a medium before a model sees it: small arrays, from functions that a worker of `sandbox.py` can run.
+
+In: bytes from a shop. Out: pixels of one size, or the statistics of a sound's spectrum; `BadMedia` where there is
+nothing to make them of. Nothing but numpy, Pillow, soundfile and soxr is imported, so a worker starts in a quarter of
+a second and holds no model.
+Trade-off: a picture's sides are scaled each by its own factor, so aspect is lost and nothing is cut off.
+
+Shape legend: F frames, W samples a frame, M mel bands.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import soxr
+from PIL import Image
+
+from mmrec.content.media import BadMedia, decode_audio, decode_image
+
+BANDS = 64
+_RATE, _FFT, _HOP = 16_000, 1024, 256
+_FRAMES = 2048  # transformed at a time: memory does not grow with a sound's length
+LOG_MEL = f"logmel/{_RATE}/{_FFT}/{BANDS}/mean-std-delta/fp32"
+
+
+def pixels(data: bytes, size: int) -> np.ndarray:
+    """A picture as (size, size, 3) uint8, bicubic.
+
+    Raises: BadMedia, MemoryError: as `decode_image`.
+    """
+    return np.asarray(decode_image(data).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def log_mel(data: bytes) -> np.ndarray:
+    """A sound as (3 BANDS,) float32 of unit length: mean, deviation and mean absolute change of each band at 16 kHz.
+
+    Mel scale as in O'Shaughnessy, Speech Communication (1987), 2595 log10(1 + f / 700).
+
+    Raises: BadMedia, MemoryError: as `decode_audio`, and too_short (less than a hop of 16 ms), silent: a vector would
+    say nothing, and would make all such sounds each other's nearest.
+    """
+    samples, rate = decode_audio(data)
+    if len(samples) * _RATE < _HOP * rate:
+        raise BadMedia(f"too_short: {len(samples)} samples at {rate} Hz, less than {1000 * _HOP // _RATE} ms")
+    if rate != _RATE:
+        samples = soxr.resample(samples, rate, _RATE)
+    padded = np.pad(samples, (0, max(0, _FFT - len(samples))))
+    frames_FW = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[::_HOP]
+    window_W, filters_MW = np.hanning(_FFT), _filters()
+    mel_FM = np.concatenate([
+        np.log(np.abs(np.fft.rfft(frames_FW[at : at + _FRAMES] * window_W, axis=1)) ** 2 @ filters_MW.T + 1e-6)
+        for at in range(0, len(frames_FW), _FRAMES)])  # fmt: skip
+    delta = np.abs(np.diff(mel_FM, axis=0)).mean(0) if len(mel_FM) > 1 else np.zeros(BANDS)
+    # the level of silence is the origin, so that loudness doesn't swamp timbre
+    vector = np.concatenate([mel_FM.mean(0) - np.log(1e-6), mel_FM.std(0), delta])
+    norm = float(np.linalg.norm(vector))
+    if not 1e-6 < norm < np.inf:  # below, the vector would be rounding noise
+        raise BadMedia("silent: nothing to hear")
+    return (vector / norm).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _filters() -> np.ndarray:
+    """(M, FFT / 2 + 1) triangular filters, equally spaced on the mel scale up to half the rate."""
+    top = 2595 * np.log10(1 + _RATE / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, BANDS + 2) / 2595) - 1)
+    bins = np.fft.rfftfreq(_FFT, 1 / _RATE)
+    lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    rise, fall = (bins - lower) / (centre - lower), (upper - bins) / (upper - centre)
+    return np.maximum(0, np.minimum(rise, fall))

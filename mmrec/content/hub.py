@@ -1,0 +1,221 @@
+"""Encoders from any transformers model, by hub name or folder: what a model's own files say becomes an encoder.
+
+In: a folder or a hub name. Out: a `Description` (modality, pooling, prompt, dtype, a version that changes when any of
+them or the weights do), and a `HubModel` that meets the Encoder protocol.
+Whoever encodes on the processor loads neither torch nor transformers: hub_export.py runs once as its own process.
+Trade-off: on the processor every batch has one fixed size, so that a row's bits depend on it alone; a last batch is
+mostly padding.
+
+Shape legend: B rows, L tokens, D vector size, F fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmrec.bundle.ort import PROVIDERS, session
+from mmrec.content.hub_config import Description, known, read
+from mmrec.content.hub_prepare import media
+from mmrec.content.media import BadMedia
+from mmrec.content.sandbox import Sandbox
+from mmrec.errors import InputError, TransientError
+
+_BATCH = {"text": 16, "image": 8, "audio": 4}  # rows a run on the processor, padded to exactly that many
+_BUDGET = {"text": 16_384, "image": 64, "audio": 16}  # a GPU's: tokens a batch of texts, rows of the others
+
+
+def describe(
+    source: str, cache: Path, modality: str | None = None, dtype: str = "fp32", prompt: str | None = None,
+    max_length: int = 512,
+) -> Description:  # fmt: skip
+    """Read a model's files.
+
+    Args:
+        source: a folder, or a name that the hub's cache or the hub holds (HF_HUB_OFFLINE is respected).
+        cache: where graphs are kept; only int8 needs it here, because it is tried before it is promised.
+        modality: "text", "image" or "audio"; needed where a model has several.
+        dtype: "fp32"; "int8" (text, on the processor); "bf16" (on a GPU).
+        prompt: the name of one of the model's own prompts; None: its default one, if it has one.
+        max_length: at most so many tokens, where the model allows more.
+
+    Raises: InputError: the name can't be resolved, files are missing, or nothing says how to pool. TransientError:
+        the export was killed.
+    """
+    made = read(source, modality, dtype, prompt, max_length)
+    if dtype == "int8":
+        trial = json.loads((_prepared(made, cache) / "parity.json").read_text())["int8"]
+        if not trial["kept"]:
+            return replace(made, dtype="fp32", reason=trial["reason"])
+    return made
+
+
+class HubModel:
+    """An Encoder (modality, version, dim, encode) of a described model.
+
+    Args:
+        device: "cpu": ONNX Runtime in fp32 or int8. "cuda": torch under autocast; the description's dtype is "bf16".
+
+    Raises: InputError: a device that can't be used or doesn't make that dtype; a model that can't be exported.
+    """
+
+    def __init__(
+        self, description: Description, cache: Path, device: str = "cpu", threads: int = 2, *,
+        _torch_on: str | None = None,
+    ) -> None:  # fmt: skip
+        self.description, self.cache, self.device, self.threads = description, cache, device, threads
+        self.modality, self.version = description.modality, description.version
+        self._torch_on = _torch_on or ("cuda" if device == "cuda" else None)
+        known("device", device, tuple(PROVIDERS), description.source)
+        if (description.dtype == "bf16") != bool(self._torch_on):
+            raise InputError("this device doesn't make that dtype", where=description.source,
+                             value=f"{device}: {description.dtype}", valid="cpu: fp32, int8; cuda: bf16",
+                             next="describe the model with a dtype of its device")  # fmt: skip
+        self._conf: dict[str, Any] = {}
+        self._arrays: dict[str, np.ndarray] = {}
+        self._tokenizer: Any = None
+        self._sandbox = Sandbox(workers=threads)  # processes start with the first medium
+        self._graph: Any = None
+
+    @property
+    def dim(self) -> int:
+        """The vector's size; the model is exported if it wasn't yet."""
+        return int(self._ready()["dim"])
+
+    def encode(self, raw: Sequence[Any]) -> tuple[np.ndarray, list[str | None]]:
+        """Rows to (B, D) float32, zero where refused, and the reason or None of each row."""
+        conf = self._ready()
+        out, why = np.zeros((len(raw), conf["dim"]), np.float32), [None] * len(raw)
+        waiting: dict[int, list[tuple[int, Any]]] = {}
+        for r, length, row in self._rows(raw, why):
+            queue = waiting.setdefault(length, [])
+            queue.append((r, row))
+            if len(queue) == self._batch(length):
+                out[[r for r, _ in queue]] = self._run(queue, length)
+                queue.clear()
+        for length, queue in sorted(waiting.items()):
+            if queue:
+                out[[r for r, _ in queue]] = self._run(queue, length)
+        return out, why
+
+    def _ready(self) -> dict[str, Any]:
+        if not self._conf:
+            folder = _prepared(self.description, self.cache)
+            self._conf = json.loads((folder / "prepare.json").read_text())
+            if (folder / "arrays.npz").is_file():
+                with np.load(folder / "arrays.npz") as stored:
+                    self._arrays = dict(stored)
+            if self.modality == "text":
+                from tokenizers import Tokenizer
+
+                self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            if self._torch_on:
+                from mmrec.content.hub_torch import TorchGraph
+
+                self._graph = TorchGraph(self.description, self._torch_on)
+            else:
+                self._graph = session(folder / "model.onnx", self.device, self.threads)
+        return self._conf
+
+    def _rows(self, raw: Sequence[Any], why: list[Any]) -> Iterator[tuple[int, int, Any]]:
+        """(row, padded length, what the graph takes); the length depends on the row alone."""
+        if self.modality == "text":
+            # far beyond max_length tokens, and tokenizing 10 MB takes seconds; half a character becomes "?"
+            longest = max(20_000, 40 * self.description.max_length)
+            texts = [(self.description.prompt + t)[:longest].encode("utf-8", "replace").decode() for t in raw]
+            if self.description.lower:
+                texts = [t.lower() for t in texts]
+            for r, found in enumerate(self._tokenizer.encode_batch(texts)):
+                if found.ids:
+                    yield r, next(n for n in self._conf["lengths"] if len(found.ids) <= n), found.ids
+                else:
+                    why[r] = "no_tokens: nothing that the tokenizer knows"
+            return
+        work = partial(media, modality=self.modality, conf=self._conf, arrays=self._arrays)
+        for r, got in enumerate(self._sandbox.map(work, raw)):
+            if isinstance(got, BadMedia):
+                why[r] = str(got)
+            else:
+                yield r, 0, got
+
+    def _batch(self, length: int) -> int:
+        if self._torch_on:
+            return max(1, _BUDGET[self.modality] // max(1, length))
+        # int8 takes one scale from a whole batch: alone, a row has no companions to depend on
+        return 1 if self.description.dtype == "int8" else _BATCH[self.modality]
+
+    def _run(self, queue: list[tuple[int, Any]], length: int) -> np.ndarray:
+        size = self._batch(length)
+        if self.modality != "text":
+            batch = np.zeros((size, *queue[0][1].shape), np.float32)
+            for b, (_, row) in enumerate(queue):
+                batch[b] = row
+            feeds = {self._conf["input"]: batch}
+        else:
+            ids_BL = np.full((size, length), self._conf["pad_id"], np.int64)
+            mask_BL = np.zeros((size, length), np.int64)
+            mask_BL[:, 0] = 1  # an empty row still needs one token to divide by
+            for b, (_, ids) in enumerate(queue):
+                ids_BL[b, : len(ids)], mask_BL[b, : len(ids)] = ids, 1
+            feeds = {"ids": ids_BL} if self.description.fixed_length else {"ids": ids_BL, "mask": mask_BL}
+        return self._graph.run(None, feeds)[0][: len(queue)]
+
+
+def pool_fields(emb_FBD: np.ndarray, mask_FB: np.ndarray, how: str) -> np.ndarray:
+    """Several fields' vectors to one a row; an absent field's numbers are never read.
+
+    Args:
+        emb_FBD: float vectors of F fields; each is taken at unit length.
+        mask_FB: bool, True where a row has the field (a vector of zeros counts as absent).
+        how: "mean": (B, D), the mean over the fields that are there. "concat": (B, F * D), absent fields hold zeros
+            and the others weigh more for it, so that every row has unit length.
+
+    Returns: float32; zero where a row has no field.
+
+    Raises: InputError: another `how`, shapes that don't fit.
+    """
+    known("pooling of fields", how, ("mean", "concat"), "pool_fields")
+    if emb_FBD.ndim != 3 or mask_FB.shape != emb_FBD.shape[:2]:
+        raise InputError("fields and mask don't fit", where="pool_fields", valid="(F, B, D) and (F, B)",
+                         value=(emb_FBD.shape, mask_FB.shape), next="pass one mask a field and row")  # fmt: skip
+    emb_FBD = np.where(mask_FB[..., None], emb_FBD, 0).astype(np.float64)
+    norm_FB1 = np.linalg.norm(emb_FBD, axis=2, keepdims=True)
+    unit_FBD = emb_FBD / np.where(norm_FB1 > 0, norm_FB1, 1)
+    count_B1 = np.maximum(1, (norm_FB1 > 0).sum(0))
+    if how == "mean":
+        return (unit_FBD.sum(0) / count_B1).astype(np.float32)
+    fields, rows, dim = unit_FBD.shape
+    return (unit_FBD.transpose(1, 0, 2).reshape(rows, fields * dim) / np.sqrt(count_B1)).astype(np.float32)
+
+
+def _place(description: Description, cache: Path) -> Path:
+    slug = hashlib.sha256(description.version.encode()).hexdigest()[:16]
+    return cache / f"hub-{description.modality}-{description.dtype}-{slug}"
+
+
+def _prepared(description: Description, cache: Path) -> Path:
+    """The folder of this version's graph, made by a process of its own if it isn't there."""
+    folder = _place(description, cache)
+    if (folder / "parity.json").is_file():
+        return folder
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    child = subprocess.run([sys.executable, "-m", "mmrec.content.hub_export", str(folder)], text=True,
+                           input=json.dumps(asdict(description)), capture_output=True, env=environment)  # fmt: skip
+    if child.returncode == 0:
+        return folder
+    said = (child.stdout.strip().splitlines() or [""])[-1]
+    if child.returncode in (InputError.exit_code, TransientError.exit_code) and said.startswith("{"):
+        kind = InputError if child.returncode == InputError.exit_code else TransientError
+        raise kind(**json.loads(said))
+    said = (child.stderr or child.stdout).strip()[-500:] or f"ended by {child.returncode}"
+    raise TransientError("an encoder could not be exported", where=description.source, value=said, next="mmrec embed")
