@@ -103,7 +103,7 @@ def _key(items: dict[str, dict[str, Any]], item: str, modality: str) -> str:
 
 
 def _held(lake: Lake, keys: list[str], where: ds.Expression) -> dict[str, dict[str, Any]]:
-    mine = where & ds.field("content_sha256").isin(sorted(set(keys)))
+    mine = where & ds.field("content_sha256").isin(pa.array(sorted(set(keys)), pa.string()))
     rows = lake.arrow(_VECTORS, columns=["content_sha256", "dim", "embedding", "refused"], where=mine)
     return {r["content_sha256"]: r for r in rows.to_pylist()}
 

@@ -122,3 +122,12 @@ def test_what_is_not_there_is_said_with_what_is(lake: Lake) -> None:
         near(lake, "film-4")
     with pytest.raises(QualityError, match="not encoded yet"):
         near(lake, "film-1", version="w")
+
+
+def test_what_has_no_vector_is_passed_over_where_that_is_asked(lake: Lake) -> None:
+    put(lake, ITEMS, item("a", "x"), item("b", "y"), item("bare", None), item("new", "z"))
+    put(lake, VECTORS, vector("x", [1, 0]), vector("y", [1, 1]))
+    some = neighbours(lake, ["bare", "a", "nobody", "new"], modality="text", version="v", text_of=lambda r: r["text"], passing_over=True)
+    assert {i: [r["item_id"] for r in rows] for i, rows in some.items()} == {"a": ["b"]}
+    for asked in (["bare"], []):
+        assert neighbours(lake, asked, modality="text", version="v", text_of=lambda r: r["text"], passing_over=True) == {}
