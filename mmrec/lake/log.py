@@ -108,6 +108,13 @@ def check(folder: Path, table: str, version: int | None = None) -> None:
         )
 
 
+def oldest(folder: Path) -> int:
+    """The oldest version that the log still leads to: entries below a checkpoint are cleaned up from the bottom."""
+    entries, checkpoints = _listed(folder / "_delta_log")
+    bottom = min(entries, default=0)
+    return min((c for c in checkpoints if c >= bottom - 1), default=0) if bottom else 0
+
+
 def since(folder: Path, app: str, pinned: int, after: int = -1) -> list[Commit]:
     """Commits of the writers that share fence `app`, newer than `pinned`, the newest first; of versions > `after`."""
     found = []

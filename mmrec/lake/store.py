@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 _PLAIN = re.compile(r"[A-Za-z0-9/._+,=@~-]+\Z")
 
 
+class Expired(InputError):
+    """A version that is no longer kept."""
+
+
 class Lake:
     """Tables in a folder: `<root>/<layer>/<table>`. Opening one creates nothing.
 
@@ -69,9 +73,12 @@ class Lake:
     def handle(self, name: str, version: int | None = None) -> DeltaTable:
         """A delta-rs handle at `version` (None: the newest).
 
-        Raises: InputError: the table or version is missing. QualityError: its log is damaged.
+        Raises: InputError: the table or version is missing. Expired: it is no longer kept. QualityError: its log is
+            damaged.
         """
         if self.exists(name):
+            if version is not None and 0 <= version < log.oldest(self.path(name)):
+                raise self._expired(name, version)
             log.check(self.path(name), name, version)
         try:
             return DeltaTable(str(self.path(name)), version=version)
@@ -146,6 +153,8 @@ class Lake:
     def dataset(self, name: str, version: int | None = None) -> ds.Dataset:
         handle = self.handle(name, version)
         self.read[name] = handle.version()
+        if version is not None:
+            self._kept(name, handle)
         root = str(self.path(name))
         return past.dataset(handle, schema.table(name), SubTreeFileSystem(root, LocalFileSystem()))
 
@@ -187,6 +196,7 @@ class Lake:
         """
         t, handle = schema.table(name), self.handle(name, version)
         self.read[name] = version
+        self._kept(name, handle)
         protocol = handle.protocol()
         plain = protocol.min_reader_version == 1 and not protocol.reader_features and not t.partition
         if type(spark).__module__.startswith("pyspark.sql.connect") or not plain or not past.is_today(handle, t):
@@ -195,6 +205,21 @@ class Lake:
         ddl = ", ".join(f"{c.name} {c.type}" for c in t.columns)
         files = handle.file_uris()
         return spark.read.schema(ddl).parquet(*files) if files else spark.createDataFrame([], ddl)
+
+    def _kept(self, name: str, handle: DeltaTable) -> None:
+        """Refuse an older version whose files maintenance has deleted; of the newest one, reading misses them."""
+        if any(not Path(file).exists() for file in handle.file_uris()) and handle.version() < self.version(name):
+            raise self._expired(name, handle.version())
+
+    def _expired(self, name: str, version: int) -> Expired:
+        days = schema.table(name).retention_days
+        return Expired(
+            "this version of the table is no longer kept",
+            where=name,
+            value=version,
+            valid=f"the newest, {self.version(name)}, and those replaced less than {days} days ago",
+            next="mmrec run --date D, which plans anew",
+        )
 
     def run_dates(self, name: str = "gold.recommendations") -> list[date]:
         """The run_dates that a table partitioned by run_date holds, ascending; from the log, no file is read."""

@@ -31,7 +31,7 @@ from mmrec.errors import QualityError
 from mmrec.lake import audit, commit, log, stage, vacuum
 from mmrec.lake.maintain import maintain
 from mmrec.lake.manifest import Manifest
-from mmrec.lake.store import Lake
+from mmrec.lake.store import Expired, Lake
 from tests.faults.preload import CONTROL, Faults
 
 LIST, USERS = "gold.recommendations", "silver.users"
@@ -104,6 +104,20 @@ def test_a_reader_in_the_middle_of_an_old_version_reads_it_to_its_end(home: Conf
     assert Counter(map(repr, pa.Table.from_batches([first, *by_batch]).to_pylist())) == right
     assert Counter(map(repr, held.to_table().select(schema.table(USERS).arrow.names).to_pylist())) == users
     assert sorted(planned.toArrow()["user_id"].to_pylist()) == [f"old{i}" for i in range(6)]
+
+
+@pytest.mark.parametrize("more", [{}, {"checkpoint_every": 1000}], ids=["its entries too", "its files alone"])
+def test_a_version_that_expired_is_said_to_be_no_longer_kept(home: Config, lake: Lake, spark: Any, more: dict[str, int]) -> None:
+    old = put(lake, lists("old"), "old", D1)
+    newest = put(lake, lists("new"), "new", D1)
+    tidy(home, days=KEEP + 30, **more)
+    assert (lake.path(LIST) / "_delta_log" / f"{0:020}.json").exists() == bool(more)
+    for read in (lambda: lake.arrow(LIST, old), lambda: next(lake.batches(LIST, old)), lambda: lake.frame(spark, LIST, old).toArrow()):
+        with pytest.raises(Expired, match="no longer kept") as told:
+            read()
+        assert told.value.where == LIST
+        assert (told.value.value, f"the newest, {newest}," in told.value.valid) == (old, True)
+    assert len(seen(lake, LIST, newest)) == len(lists("new"))
 
 
 def test_readers_of_every_promised_version_while_maintenance_goes_round_never_miss_a_file(home: Config, lake: Lake) -> None:

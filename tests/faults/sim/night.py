@@ -41,6 +41,7 @@ class Stations:
         self.rng: Random = world.rng
         self.runs: dict[str, tuple[Manifest, bool]] = {}  # run_id -> its plan, whether it was forced
         self.staged: dict[str, float] = {}  # stage -> when it was written
+        self.planned: dict[str, float] = {}  # run_id -> when its manifest was written last
         oracle.landed = self._landed
 
     def see(self, lake: Lake, name: str, version: int) -> pa.Table:
@@ -70,6 +71,7 @@ class Stations:
         forced = force or self.runs.get(m.run_id, (m, False))[1]
         self.runs[m.run_id] = (m, forced)
         m.save(self.lake.root.parent / "runs")
+        self.planned[m.run_id] = self.world.now
         self.world.note(f"plans run {m.run_id}")
         return m
 

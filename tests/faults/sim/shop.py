@@ -27,11 +27,11 @@ from mmrec.lake import commit
 from mmrec.lake.content import content_hash
 from mmrec.lake.maintain import maintain
 from mmrec.lake.manifest import Manifest
-from mmrec.lake.store import Lake
+from mmrec.lake.store import Expired, Lake
 from tests.faults.sim.night import GRACE_DAYS, Stations
 from tests.faults.sim.oracle import Oracle
 from tests.faults.sim.schedule import EPOCH, HOUR, World
-from tests.faults.sim.tables import EMBEDDINGS, LIST, RUNS, SILVER, TABLES, people, vectors
+from tests.faults.sim.tables import EMBEDDINGS, LIST, RETENTION_DAYS, RUNS, SILVER, TABLES, people, vectors
 
 FIRST = EPOCH.date()
 DOUBT_S = 300.0  # after which an attempt that is not heard of is taken for dead
@@ -102,6 +102,11 @@ class Shop(Stations):
         try:
             job.ended.append(job.work(job, number))
         except commit.Fenced as error:
+            job.ended.append(f"told: {error.what}")
+        except Expired as error:
+            planned = self.planned.get(job.manifest.run_id, self.world.now) if job.manifest else self.world.now
+            if self.world.now - planned < RETENTION_DAYS * 24 * HOUR:
+                self.oracle.wrong(f"{job.name}: {error.what}, {(self.world.now - planned) / HOUR:.1f} h after it was planned")
             job.ended.append(f"told: {error.what}")
         except (TransientError, OSError, DeltaError) as error:
             # what the store did, exit 75 or 1, is tried again; what it did not do is a fault of ours
