@@ -27,8 +27,9 @@ test: lint
 soak: .venv/installed
 	$(BIN)/python -m tests.soak.nights --db sqlite --out docs/evidence/nights-sqlite.json
 	$(BIN)/python -m tests.soak.nights --db postgres --out docs/evidence/nights-postgres.json
-	$(BIN)/python -m tests.soak.kills --kills 200 --out docs/evidence/kills.json
-	$(BIN)/python -m tests.soak.simulator --steps 1000000 --seed 0 --out docs/evidence/simulator.json
+	$(BIN)/python -m tests.soak.kills --kills 200 --seed 1 --out docs/evidence/kills.json
+	$(BIN)/python -m tests.soak.simulator --steps 520000 --seed 1 --out docs/evidence/simulator-1.json
+	$(BIN)/python -m tests.soak.simulator --steps 520000 --seed 600 --out docs/evidence/simulator-600.json
 
 lint: .venv/installed
 	$(BIN)/ruff check mmrec dags jobs infra tests
