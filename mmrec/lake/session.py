@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ENGINES = ("local", "spark")
 
+_IDLE_S = 365 * 86_400  # a session forgotten while a model trains would end the night; the server ends with its process
+
 _open: dict[str, tuple[Any, SparkSession]] = {}
 
 
@@ -55,6 +57,7 @@ def stop(engine: str = "local") -> None:
 
 def _sail() -> tuple[Any, SparkSession]:
     os.environ.setdefault("RUST_LOG", "error")  # the server logs every session at INFO
+    os.environ.setdefault("SAIL_SPARK__SESSION_TIMEOUT_SECS", str(_IDLE_S))  # its own default is 20 minutes
     from pysail.spark import SparkConnectServer
     from pyspark.sql import SparkSession
 

@@ -545,7 +545,7 @@ def maintenance_within_a_write(made: Shop) -> None:
 def another_night_meanwhile(made: Shop) -> None:
     """A night has seen that its date is not published, and has not planned yet."""
     made.start(made.nightly(FIRST))
-    while not made.world.actors[0].at.startswith("open silver"):
+    while not made.world.actors[0].at.startswith("open gold/user_vectors"):
         made.world.resume(made.world.actors[0])
     made.world.actors[0].wake = made.world.now + HOUR
     made.start(made.nightly(FIRST))

@@ -21,6 +21,7 @@ from mmrec.errors import InputError, TransientError
 from mmrec.lake import jars as shelf
 from mmrec.lake import java as room
 from mmrec.lake import jvm
+from mmrec.lake import session as session_room
 from mmrec.lake.jars import jars, package, shipped
 from mmrec.lake.java import QUICK, environment, java, submit
 from mmrec.lake.jvm import archive, settings
@@ -491,6 +492,7 @@ def test_ivy_that_reaches_no_repository_leaves_nothing_half_made(tmp_path: Path,
 START = """
 import sys
 from mmrec.lake import jvm
+from mmrec.lake import session as session_room
 from mmrec.config import SparkConfig
 sys.executable = sys.argv[1]
 print(jvm.archive(SparkConfig()))
@@ -542,3 +544,27 @@ def test_a_classic_session_starts_where_the_surroundings_name_a_connect_server()
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["3", "pyspark.sql.session"]
+
+
+def test_the_embedded_engines_session_is_not_forgotten_while_a_model_trains() -> None:
+    code = """
+import sys, time
+from mmrec.lake import session
+session._IDLE_S = int(sys.argv[1])
+spark = session.session()
+spark.sql("select 1").toArrow()
+time.sleep(5)
+try:
+    print("answers", spark.sql("select 1").toArrow().num_rows)
+except Exception as error:
+    print("gone", error)
+session.stop()
+"""
+
+    def told(*words: str) -> str:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("SAIL_")}
+        return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=env, timeout=120).stdout
+
+    assert "is not running" in told("2"), "the setting is the one that counts"
+    assert told(str(session_room._IDLE_S)).startswith("answers 1")
+    assert session_room._IDLE_S > 30 * 86_400
