@@ -73,7 +73,8 @@ def dataset(night: Night) -> Data:
     """Interactions, items and embeddings as of the run_date, read once a process."""
     if not hasattr(night, "_data"):
         from mmrec.features import asof
-        from mmrec.features.windows import content_text, text_key
+        from mmrec.features.windows import content_text
+        from mmrec.lake.content import text_key
 
         lake, spark, as_of = night.lake, session(night.config.engine, night.config.spark), night.as_of
         tables = {n: lake.pin(n) for n in ("silver.interactions", "silver.items", "gold.item_embeddings")}

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from mmrec.content.pending import TextOf, text_sha256
+from mmrec.content.pending import TextOf
 from mmrec.errors import InputError, QualityError
+from mmrec.lake.content import text_key
 from mmrec.lake.store import Lake
 
 _ITEMS, _VECTORS = "silver.items", "gold.item_embeddings"
@@ -85,7 +86,7 @@ def _newest(lake: Lake, modality: str, text_of: TextOf) -> dict[str, dict[str, A
     newest: dict[str, dict[str, Any]] = {}
     for batch in rows.to_batches(max_chunksize=4096):
         for row in batch.to_pylist():
-            key = text_sha256(text_of(row)) if modality == "text" else row[f"{modality}_sha256"]
+            key = text_key(text_of(row) or None) if modality == "text" else row[f"{modality}_sha256"]
             newest[row["item_id"]] = {"title": row["title"], "key": key, "withdrawn": row["withdrawn_at"] is not None}
     return newest
 

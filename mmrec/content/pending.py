@@ -9,7 +9,6 @@ Trade-off: texts that wait are written down once more; in exchange they can be s
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from mmrec.errors import QualityError
+from mmrec.lake.content import text_key
 from mmrec.lake.store import Lake
 
 TextOf = Callable[[dict[str, Any]], str | None]
@@ -105,16 +105,11 @@ class Pending:
                 yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
 
 
-def text_sha256(text: str | None) -> str | None:
-    """The content hash of a text; None: there is none."""
-    return hashlib.sha256(text.encode()).hexdigest() if text else None
-
-
 def _wanted(lake: Lake, modality: str, text_of: TextOf) -> Iterator[pa.RecordBatch]:
     if modality == "text":
         for batch in lake.batches("silver.items", columns=list(TEXT)):
-            raws = [t.encode() for t in map(text_of, batch.to_pylist()) if t]
-            shas = [hashlib.sha256(r).hexdigest() for r in raws]
+            texts = [t for t in map(text_of, batch.to_pylist()) if t]
+            shas, raws = [text_key(t) for t in texts], [t.encode() for t in texts]
             yield pa.record_batch([pa.array(shas, pa.string()), pa.array(raws, pa.binary())], schema=_WANTED)
         return
     column = f"{modality}_sha256"

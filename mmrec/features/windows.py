@@ -8,7 +8,6 @@ Trade-off: an event's age is counted in whole days, so popularity moves at midni
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from datetime import date, datetime
 
@@ -25,11 +24,6 @@ def content_text(title: str | None, categories: Sequence[str] | None, text: str 
     """The text of an item that is hashed and encoded; None where it has none. `_text` is the same on the engine."""
     parts = [title or "", ", ".join(c for c in categories or () if c is not None), text or ""]
     return ". ".join(p for p in parts if p) or None
-
-
-def text_key(text: str | None) -> str | None:
-    """The content key of a text: sha256 of its UTF-8."""
-    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _text() -> Column:

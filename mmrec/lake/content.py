@@ -17,6 +17,11 @@ import pyarrow.compute as pc
 from mmrec import schema
 
 
+def text_key(text: str | None) -> str | None:
+    """The content key of a text: sha256 of its UTF-8; None where there is none."""
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+
 def content_hash(rows: pa.Table, name: str) -> str:
     """Hex sha256 of `rows` of table `name`; rows hold at least the table's content columns."""
     t = schema.table(name)

@@ -21,8 +21,9 @@ from mmrec.content import pending
 from mmrec.content.embed import embed
 from mmrec.content.encoders import Encoder, encoder
 from mmrec.errors import QualityError
-from mmrec.features.windows import content_text, text_key
+from mmrec.features.windows import content_text
 from mmrec.lake import commit
+from mmrec.lake.content import text_key
 from mmrec.lake.store import Lake
 
 TABLES = ("silver.items", "bronze.media", "gold.item_embeddings", "ops.quarantine")

@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 
 from mmrec import schema
 from mmrec.features import asof, sequences, windows
+from mmrec.lake.content import text_key
 
 DAY = date(2026, 3, 1)
 NOW = datetime(2026, 3, 1, 5, tzinfo=UTC)  # midnight of a zone west of UTC
@@ -321,7 +322,7 @@ def test_engine_and_python_agree_on_the_text_of_an_item(spark):
     made = df.select(text.alias("made"), F.sha2(text, 256).alias("key")).toArrow()
     want = [windows.content_text(**row) for row in rows]
     assert made["made"].to_pylist() == want
-    assert made["key"].to_pylist() == [windows.text_key(t) for t in want]
+    assert made["key"].to_pylist() == [text_key(t) for t in want]
     assert None in want
     assert "" not in want
 

@@ -13,9 +13,9 @@ import pytest
 
 from mmrec import schema
 from mmrec.content.neighbours import neighbours
-from mmrec.content.pending import text_sha256
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit
+from mmrec.lake.content import text_key
 from mmrec.lake.store import Lake
 
 ITEMS, VECTORS = "silver.items", "gold.item_embeddings"
@@ -35,7 +35,7 @@ def item(name: str, text: str | None, **more: Any) -> dict[str, Any]:
 
 def vector(text: str, emb: Any, version: str = "v", refused: str | None = None) -> dict[str, Any]:
     emb = [] if refused else list(emb)
-    return {"content_sha256": text_sha256(text), "encoder_version": version, "modality": "text", "dim": len(emb), "embedding": emb, "refused": refused}
+    return {"content_sha256": text_key(text), "encoder_version": version, "modality": "text", "dim": len(emb), "embedding": emb, "refused": refused}
 
 
 def near(lake: Lake, *asked: str, k: int = 3, modality: str = "text", version: str = "v") -> Any:
