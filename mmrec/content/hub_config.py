@@ -16,7 +16,7 @@ from typing import Any
 
 from mmrec.errors import InputError
 
-_METHOD = 1  # of this code: raise it where the same files would give other vectors
+_METHOD = 2  # of this code: raise it where the same files would give other vectors
 _DTYPES = ("fp32", "int8", "bf16")
 _JOINT = {"clip": ("text", "image"), "siglip": ("text", "image"), "clap": ("text", "audio")}
 _PICTURES = {"vit": "cls", "deit": "cls", "dinov2": "pooler", "dinov2_with_registers": "pooler",

@@ -29,6 +29,7 @@ from PIL import Image, ImageDraw
 from mmrec.content.hub_config import Description
 from mmrec.content.hub_prepare import pixels, sound
 from mmrec.content.hub_torch import load
+from mmrec.content.quantize import quantize
 from mmrec.errors import InputError, MmrecError, lost_store
 
 _OPSET = 17
@@ -36,8 +37,9 @@ _DOMAINS = {"fp32": {"", "ai.onnx"}, "int8": {"", "ai.onnx", "com.microsoft"}}
 _TOLERANCE = 1e-4  # of the largest number, fp32: other kernels in another order; measured 5e-7 to 1e-5
 _INPUTS = 1e-4  # pixels and log-mels, of values around 1: float32 against float64 in another order
 _EXTERNAL = 1_900_000_000  # bytes of weights; a protobuf file ends at 2 GB
+_LENGTHS = (*range(4, 64, 4), *range(64, 128, 8), *range(128, 256, 16), *(64 * n for n in range(4, 1024)))
 _P1, _MIN = 0.99, 0.98  # cosines of int8 to fp32 over the probes
-_BERTS = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"}
+_CALIBRATED = 128  # tokens of the longest rows that int8 is calibrated on: all activations of one are held at once
 
 
 def export(description: Description, folder: Path) -> None:
@@ -69,7 +71,7 @@ def _fill(said: Description, part: Path) -> dict[str, Any]:
     if said.dtype != "bf16":
         parity |= _graph(model, said, samples, part)
     if said.dtype == "int8":
-        parity["int8"] = _int8(said, model.model.config, samples, part)
+        parity["int8"] = _int8(samples, part)
     (part / "prepare.json").write_text(json.dumps(conf, indent=1))
     return parity
 
@@ -124,46 +126,35 @@ def _checked(target: Path, dtype: str) -> dict[str, Any]:
     return {"opset": domains.get("", domains.get("ai.onnx")), "domains": sorted(used)}
 
 
-def _int8(said: Description, config: Any, samples: list[tuple[torch.Tensor, ...]], part: Path) -> dict[str, Any]:
-    """Weights a channel in 7 bits; kept only if the vectors stay where they were."""
+def _int8(samples: list[tuple[torch.Tensor, ...]], part: Path) -> dict[str, Any]:
+    """By rows (content/quantize.py); kept only if the vectors stay where they were."""
     import onnxruntime as ort
-    from onnx import TensorProto
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     plain, small = part / "model.onnx", part / "int8.onnx"
-    source, fused = plain, 0
-    if said.architecture in _BERTS:
-        from onnxruntime.transformers.optimizer import optimize_model
-
-        graph = optimize_model(str(plain), "bert", num_heads=config.num_attention_heads, opt_level=0,
-                               hidden_size=config.hidden_size)  # fmt: skip
-        fused = int(graph.get_fused_operator_statistics().get("Attention", 0))
-        if fused:
-            source = part / "fused.onnx"
-            graph.save_model_to_file(str(source))
-    # 7 bits: with 8, processors without VNNI saturate, and the vectors depend on the machine. Attention's own weights
-    # stay fp32: MiniLM's first percentile is .988 so and .986 with them. Fused operators have no inferred type.
-    quantize_dynamic(source, small, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
-                     reduce_range=True, weight_type=QuantType.QInt8,
-                     extra_options={"DefaultTensorType": TensorProto.FLOAT})  # fmt: skip
+    names = [i.name for i in ort.InferenceSession(str(plain), providers=["CPUExecutionProvider"]).get_inputs()]
+    rows = [{n: v[row : row + 1].numpy() for n, v in zip(names, sample, strict=True)}
+            for sample in samples for row in range(len(sample[0]))]  # fmt: skip
+    real = [int(feeds["mask"].sum()) if "mask" in feeds else feeds[names[0]].shape[1] for feeds in rows]
+    short = [{k: v[:, :n] for k, v in feeds.items()} for feeds, n in zip(rows, real, strict=True) if n <= _CALIBRATED]
+    short = short or rows[:4]
+    found = {"products": quantize(plain, small, short), "probes": len(rows)}
+    if not found["products"]:
+        return found | {"kept": False, "reason": "int8 has nothing to do: no product with constant weights"}
     both = [ort.InferenceSession(str(f), providers=["CPUExecutionProvider"]) for f in (plain, small)]
     cosines = []
-    for sample in samples:
-        for row in range(len(sample[0])):
-            feeds = {n.name: v[row : row + 1].numpy() for n, v in zip(both[0].get_inputs(), sample, strict=True)}
-            a, b = (s.run(None, feeds)[0][0].astype(np.float64) for s in both)
-            cosines.append(float(a @ b / max(1e-12, np.linalg.norm(a) * np.linalg.norm(b))))
+    for feeds in rows:
+        a, b = (s.run(None, feeds)[0][0].astype(np.float64) for s in both)
+        cosines.append(float(a @ b / max(1e-12, np.linalg.norm(a) * np.linalg.norm(b))))
     p1, least = float(np.quantile(cosines, 0.01)), min(cosines)
     kept = p1 >= _P1 and least >= _MIN
-    found = {"kept": kept, "probes": len(cosines), "p1": p1, "min": least, "attention_fused": fused,
-             "reason": None if kept else f"int8 moves vectors: cosine to fp32 p1 {p1:.4f} (at least {_P1}), min "
-             f"{least:.4f} (at least {_MIN})"}  # fmt: skip
+    found |= {"kept": kept, "p1": p1, "min": least, "reason": None if kept else f"int8 moves vectors: cosine to fp32 "
+              f"p1 {p1:.4f} (at least {_P1}), min {least:.4f} (at least {_MIN})"}  # fmt: skip
+    unwanted = plain if kept else small
+    for file in (unwanted, unwanted.with_name(f"{unwanted.name}.data")):
+        file.unlink(missing_ok=True)
     if kept:
         found |= _checked(small, "int8")
-        small.replace(plain)
-        (part / "model.onnx.data").unlink(missing_ok=True)
-    for file in (plain if not kept else small, part / "fused.onnx", small, part / "model.onnx.data"):
-        file.unlink(missing_ok=True)
+        small.replace(plain)  # its external data keeps its own name, which the graph holds
     return found
 
 
@@ -187,12 +178,14 @@ def _texts(said: Description, part: Path) -> tuple[dict[str, Any], list[tuple[to
         raise InputError("the saved tokenizer gives other tokens than the model's own", where=said.folder,
                          value=next(p for p, a, b in zip(probes, found, wanted, strict=True) if a != b)[:80],
                          valid="the same tokens", next="name another model")  # fmt: skip
-    lengths = [n for n in (16 << i for i in range(20)) if n < said.max_length] if not said.fixed_length else []
     pad = own.pad_token_id if own.pad_token_id is not None else 0
-    conf = {"kind": "text", "lengths": [*lengths, said.max_length], "pad_id": pad}
+    lengths = [said.max_length] if said.fixed_length else sorted({*(n for n in _LENGTHS if n < said.max_length),
+                                                                  said.max_length})  # fmt: skip
+    conf = {"kind": "text", "lengths": lengths, "pad_id": pad}
     samples, most = [], 24 if said.dtype == "int8" else 4
-    for length in conf["lengths"]:
-        rows = [i for i in found if i and len(i) <= length and (length == conf["lengths"][0] or len(i) > length // 2)]
+    tried = [n for n in lengths if n >= 16 and n.bit_count() == 1] or lengths[-1:]
+    for length in sorted({*tried, lengths[-1]}):
+        rows = [i for i in found if i and len(i) <= length and (length == tried[0] or len(i) > length // 2)]
         # enough of each length for int8's first percentile; a short model has no long probes
         for at in range(0, min(len(rows), most), 16):
             batch = rows[at : min(most, at + 16)]
