@@ -149,9 +149,9 @@ def _int8(samples: list[tuple[torch.Tensor, ...]], part: Path) -> dict[str, Any]
     kept = p1 >= _P1 and least >= _MIN
     found |= {"kept": kept, "p1": p1, "min": least, "reason": None if kept else f"int8 moves vectors: cosine to fp32 "
               f"p1 {p1:.4f} (at least {_P1}), min {least:.4f} (at least {_MIN})"}  # fmt: skip
-    unwanted = plain if kept else small
-    for file in (unwanted, unwanted.with_name(f"{unwanted.name}.data")):
-        file.unlink(missing_ok=True)
+    for file in (plain,) if kept else (plain, small):
+        for held in (file, file.with_name(f"{file.name}.data")):
+            held.unlink(missing_ok=True)
     if kept:
         found |= _checked(small, "int8")
         small.replace(plain)  # its external data keeps its own name, which the graph holds

@@ -173,7 +173,9 @@ def test_the_exported_encoders_agree_with_torch(minilm: Encoder, lite0: Encoder,
     got = [*vectors(minilm, REFERENCE), *vectors(lite0, [png(d) for d in drawings()[:2]])]
     assert torch_child.stdout
     wanted = json.loads(torch_child.stdout.read().splitlines()[-1])
-    assert min(float(a @ np.array(b)) for a, b in zip(got, wanted, strict=True)) >= 0.9999
+    cosine = [float(a @ np.array(b)) for a, b in zip(got, wanted, strict=True)]
+    assert min(cosine[: len(REFERENCE)]) >= 0.99  # int8; what it is held to
+    assert min(cosine[len(REFERENCE) :]) >= 0.9999
 
 
 def test_sentences_are_nearest_to_those_that_mean_the_same(minilm: Encoder) -> None:
@@ -218,11 +220,11 @@ def test_the_tokenizer_sees_no_more_than_20_000_characters(minilm: Encoder) -> N
             lengths.extend(map(len, texts))
             return self.real.encode_batch(texts)
 
-    minilm.tokenizer, real = Counting(minilm.tokenizer), minilm.tokenizer
+    minilm._tokenizer, real = Counting(minilm._tokenizer), minilm._tokenizer
     try:
         vectors(minilm, ["a" * 10_000_000, "x y " * 2_500_000, "e" + "\u0301" * 5_000_000, "\ud83d" * 5_000_000, " " * 10_000_000, "short"])
     finally:
-        minilm.tokenizer = real
+        minilm._tokenizer = real
     assert lengths == [20_000] * 5 + [5]
 
 
@@ -319,11 +321,11 @@ def test_silence_is_refused_and_never_rounding_noise(logmel: Encoder, samples: n
 
 def test_vectors_are_bit_for_bit_those_of_media_decoded_in_this_process(lite0: Encoder, logmel: Encoder) -> None:
     raw = [png(d, kind) for d in drawings() for kind in ("PNG", "JPEG", "WEBP", "GIF")]
-    batch = np.zeros((2, 16, 3, 160, 160), np.float32)
+    batch = np.zeros((3, 8, 3, 160, 160), np.float32)
     for n, data in enumerate(raw):
         image = Image.open(io.BytesIO(data)).convert("RGB").resize((160, 160), Image.Resampling.BICUBIC)
-        batch[divmod(n, 16)] = ((np.asarray(image, np.float32) - 127) / 128).transpose(2, 0, 1)
-    emb = np.vstack([lite0.graph.run({"pixels": b}) for b in batch])[: len(raw)]
+        batch[divmod(n, 8)] = ((np.asarray(image, np.float32) - 127) / 128).transpose(2, 0, 1)
+    emb = np.vstack([lite0.graph.run(None, {"pixels": b})[0] for b in batch])[: len(raw)]
     np.testing.assert_array_equal(vectors(lite0, raw), emb / np.maximum(np.linalg.norm(emb, axis=1, keepdims=True), 1e-12))
     heard = [wav(tone(330, seconds=s, rate=r), r, kind) for s in (0.1, 3) for r in (8_000, RATE, 44_100) for kind in ("WAV", "FLAC", "OGG")]
     np.testing.assert_array_equal(vectors(logmel, heard), np.vstack([log_mel(h) for h in heard]))
@@ -370,7 +372,7 @@ def test_a_graph_is_exported_once_and_another_process_gets_the_same_bits_without
 ) -> None:
     disc = png(drawings()[0])
     here = [vectors(minilm, ["blue hat"]), vectors(lite0, [disc])]
-    assert sorted(p.suffix for p in encoders_cache.iterdir()) == [".onnx", ".onnx"]
+    assert sorted(p.name.split("-")[0] for p in encoders_cache.iterdir()) == ["efficientnet", "hub"]
     code = f"""if True:
         import hashlib, sys
         from pathlib import Path
