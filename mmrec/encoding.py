@@ -1,7 +1,7 @@
-"""Which encoders a home has, and what they are asked: the embed station and the look at neighbours.
+"""Which encoders a home has, what they are given, and the embed station.
 
-In: settings, tables. Out: rows of gold.item_embeddings, neighbours. The work is content's; the text that stands for an
-item is features', and the two rooms meet here.
+In: settings, tables. Out: rows of gold.item_embeddings. The work is content's; the text that stands for an item is
+features', and the two rooms meet here.
 Trade-off: encoders are made anew at each call and open their graphs when a row needs them, so naming them is free.
 """
 
@@ -11,9 +11,7 @@ from typing import Any
 
 from mmrec.config import Config
 from mmrec.context import Night
-from mmrec.errors import InputError
 from mmrec.lake import commit
-from mmrec.lake.store import Lake
 
 
 def encoders(config: Config) -> list[Any]:
@@ -32,45 +30,12 @@ def embed(night: Night) -> dict[str, Any]:
     ready = encoders(night.config)
     run_id = f"embed-{night.run_date}"
     return commit.again(
-        lambda: room.embed(night.lake, ready, run_id=run_id, text_of=_text, progress=night.progress)
+        lambda: room.embed(night.lake, ready, run_id=run_id, text_of=text_of, progress=night.progress)
     )
 
 
-def neighbours(config: Config, lake: Lake, asked: list[str], modality: str, k: int) -> dict[str, list[dict[str, Any]]]:
-    """See content/neighbours.py; by the encoder that config names for `modality`.
-
-    Raises: InputError: none is named, or see there.
-    """
-    from mmrec.content import neighbours as room
-
-    ready = {e.modality: e.version for e in encoders(config)}
-    if modality not in ready:
-        raise InputError("no encoder is configured for this modality", where="--modality", value=modality,
-                         valid=sorted(ready), next="mmrec neighbours ITEM --modality text")  # fmt: skip
-    return room.neighbours(lake, asked, modality=modality, version=ready[modality], text_of=_text, k=k)
-
-
-def alike(night: Night, n: int = 4, k: int = 5) -> list[dict[str, Any]]:
-    """What the encoders take to be alike, for the report: the items that tonight's lists hold most often, and theirs.
-
-    Returns: a modality that has any: `modality`, `items`: rows of item_id and `near`, rows of neighbours.
-    """
-    from mmrec.content import neighbours as room
-
-    shown = night.lake.day("gold.recommendations", night.run_date, columns=["item_id"])["item_id"]
-    counts = sorted((-c["counts"], c["values"]) for c in shown.value_counts().to_pylist())
-    often = [item for _, item in counts[: 10 * n]]  # some have no picture
-    found = []
-    for encoder in encoders(night.config):
-        near = room.neighbours(night.lake, often, modality=encoder.modality, version=encoder.version, text_of=_text,
-                               k=k, passing_over=True)  # fmt: skip
-        rows = [{"item_id": item, "near": near[item]} for item in often if near.get(item)][:n]
-        if rows:
-            found.append({"modality": encoder.modality, "items": rows})
-    return found
-
-
-def _text(row: dict[str, Any]) -> str | None:
+def text_of(row: dict[str, Any]) -> str | None:
+    """The text of a row of silver.items that is hashed and encoded: title, categories, text; None where it has none."""
     from mmrec.features.windows import content_text
 
     return content_text(row["title"], row["categories"], row["text"])

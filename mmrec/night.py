@@ -19,9 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import mmrec
-from mmrec import late, schema
+from mmrec import alike, late, schema
 from mmrec.context import Night
-from mmrec.encoding import alike
 from mmrec.errors import InputError, QualityError
 from mmrec.files import put
 from mmrec.lake import commit, content, stage
@@ -340,7 +339,7 @@ def monitor(night: Night) -> dict[str, Any]:
         seconds=getattr(night, "seconds", None),
         versions=m.tables,
         curves=_curves(night),
-        alike=alike(night),
+        alike=alike.page(night),
     )
     return {
         "report": str(path),

@@ -5,7 +5,7 @@ In: typed words. Out: tables for people, JSON for programs. Trade-off: as nights
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,6 +14,7 @@ from mmrec import config as settings
 from mmrec import dates, schema
 from mmrec.cli import common
 from mmrec.cli.common import HOME, Home, Json, app, cell, err, lake_of, out, show_json
+from mmrec.errors import InputError
 
 PANEL = "The tables"
 
@@ -119,16 +120,26 @@ def show(
 
 @app.command(rich_help_panel=PANEL)
 def neighbours(
-    item: str,
+    item: Annotated[str | None, typer.Argument(help="whose; with --meaning none")] = None,
     modality: Annotated[str, typer.Option("--modality", help="text, image or audio")] = "text",
     k: Annotated[int, typer.Option("--k", min=1, help="how many")] = 10,
+    meaning: Annotated[
+        bool, typer.Option("--meaning", help="of all items: do neighbours share categories above chance")
+    ] = False,
     home: Home = HOME,
     as_json: Json = False,
 ) -> None:
     """The items whose text, picture or sound is most like an item's own."""
-    from mmrec.encoding import neighbours as near
+    from mmrec import alike
 
-    rows = near(settings.load(home), lake_of(home), [item], modality, k)[item]
+    if meaning == (item is not None):
+        raise InputError("either an item or --meaning", where="neighbours", value=item, valid="one of the two",
+                         next="mmrec neighbours --meaning --modality image")  # fmt: skip
+    if item is None:
+        told = alike.meaning(settings.load(home), lake_of(home), modality, k)
+        show_json(told) if as_json else out.print(_meaning(told))
+        return
+    rows = alike.neighbours(settings.load(home), lake_of(home), [item], modality, k)[item]
     if as_json:
         show_json({"item_id": item, "modality": modality, "neighbours": rows})
         return
@@ -139,6 +150,17 @@ def neighbours(
         same = "the same content" if row["same"] else ""
         grid.add_row(cell(row["item_id"]), cell(row["title"]), f"{row['similarity']:.3f}", same)
     out.print(grid)
+
+
+def _meaning(told: dict[str, Any]) -> Table:
+    grid = Table(title=cell(f"{told['items']:,} items by {told['modality']}, {told['encoder_version']}"))
+    for head in ("", f"{told['k']} nearest", "at random", "difference (95% interval)"):
+        grid.add_column(head, justify="right" if head else "left", overflow="fold")
+    more = f"{told['difference']:+.4f} ({told['lo']:+.4f} to {told['hi']:+.4f})"
+    grid.add_row("share a category", f"{told['shared']:.4f}", f"{told['chance']:.4f}", more)
+    more = f"{told['jaccard'] - told['jaccard_chance']:+.4f}"
+    grid.add_row("Jaccard of categories", f"{told['jaccard']:.4f}", f"{told['jaccard_chance']:.4f}", more)
+    return grid
 
 
 @app.command(rich_help_panel=PANEL)

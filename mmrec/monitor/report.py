@@ -3,7 +3,8 @@
 In: a lake, a run_date, what the run measured about itself. Out: one self-contained file: no script, no link, no
 font or picture from elsewhere; a content policy in the page forbids them, and the template escapes every value.
 Trade-off: the page is drawn from tables alone and holds copies of a few small pictures, so it can be mailed and
-read years later, and it never changes after the night.
+read years later, and it never changes after the night. Those of items that are alike take a megabyte at most: what
+finds no room is a card of text.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -33,6 +35,8 @@ _KINDS = ("interactions", "items", "users", "relations", "impressions")
 _NIGHTS = 30  # past nights a chart goes back
 _HISTORY, _OFFERED = 6, 10  # pictures a user
 _PICTURE = (160, 240)  # twice the size on the page, pixels
+_POSTER = (96, 144)  # of the items that are alike, which are many
+_POSTERS = 1_000_000  # bytes of all of those, as they stand on the page
 _MAX_PIXELS = 20_000_000
 
 
@@ -46,7 +50,7 @@ def write_report(
     versions: dict[str, int],
     example_users: int = 6,
     curves: list[dict[str, Any]] | None = None,
-    alike: list[dict[str, Any]] | None = None,
+    alike: dict[str, Any] | None = None,
 ) -> Path:
     """Write `<folder>/report.html`, whole or not at all.
 
@@ -55,7 +59,8 @@ def write_report(
         versions: table -> version that the night read (the manifest's); what isn't named is read as it is now.
         example_users: users shown with pictures, spread evenly over the lengths of histories.
         curves: one row an epoch of the served model's training: epoch, loss, val_ndcg@10 (or ndcg).
-        alike: a modality: `modality`, `items`: rows of item_id and `near`, rows of item_id, similarity, same.
+        alike: `picks`: rows of item_id, kind, users, since, and `near`, modality -> rows of item_id, similarity, same;
+            `measures`: rows of modality, items, of, k, shared, chance, difference, lo, hi, jaccard, jaccard_chance.
 
     Returns: the file's path. What has not been measured yet is said to be missing, and what makes it appear.
     """
@@ -75,7 +80,7 @@ def write_report(
         "health": past,
         "seconds": _seconds(seconds),
         "users": _examples(lake, run_date, zone, versions, example_users) if night["lists"] else [],
-        "alike": _alike(lake, alike or []),
+        "alike": _alike(lake, alike or {"picks": [], "measures": []}),
         "tables": [(t.name, t.view, t.grain) for t in schema.TABLES.values() if t.layer in ("gold", "ops")],
     }
     env = Environment(
@@ -90,6 +95,7 @@ def write_report(
         "plain": lambda v: plain(str(v)),
         "count": lambda v: f"{v:,.0f}",
         "age": _age,
+        "percent": lambda v: f"{100 * v:.1f}%",
         "day": _day,
         "month": lambda d: f"{d.day} {d:%B %Y}",
     }
@@ -249,26 +255,33 @@ def _examples(lake: Lake, day: date, zone: str, versions: dict[str, int], n: int
     return shown
 
 
-def _alike(lake: Lake, alike: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same, each row with its title and picture."""
-    ids = {i for part in alike for row in part["items"] for i in (row["item_id"], *(r["item_id"] for r in row["near"]))}
-    if not ids:
-        return []
-    known = lake.arrow("silver.items", columns=["item_id", "title", "image_sha256", "available_at", "row_hash"],
-                       where=ds.field("item_id").isin(sorted(ids)))  # fmt: skip
+def _alike(lake: Lake, alike: dict[str, Any]) -> dict[str, Any]:
+    """The same, each row with its title, picture, categories and which of them it has in common with the pick."""
+    ids = {i for p in alike["picks"] for i in (p["item_id"], *(r["item_id"] for n in p["near"].values() for r in n))}
+    columns = ["item_id", "title", "categories", "image_sha256", "available_at", "row_hash"]
+    mine = ds.field("item_id").isin(pa.array(sorted(ids), pa.string()))
+    known = lake.arrow("silver.items", columns=columns, where=mine)
     about = {r["item_id"]: r for r in
              known.sort_by([("available_at", "ascending"), ("row_hash", "ascending")]).to_pylist()}  # fmt: skip
-    pictures = _pictures(lake, {r["image_sha256"] for r in about.values() if r["image_sha256"]})
+    pictures = _pictures(lake, {r["image_sha256"] for r in about.values() if r["image_sha256"]}, _POSTER)
+    room = _POSTERS
 
-    def told(row: dict[str, Any]) -> dict[str, Any]:
-        own = about[row["item_id"]]
-        return row | {"title": plain(own["title"] or ""), "picture": pictures.get(own["image_sha256"])}
+    def told(row: dict[str, Any], pick: dict[str, Any] | None = None) -> dict[str, Any]:
+        nonlocal room
+        own, theirs = about[row["item_id"]], (about[pick["item_id"]]["categories"] or ()) if pick else ()
+        picture = pictures.get(own["image_sha256"])
+        room -= len(picture or "")
+        return row | {"title": plain(own["title"] or ""), "picture": picture if room >= 0 else None,
+                      "categories": [(plain(c), c in theirs) for c in own["categories"] or () if c]}  # fmt: skip
 
-    return [part | {"items": [told(row) | {"near": [told(r) for r in row["near"]]} for row in part["items"]]}
-            for part in alike]  # fmt: skip
+    picks = [told(p) | {"near": {m: [told(r, p) for r in rows] for m, rows in p["near"].items()}}
+             for p in alike["picks"]]  # fmt: skip
+    for p in picks:
+        p["pictured"] = any(r["picture"] for r in (p, *(r for rows in p["near"].values() for r in rows)))
+    return alike | {"picks": picks}
 
 
-def _pictures(lake: Lake, wanted: set[str]) -> dict[str, str]:
+def _pictures(lake: Lake, wanted: set[str], size: tuple[int, int] = _PICTURE) -> dict[str, str]:
     """sha256 -> data URI of a small copy. What can't be decoded safely has none."""
     made: dict[str, str] = {}
     if not wanted or not lake.exists("bronze.media"):
@@ -276,13 +289,13 @@ def _pictures(lake: Lake, wanted: set[str]) -> dict[str, str]:
     mine = ds.field("sha256").isin(sorted(wanted)) & (ds.field("modality") == "image")
     for batch in lake.batches("bronze.media", columns=["sha256", "bytes"], where=mine):
         for row in batch.to_pylist():
-            small = _thumbnail(row["bytes"])
+            small = _thumbnail(row["bytes"], size)
             if small is not None:
                 made[row["sha256"]] = "data:image/jpeg;base64," + base64.b64encode(small).decode()
     return made
 
 
-def _thumbnail(data: bytes) -> bytes | None:
+def _thumbnail(data: bytes, size: tuple[int, int]) -> bytes | None:
     """Decoded and encoded anew, so that nothing of the delivered file but its pixels reaches the page."""
     try:
         with warnings.catch_warnings():
@@ -290,9 +303,9 @@ def _thumbnail(data: bytes) -> bytes | None:
             image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF"))
             if image.width * image.height > _MAX_PIXELS:
                 return None
-            image.draft("RGB", _PICTURE)
+            image.draft("RGB", size)
             small = image.convert("RGB")
-            small.thumbnail(_PICTURE)
+            small.thumbnail(size)
             out = io.BytesIO()
             small.save(out, "JPEG", quality=80, optimize=True)
             return out.getvalue()

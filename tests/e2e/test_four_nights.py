@@ -6,8 +6,10 @@ import re
 from collections import Counter
 from datetime import date, datetime
 
+import pytest
+
+from mmrec.alike import neighbours
 from mmrec.config import load
-from mmrec.encoding import neighbours
 from mmrec.lake.store import Lake
 from mmrec.worlds.builtin import World
 from tests.conftest import NIGHTS, Lived, mmrec
@@ -67,6 +69,28 @@ def test_neighbours_of_an_item_are_of_its_kind_more_often_than_chance(lived: Liv
     same = [kind[i] == kind.get(r["item_id"]) for i, rows in near.items() for r in rows]
     chance = sum((n / len(kind)) ** 2 for n in Counter(kind.values()).values())
     assert sum(same) / len(same) > 3 * chance
+
+
+def test_what_neighbours_have_in_common_is_measured_and_heads_the_reports_section(lived: Lived) -> None:
+    told = {m: lived.json("neighbours", "--meaning", "--modality", m) for m in ("text", "image", "audio")}
+    for modality, got in told.items():
+        assert list(got) == ["modality", "encoder_version", "items", "k", "shared", "chance", "difference", "lo", "hi",
+                             "jaccard", "jaccard_chance", "of", "seed"]  # fmt: skip
+        assert (got["modality"], got["k"], got["seed"], got["items"]) == (modality, 10, 0, got["of"])
+        assert got["lo"] <= got["difference"] <= got["hi"]
+        # items of the built-in world have one category each
+        assert (got["jaccard"], got["jaccard_chance"]) == pytest.approx((got["shared"], got["chance"]))
+    # its texts name the aisle, its pictures don't know it
+    assert told["text"]["lo"] > 0
+    assert abs(told["image"]["difference"]) < 0.1
+    page = (lived.home / "reports" / NIGHTS[-1] / "report.html").read_text()
+    page = page[page.index('id="alike"') :]
+    got = told["text"]
+    assert f"{100 * got['shared']:.1f}% share a category with it, where of items at random {100 * got['chance']:.1f}% do" in page
+    for expected in ("Popular items", "Fresh items", "nearest by picture", "nearest by text", "nearest by sound"):
+        assert expected in page
+    wrong = mmrec("neighbours", "--home", str(lived.home), ok=(2,))
+    assert "--meaning" in wrong.stderr
 
 
 def test_lists_move_from_night_to_night(lived: Lived) -> None:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from mmrec import schema
-from mmrec.content.neighbours import neighbours
+from mmrec.content import neighbours as room
+from mmrec.content.neighbours import Neighbours
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit
 from mmrec.lake.content import text_key
@@ -39,7 +40,11 @@ def vector(text: str, emb: Any, version: str = "v", refused: str | None = None) 
 
 
 def near(lake: Lake, *asked: str, k: int = 3, modality: str = "text", version: str = "v") -> Any:
-    return neighbours(lake, asked, modality=modality, version=version, text_of=lambda row: row["text"], k=k)
+    return seen(lake, modality, version).of(asked, k)
+
+
+def seen(lake: Lake, modality: str = "text", version: str = "v") -> Neighbours:
+    return Neighbours(lake, modality=modality, version=version, text_of=lambda row: row["text"])
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +76,9 @@ def test_items_of_equal_content_come_first_and_ties_by_item(lake: Lake) -> None:
     assert [r["item_id"] for r in near(lake, "e", k=2)["e"]] == ["a", "b"]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_neighbours_are_those_of_a_loop_over_all_pairs(lake: Lake, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "cells"), [(0, 4_000_000), (1, 1), (2, 60 * 7)])
+def test_neighbours_are_those_of_a_loop_over_all_pairs(lake: Lake, seed: int, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_CELLS", cells)  # all at once, a content at a time, seven at a time
     rng = np.random.default_rng(seed)
     texts = [f"t{n}" for n in range(40)]
     emb = {t: rng.integers(-2, 3, 3) + np.array([0, 0, 0.5]) for t in texts}  # few values: many ties
@@ -127,7 +133,49 @@ def test_what_is_not_there_is_said_with_what_is(lake: Lake) -> None:
 def test_what_has_no_vector_is_passed_over_where_that_is_asked(lake: Lake) -> None:
     put(lake, ITEMS, item("a", "x"), item("b", "y"), item("bare", None), item("new", "z"))
     put(lake, VECTORS, vector("x", [1, 0]), vector("y", [1, 1]))
-    some = neighbours(lake, ["bare", "a", "nobody", "new"], modality="text", version="v", text_of=lambda r: r["text"], passing_over=True)
+    some = seen(lake).of(["bare", "a", "nobody", "new"], passing_over=True)
     assert {i: [r["item_id"] for r in rows] for i, rows in some.items()} == {"a": ["b"]}
     for asked in (["bare"], []):
-        assert neighbours(lake, asked, modality="text", version="v", text_of=lambda r: r["text"], passing_over=True) == {}
+        assert seen(lake).of(asked, passing_over=True) == {}
+
+
+@pytest.mark.parametrize(("seed", "cells"), [(0, 4_000_000), (1, 50 * 7)])
+def test_the_nearest_of_other_content_are_those_of_a_loop_over_all_pairs(lake: Lake, seed: int, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_CELLS", cells)
+    monkeypatch.setattr(room, "_ASKED", cells // 20)
+    rng = np.random.default_rng(seed)
+    texts = [f"t{n}" for n in range(30)]
+    emb = {t: rng.integers(-2, 3, 3) + np.array([0, 0, 0.5]) for t in texts}
+    owner = {f"i{n:02}": texts[rng.integers(len(texts))] for n in range(60)}
+    kinds = {i: [c for c in "pqr" if rng.random() < 0.4] for i in owner}
+    gone = {f"i{n:02}" for n in rng.choice(60, 8, replace=False)}
+    blind = set(texts[:4])
+    put(lake, ITEMS, *(item(i, t, withdrawn_at=THEN if i in gone else None, categories=kinds[i]) for i, t in owner.items()))
+    put(lake, VECTORS, *(vector(t, e, refused="broken" if t in blind else None) for t, e in emb.items()))
+
+    def cosine(a: str, b: str) -> float:
+        x, y = emb[owner[a]], emb[owner[b]]
+        return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+    among = [i for i in sorted(owner) if i not in gone and kinds[i] and owner[i] not in blind]
+    found = seen(lake).apart(5)
+    assert found.items == among
+    assert found.categories == [frozenset(kinds[i]) for i in among]
+    assert found.asked_Q.tolist() == list(range(len(among)))
+    for n, i in enumerate(among):
+        want = sorted((-round(cosine(i, j), 6), j) for j in among if owner[j] != owner[i])[:5]
+        assert [among[m] for m in found.near_QK[n] if m >= 0] == [j for _, j in want]
+        assert [found.content_N[n] == found.content_N[m] for m in range(len(among))] == [owner[i] == owner[j] for j in among]
+    some = seen(lake).apart(5, most=9, seed=3)
+    assert (len(some.asked_Q), some.items) == (9, among)
+    assert (some.near_QK == found.near_QK[some.asked_Q]).all()
+    assert some.asked_Q.tolist() == seen(lake).apart(5, most=9, seed=3).asked_Q.tolist() != seen(lake).apart(5, most=9, seed=4).asked_Q.tolist()
+
+
+def test_where_nothing_lies_apart_places_stay_empty(lake: Lake) -> None:
+    assert seen(lake).apart(3).near_QK.shape == (0, 3)
+    put(lake, ITEMS, item("a", "x", categories=["p"]), item("b", "x", categories=["q", None, ""]), item("c", "y", categories=[""]))
+    put(lake, VECTORS, vector("x", [1, 0]), vector("y", [1, 0]))
+    found = seen(lake).apart(3)
+    assert (found.items, found.categories) == (["a", "b"], [frozenset("p"), frozenset("q")])
+    assert found.near_QK.tolist() == [[-1] * 3] * 2
