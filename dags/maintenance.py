@@ -1,9 +1,10 @@
 """# maintenance: every promise checked, tables tidied, and what runs left behind removed
 
 `verify` reads the whole lake once and checks what can be checked on the tables as they lie there (`mmrec verify`);
-exit 3 names the checks that are broken. Then `maintain` puts small files together, shortens the logs, and deletes what
-no version within its retention needs (`mmrec maintain --dry-run` says what that is); it may run beside a night. `clean`
-removes claims and temporary files that are older than a day.
+exit 3 names the checks that are broken. Then `maintain` puts small files together, shortens the logs, takes out vectors
+of encoders that neither the settings nor a served model need, and deletes what no version within its retention needs
+(`mmrec maintain --dry-run` says what all that is); it may run beside a night. `clean` removes claims and temporary
+files that are older than a day.
 """
 
 from airflow.sdk import DAG, CronTriggerTimetable

@@ -13,9 +13,10 @@ from typing import Any
 
 from mmrec.config import Config
 from mmrec.context import Night
-from mmrec.encoding import encoders, text_of
+from mmrec.encoding import text_of
 from mmrec.errors import InputError, QualityError
 from mmrec.lake.store import Lake
+from mmrec.served import encoders
 
 _MOST = 1000  # items that a night measures
 _LOOK = 100  # items of a kind among which a page's picks are

@@ -1,37 +1,46 @@
-"""Which encoders a home has, what they are given, and the embed station.
+"""What a home's encoders are given: the embed station.
 
 In: settings, tables. Out: rows of gold.item_embeddings. The work is content's; the text that stands for an item is
 features', and the two rooms meet here.
-Trade-off: encoders are made anew at each call and open their graphs when a row needs them, so naming them is free.
+Trade-off: what could not be fed is told to the night's other stations by a file, not by the manifest: it says nothing
+of what the lists are made of.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from mmrec.config import Config
 from mmrec.context import Night
+from mmrec.files import put
 from mmrec.lake import commit
-
-
-def encoders(config: Config) -> list[Any]:
-    """The encoders that config names, ready to encode; see content/encoders.py."""
-    from mmrec.content.encoders import encoder
-
-    names = {m: getattr(config.night, m) for m in ("text", "image", "audio")}
-    where = config.cache / "encoders"
-    return [encoder(name, where, config.device, config.threads, m) for m, name in names.items() if name]
+from mmrec.served import fed
 
 
 def embed(night: Night) -> dict[str, Any]:
-    """See content/embed.py."""
+    """Feed every encoder version that the settings or a served model need; see content/embed.py."""
     from mmrec.content import embed as room
 
-    ready = encoders(night.config)
+    ready = fed(night.config)
     run_id = f"embed-{night.run_date}"
-    return commit.again(
+    counts = commit.again(
         lambda: room.embed(night.lake, ready, run_id=run_id, text_of=text_of, progress=night.progress)
     )
+    if "unfed" in counts:
+        put(_unfed(night), json.dumps(counts["unfed"]))
+    else:
+        _unfed(night).unlink(missing_ok=True)
+    return counts
+
+
+def unfed(night: Night) -> list[dict[str, Any]]:
+    """What the date's last embed could not feed; see content/embed.py."""
+    return json.loads(_unfed(night).read_text()) if _unfed(night).is_file() else []
+
+
+def _unfed(night: Night) -> Path:
+    return night.config.runs / f"unfed-{night.run_date}.json"
 
 
 def text_of(row: dict[str, Any]) -> str | None:

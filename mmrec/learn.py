@@ -27,13 +27,13 @@ import mmrec
 from mmrec import dates, schema
 from mmrec.config import Config
 from mmrec.context import Night, call, note
-from mmrec.encoding import encoders
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit
 from mmrec.lake.session import session
 from mmrec.models import splits
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.tables import items_from, log_from
+from mmrec.served import encoders, names
 
 CHAIN = ("train", "evaluate", "export", "register", "promote")
 
@@ -227,6 +227,7 @@ def export(night: Night) -> dict[str, Any]:
                if r["split"] == "test" and r["slice"] == "all" and r["metric"] in COMPARED}  # fmt: skip
     about = spec | {
         "kind": "two_tower", "name": "champion", "as_of": night.as_of.isoformat(), "encoders": data.encoders,
+        "encoder_names": {m: name for m, name in names(night.config).items() if m in data.encoders},
         "config": state["chosen"]["rolling"], "features": schema.features_fingerprint(), "data_versions": data.tables,
         "metrics": metrics, "code": mmrec.__version__, "mlflow_run": state["mlflow_run"],
         "refit": "on everything before as_of, with the settings that validation chose",

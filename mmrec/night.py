@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import mmrec
 from mmrec import alike, late, schema
 from mmrec.context import Night
+from mmrec.encoding import unfed
 from mmrec.errors import InputError, QualityError
 from mmrec.files import put
 from mmrec.lake import commit, content, stage
@@ -326,7 +327,7 @@ def monitor(night: Night) -> dict[str, Any]:
             partition=m.day,
         )
     )
-    commit.append(lake, "ops.alerts", alerts.alerts(fresh, m), m.run_id)
+    commit.append(lake, "ops.alerts", alerts.alerts(fresh, m, unfed(night)), m.run_id)
     if m.late:
         raise alerts.nothing_published(m, night.lake.run_dates())
     numbers = health.night_metrics(lake, m.day, m.run_id, m.model_version, m.config["k"])

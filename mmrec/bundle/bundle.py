@@ -40,6 +40,11 @@ class Bundle:
         """Modality -> encoder version whose embeddings it was trained on."""
         return self.about.get("encoders", {})
 
+    @property
+    def encoder_names(self) -> dict[str, str]:
+        """Modality -> that encoder as the settings named it; empty in a bundle of an earlier release."""
+        return self.about.get("encoder_names", {})
+
 
 def seal(folder: Path, about: dict[str, Any]) -> str:
     """Write bundle.json and the digest over everything in `folder`; returns the digest."""
@@ -53,11 +58,12 @@ def seal(folder: Path, about: dict[str, Any]) -> str:
     return digest
 
 
-def load(folder: Path, expected: str | None = None) -> Bundle:
+def load(folder: Path, expected: str | None = None, *, deep: bool = True) -> Bundle:
     """Check a bundle's digest, then read it.
 
     Args:
         expected: the digest that the registry or the manifest names; None: the bundle's own seal.
+        deep: False: of its files only bundle.json is compared with the seal, for who opens no other.
 
     Raises:
         QualityError: a file was changed, added or lost since it was sealed. InputError: no bundle there.
@@ -72,7 +78,10 @@ def load(folder: Path, expected: str | None = None) -> Bundle:
         told, listed = sealed["sha256"], dict(sealed["files"])
     except (ValueError, TypeError, KeyError):
         told, listed = "", {}
-    files = _files(folder)
+    about = folder / "bundle.json"
+    files = _files(folder) if deep else {n: d for n, d in listed.items() if n != about.name} | _hashed(
+        folder, [about] * about.is_file()
+    )
     digest = _digest(files)
     whole = _digest(listed) == told  # a seal that contradicts itself was edited
     if not whole or digest != told or (expected is not None and digest != expected):
@@ -84,7 +93,7 @@ def load(folder: Path, expected: str | None = None) -> Bundle:
             valid=expected or told or "the seal that mmrec export wrote",
             next="mmrec promote --help",
         )
-    return Bundle(folder, digest, json.loads((folder / "bundle.json").read_text()))
+    return Bundle(folder, digest, json.loads(about.read_text()))
 
 
 def install(folder: Path, target: Path) -> Path:
@@ -109,8 +118,12 @@ def install(folder: Path, target: Path) -> Path:
 
 
 def _files(folder: Path) -> dict[str, str]:
+    return _hashed(folder, sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / _SEAL))
+
+
+def _hashed(folder: Path, paths: list[Path]) -> dict[str, str]:
     found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / _SEAL):
+    for path in paths:
         with path.open("rb") as handle:
             found[path.relative_to(folder).as_posix()] = hashlib.file_digest(handle, "sha256").hexdigest()
     return found

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrec.bundle.bundle import Bundle, install, load, seal
 from mmrec.config import Config
-from mmrec.errors import InputError
+from mmrec.errors import InputError, TransientError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,13 +27,18 @@ ZERO = "0"
 
 def client(config: Config) -> MlflowClient:
     """A client of the configured tracking server and registry; makes the registered model on first use."""
+    _quiet()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=config.tracking, registry_uri=config.tracking)
+
+
+def _quiet() -> None:
+    """What MLflow looks at when it is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=config.tracking, registry_uri=config.tracking)
 
 
 def init_version_zero(config: Config) -> Bundle:
@@ -65,6 +70,32 @@ def champion(config: Config, as_of: datetime | None = None) -> tuple[Bundle, str
                 )
             return load(folder, digest), version
     return init_version_zero(config), ZERO
+
+
+def served(config: Config) -> list[tuple[str, str]]:
+    """Version and digest of the bundles that an alias names: challenger, previous, champion, in this order; each once.
+
+    Raises: TransientError: the registry does not answer.
+    """
+    if _empty(config):
+        return []
+    _quiet()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        c = client(config)
+        aliases = _aliases(c)
+        # of one with two aliases the later counts
+        named = reversed(dict.fromkeys(aliases[a] for a in ("champion", "previous", "challenger") if a in aliases))
+        return [(v, c.get_model_version(NAME, v).tags["sha256"]) for v in named]
+    except MlflowException as error:
+        raise TransientError(
+            "the registry does not say which models are served",
+            where=config.tracking.split("@")[-1],  # without a password
+            value=error.error_code,
+            valid="a registry that answers",
+            next="run it again once it does",
+        ) from error
 
 
 def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -> str:

@@ -253,14 +253,15 @@ def maintain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="tell what would go, change nothing")] = False,
     as_json: Json = False,
 ) -> None:
-    """Put small files together, shorten logs, delete what no kept version needs; exit 3 if a table is refused."""
+    """Put small files together, shorten logs, delete what nobody needs any more; exit 3 if a table is refused."""
     from mmrec.lake.maintain import maintain as tidy
     from mmrec.screen import progress
+    from mmrec.served import needed
 
     cfg = settings.load(home)
     lake_of(home, damaged=True)
     with progress(err, as_json) as tell:
-        told = tidy(cfg, table, dry_run=dry_run, tell=tell)
+        told = tidy(cfg, table, dry_run=dry_run, needed=lambda: needed(cfg), tell=tell)
     refused = [t for t in told if t["refused"]]
     if as_json:
         show_json({"dry_run": dry_run, "bytes": sum(t["bytes"] for t in told), "tables": told})
@@ -274,12 +275,13 @@ def maintain(
                 grid.add_row(t["table"], cell(f"refused: {t['refused']}"))
                 continue
             c, dropped = t["compacted"], [f"run_date {d}" for d in t["dropped"]]
+            dropped += [f"{rows:,} vectors of {version}" for version, rows in t["unneeded"].items()]
             kinds = {"files": "files", "stages": "stages", "entries": "log entries"}
             gone = [f"{t[k]} {what}" for k, what in kinds.items() if t[k]]
             grid.add_row(
                 t["table"], f"{t['oldest']} to {t['version']}",
                 f"{c['files']} to {c['into']}" + (f", {c['skipped']} skipped" if c["skipped"] else ""),
-                ", ".join([*dropped, *gone, f"{t['bytes'] / 1e6:.1f} MB"]))  # fmt: skip
+                cell(", ".join([*dropped, *gone, f"{t['bytes'] / 1e6:.1f} MB"])))  # fmt: skip
         out.print(grid)
     if refused:
         common.leave(3)

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from mmrec import schema
+from mmrec.content.earlier import Unfed
 from mmrec.content.encoders import Encoder
 from mmrec.content.pending import TEXT, Pending, TextOf
 from mmrec.lake.commit import fence, work_id, write
@@ -38,7 +39,7 @@ def embed(
     run_id: str,
     text_of: TextOf,
     progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Encode what is new.
 
     Args:
@@ -48,23 +49,25 @@ def embed(
         progress: called with (modality, done, of).
 
     Returns: counts: per modality new contents, refused ones, and calls of the encoder where there were any; rows that
-        went to quarantine.
+        went to quarantine; `unfed`, where there are any: encoder versions that have contents waiting and can't be
+        opened, each with `modality`, `version`, `waiting`, `reason`.
 
     Raises: Fenced: another embed was faster; worth doing again.
     """
     counts: Counter[str] = Counter()
     refused: _Refused = {}
+    unfed: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mmrec-embed-") as folder:
         for n, encoder in enumerate(encoders):
             own = Path(folder) / str(n)
             own.mkdir()
-            _encode(lake, encoder, run_id, text_of, own, counts, progress)
+            unfed += _encode(lake, encoder, run_id, text_of, own, counts, progress)
             where = (ds.field("encoder_version") == encoder.version) & ds.field("refused").is_valid()
             known = lake.arrow(_NAME, columns=["content_sha256", "refused"], where=where)
             refused = {key: why for key, why in refused.items() if key[0] != encoder.modality}
             refused |= {(encoder.modality, sha): why for sha, why in zip(*(c.to_pylist() for c in known), strict=True)}
     counts["quarantined"] = _quarantine(lake, {e.modality for e in encoders}, refused, text_of, run_id)
-    return dict(counts)
+    return dict(counts) | ({"unfed": unfed} if unfed else {})
 
 
 def _encode(
@@ -75,13 +78,18 @@ def _encode(
     folder: Path,
     counts: Counter[str],
     progress: Callable[[str, int, int], None] | None,
-) -> None:
+) -> list[dict[str, Any]]:
+    """Feed one encoder; returns what `embed` tells of it if it can't be opened."""
     pinned = fence(lake, _NAME)  # before what is known is read: whoever adds to it meanwhile is noticed
     pending = Pending(lake, encoder.modality, encoder.version, text_of, folder)
-    counts[f"{encoder.modality}_new"] += len(pending)
+    counts[f"{encoder.modality}_new"] += 0
     done = 0
     for shas, raw in pending.batches():
-        vectors, reasons = encoder.encode(raw)
+        try:
+            vectors, reasons = encoder.encode(raw)
+        except Unfed as error:
+            return [{"modality": encoder.modality, "version": encoder.version, "waiting": len(pending),
+                     "reason": str(error)}]  # fmt: skip
         finite = np.isfinite(vectors).all(1)
         why = [w or (None if ok else "not_finite: the encoder gave no number")
                for w, ok in zip(reasons, finite, strict=True)]  # fmt: skip
@@ -89,10 +97,12 @@ def _encode(
         write(lake, _NAME, _rows(encoder, shas, vectors, why), run_id=work, pinned=pinned)
         pinned += 1
         done += len(shas)
+        counts[f"{encoder.modality}_new"] += len(shas)
         counts[f"{encoder.modality}_calls"] += 1
         counts[f"{encoder.modality}_refused"] += sum(w is not None for w in why)
         if progress:
             progress(encoder.modality, done, len(pending))
+    return []
 
 
 def _rows(encoder: Encoder, shas: list[str], emb_BD: np.ndarray, why: list[str | None]) -> pa.Table:

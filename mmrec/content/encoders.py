@@ -4,7 +4,7 @@ In: texts, picture files, sound files, as they come. Out: `emb_BD` and, a row, w
 `version` names weights, preprocessing and dtype; vectors of two versions are never mixed. A row's vector does not
 depend on its companions: batches are padded to one fixed size, and a text's padded length depends on it alone.
 Pictures and sounds are decoded in the processes of a sandbox, ahead of the model.
-Trade-off: through ONNX Runtime on the processor, texts in int8 (docs/decisions/0012-int8-by-rows.md); pictures at 160
+Trade-off: through ONNX Runtime on the processor, texts in int8 (docs/decisions/0013-int8-by-rows.md); pictures at 160
 pixels, where 224 costs twice as much (0004-encoders.md).
 
 Shape legend: B rows, D vector size, H W pixels.

@@ -4,7 +4,7 @@ In: an fp32 graph, batches to look at. Out: the same graph where every such MatM
 row, times 7-bit weights, one scale a column; sums are exact integers. Where activations are lopsided, as behind a GELU,
 a row is also centred, by a product of its middle with the weights' sums.
 ONNX Runtime's own dynamic quantization has one scale for all activations of a batch: a row's vector then depends on the
-others, and one loud token costs everybody their bits (docs/decisions/0012-int8-by-rows.md). Before rounding, channels
+others, and one loud token costs everybody their bits (docs/decisions/0013-int8-by-rows.md). Before rounding, channels
 that are loud hand their size over to the weights (Xiao et al., SmoothQuant, ICML 2023, eq. 4, alpha .5), as measured on
 the batches; the measure moves precision about, it can't overflow.
 Trade-off: 7 bits of weight, not 8: processors without VNNI saturate their 16-bit sums with 8, and vectors would depend

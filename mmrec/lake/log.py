@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,19 @@ def since(folder: Path, app: str, pinned: int, after: int = -1) -> list[Commit]:
         stages = frozenset(unquote(a["add"]["path"]).split("/")[0] for a in actions if "add" in a)
         found.append(Commit(n, max(fences), info.get("run_id"), int(info.get("attempt") or 1), stages))
     return found
+
+
+def committed(folder: Path, version: int) -> datetime:
+    """When a version came to be: by its entry or by the disk, whichever is later.
+
+    Raises: FileNotFoundError: its entry is not there any more.
+    """
+    entry = folder / "_delta_log" / f"{version:020}.json"
+    when = [entry.stat().st_mtime]
+    for line in entry.read_text(encoding="utf-8").split("\n"):
+        if '"commitInfo"' in line:
+            when.append(json.loads(line).get("commitInfo", {}).get("timestamp", 0) / 1000)
+    return datetime.fromtimestamp(max(when), UTC)
 
 
 def app_id(table: str, partition: date | str | None) -> str:

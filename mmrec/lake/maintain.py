@@ -1,7 +1,8 @@
 """Maintenance: small files put together, the log shortened, and what nobody can ask for any more deleted.
 
 In: settings. Out: what was done to each table, in this order: partitions older than `maintain.drop_days` dropped (none,
-unless a setting says so), small files compacted, a checkpoint made, expired files, stages and log entries deleted.
+unless a setting says so), vectors of encoder versions that nobody needs taken out, small files compacted, a checkpoint
+made, expired files, stages and log entries deleted.
 A table whose log is damaged, or that came out of a step other than it should, is refused and left as it is; the others
 go on. Each step may be killed at any moment, and may run beside nights, backfills and readers.
 Trade-off: delta-rs has an optimize, a vacuum and a log clean-up of its own. The first lets a concurrent writer double
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -27,10 +28,10 @@ from deltalake.transaction import RemoveAction
 
 from mmrec import schema
 from mmrec.config import Config, MaintainConfig
-from mmrec.errors import InputError, QualityError
+from mmrec.errors import InputError, MmrecError, QualityError
 from mmrec.files import sync_folder
 from mmrec.lake import log
-from mmrec.lake.compact import RUN_ID, bins, compact
+from mmrec.lake.compact import CACHE, RUN_ID, bins, compact, forget
 from mmrec.lake.store import Lake
 from mmrec.lake.vacuum import Waste, vacuum
 
@@ -48,6 +49,7 @@ def maintain(
     *,
     dry_run: bool = False,
     now: datetime | None = None,
+    needed: Callable[[], Collection[str]] | None = None,
     tell: _Tell = _quiet,
 ) -> list[dict[str, Any]]:
     """Maintain the tables of a home.
@@ -56,11 +58,12 @@ def maintain(
         only: one table; None: all.
         dry_run: tell what would be done, change nothing.
         now: wall clock (default: the clock).
+        needed: asked for the encoder versions whose vectors stay; None: all stay.
         tell: called with (what, done, of).
 
     Returns: one entry a table: `table`, `version`, `oldest` version that stays readable, `compacted` (files, into,
-        skipped), `dropped` partitions, `checkpoint` made at, `files`, `stages`, `entries` deleted, their `bytes`, and
-        `refused`, the reason why the table was left as it was, or null.
+        skipped), `dropped` partitions, `unneeded`: encoder version -> rows taken out, `checkpoint` made at, `files`,
+        `stages`, `entries` deleted, their `bytes`, and `refused`, the reason why the table was left as it was, or null.
 
     Raises: InputError: no such table. TransientError: the disk or store failed.
     """
@@ -74,7 +77,7 @@ def maintain(
     told = []
     for n, name in enumerate(names):
         tell(f"maintain {name}", n, len(names))
-        told.append(_table(lake, name, config.maintain, pinned.get(name, []), moment, dry_run))
+        told.append(_table(lake, name, config.maintain, pinned.get(name, []), moment, dry_run, needed))
     tell("maintain", len(names), len(names))
     return told
 
@@ -96,7 +99,13 @@ def _pin(found: _Pins, manifest: str, when: datetime) -> None:
 
 
 def _table(
-    lake: Lake, name: str, config: MaintainConfig, pinned: list[tuple[int, datetime]], now: datetime, dry_run: bool
+    lake: Lake,
+    name: str,
+    config: MaintainConfig,
+    pinned: list[tuple[int, datetime]],
+    now: datetime,
+    dry_run: bool,
+    needed: Callable[[], Collection[str]] | None,
 ) -> dict[str, Any]:
     grace, keep_for = timedelta(days=config.grace_days), timedelta(days=schema.table(name).retention_days)
     live = [version for version, when in pinned if when > now - max(keep_for, grace)]
@@ -106,6 +115,7 @@ def _table(
         "oldest": None,
         "compacted": {"files": 0, "into": 0, "skipped": 0},
         "dropped": [],
+        "unneeded": {},
         "checkpoint": None,
         "files": 0,
         "stages": 0,
@@ -117,9 +127,12 @@ def _table(
         keep, gone = vacuum(
             lake, name, live, now, grace, dry_run=True
         )  # a damaged table is refused before it is touched
+        stays = _asked(needed) if needed and name == CACHE else None
         if not dry_run:
             _declare(lake, name)
         did["dropped"] = _drop(lake, name, config.drop_days.get(name), now, dry_run)
+        if stays is not None:
+            did["unneeded"] = forget(lake, stays, now, grace, int(config.target_mb * 1e6), dry_run=dry_run)
         _compact(lake, name, config, now, dry_run, did["compacted"])
         did["checkpoint"] = _checkpoint(lake, name, config.checkpoint_every, dry_run)
         if not dry_run:
@@ -128,6 +141,18 @@ def _table(
     except QualityError as error:
         did["refused"] = f"{error.what}: {error.where}: {error.value}; next: {error.next}"
     return did
+
+
+def _asked(needed: Callable[[], Collection[str]]) -> Collection[str]:
+    try:
+        return needed()
+    except MmrecError as error:
+        raise QualityError(
+            f"it is not known which encoder versions are needed: {error.what}",
+            where=error.where or CACHE,
+            value=error.value,
+            next=error.next or "mmrec verify",
+        ) from error
 
 
 def _count(gone: Waste) -> dict[str, int]:

@@ -21,7 +21,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -103,7 +103,7 @@ def kept(lake: Lake, name: str, pinned: Iterable[int], now: datetime, grace: tim
         floor = min((c for c in checkpoints if c >= floor - 1), default=head)
     horizon = now - max(timedelta(days=schema.table(name).retention_days), grace)
     oldest = head
-    while oldest > floor and _committed(folder, oldest) > horizon:
+    while oldest > floor and log.committed(folder, oldest) > horizon:
         oldest -= 1
     older = sorted({v for v in pinned if floor <= v < oldest})
     files = _active(lake, name, oldest) | {p for v in range(oldest + 1, head + 1) for p in _added(folder, v)}
@@ -239,16 +239,6 @@ def _entries(folder: Path, keep: Kept, cutoff: float) -> list[Path]:
 def _checkpoints(folder: Path) -> set[int]:
     found = [_LOG.match(p.name) for p in (folder / "_delta_log").iterdir()]
     return {int(m[1]) for m in found if m and m[2].startswith("checkpoint")}
-
-
-def _committed(folder: Path, version: int) -> datetime:
-    """When a version came to be: by its entry or by the disk, whichever is later."""
-    entry = folder / "_delta_log" / f"{version:020}.json"
-    when = [entry.stat().st_mtime]
-    for line in entry.read_text(encoding="utf-8").split("\n"):
-        if '"commitInfo"' in line:
-            when.append(json.loads(line).get("commitInfo", {}).get("timestamp", 0) / 1000)
-    return datetime.fromtimestamp(max(when), UTC)
 
 
 def _active(lake: Lake, name: str, version: int) -> set[str]:

@@ -1,13 +1,15 @@
-"""What a person should know of a night: sources that were late, inputs and lists that are stale.
+"""What a person should know of a night: late sources, stale inputs and lists, encoders that can't be opened any more.
 
-In: a night's manifest and freshness. Out: rows of ops.alerts, the freshness of the latest list, and the error that ends
-a night without lists.
+In: a night's manifest, its freshness, what its embed step could not feed. Out: rows of ops.alerts, the freshness of the
+latest list, and the error that ends a night without lists.
 Trade-off: an alert is a row and a red task, nothing more; who is called is the scheduler's business.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,13 +32,15 @@ def of_lists(lake: Lake, m: Manifest) -> pa.Table:
     return pa.Table.from_pylist([row], schema.table("ops.freshness").arrow)
 
 
-def alerts(fresh: pa.Table, m: Manifest) -> pa.Table:
+def alerts(fresh: pa.Table, m: Manifest, unfed: Iterable[dict[str, Any]] = ()) -> pa.Table:
     """Rows of ops.alerts of a night.
 
     Args:
-        fresh: its rows of ops.freshness.
+        fresh: its rows of ops.freshness. unfed: encoder versions that it could not feed, as `embed` tells them.
     """
     found = [("late_source", late, f"nothing matched {late} when the night read its sources") for late in m.late]
+    found += [("unfed_encoder", u["version"], f"a served model needs it, and {u['waiting']} contents "
+               f"({u['modality']}) wait for it: {u['reason']}") for u in unfed]  # fmt: skip
     for row in fresh.to_pylist():
         if row["stale"] and row["table_name"] == "gold.recommendations":
             found.append(("stale_list", row["table_name"], f"users get a list of {_of(row)}"))

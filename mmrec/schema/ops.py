@@ -83,7 +83,7 @@ OPS = (
         "monitor", "append_new", ("run_date", "kind", "subject"),
         (
             _c("run_date", "DATE", "the night"),
-            _c("kind", _STR, "late_source, stale_input, stale_list"),
+            _c("kind", _STR, "late_source, stale_input, stale_list, unfed_encoder"),
             _c("subject", _STR, "the pattern or table it is about"),
             _c("message", _STR, "what was found, in words"),
             _c("run_id", _STR, "the run that found it first", meta=True),

@@ -34,7 +34,8 @@ from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Expired, Lake
 from tests.faults.preload import CONTROL, Faults
 
-LIST, USERS = "gold.recommendations", "silver.users"
+LIST, USERS, CACHE = "gold.recommendations", "silver.users", "gold.item_embeddings"
+NEEDED, GONE = "encoder/2", "encoder/1"
 D1, D2, D3 = date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3)
 DAY = timedelta(days=1)
 KEEP = schema.table(LIST).retention_days
@@ -55,12 +56,21 @@ def people(tag: str) -> pa.Table:
     return pa.Table.from_pylist([{c.name: row.get(c.name) for c in t.columns}], t.arrow)
 
 
+def vectors(version: str, *contents: str) -> pa.Table:
+    rows = [{"content_sha256": c, "encoder_version": version, "modality": "text", "dim": 1, "embedding": [1.0], "refused": None} for c in contents]
+    return pa.Table.from_pylist(rows, schema.table(CACHE).arrow)
+
+
 def put(lake: Lake, rows: pa.Table, run_id: str, day: date | None, name: str = LIST) -> int:
     return commit.write(lake, name, rows, run_id=run_id, pinned=commit.fence(lake, name, day), partition=day).version
 
 
 def seen(lake: Lake, name: str, version: int | None = None) -> Counter[str]:
     return Counter(map(repr, lake.arrow(name, version).to_pylist()))
+
+
+def seen_of(*parts: pa.Table) -> Counter[str]:
+    return Counter(map(repr, pa.concat_tables(parts).to_pylist()))
 
 
 def age(path: Path, days: float) -> None:
@@ -72,7 +82,7 @@ def age(path: Path, days: float) -> None:
 
 def tidy(config: Config, days: float = 0, **more: Any) -> dict[str, dict[str, Any]]:
     config = config.model_copy(update={"maintain": MaintainConfig(**{"min_files": 2, "checkpoint_every": 2} | more)})
-    told = maintain(config, now=datetime.now(UTC) + days * DAY)
+    told = maintain(config, now=datetime.now(UTC) + days * DAY, needed=lambda: {NEEDED})
     assert not [t for t in told if t["refused"]], told
     return {t["table"]: t for t in told}
 
@@ -246,11 +256,16 @@ def test_nothing_that_is_young_or_not_ours_is_ever_deleted(home: Config, lake: L
 
 
 def shop(folder: Path) -> Config:
-    """A home in which everything is to be done: expired, pinned and waiting files, small ones, a dead stage, a long log."""
+    """A home in which everything is to be done: expired, pinned and waiting files, small ones, a dead stage, a long log,
+    vectors that nobody needs beside some that are needed."""
     config = load(folder / "home")
     lake = Lake(config.lake)
-    for name in (LIST, USERS):
+    for name in (LIST, USERS, CACHE):
         lake.create(name)
+    for version in (NEEDED, GONE):
+        put(lake, vectors(version, "mixed"), "mixed", None, CACHE)
+    tidy(config)  # young, so they are put together
+    put(lake, vectors(GONE, "alone"), "alone", None, CACHE)
     for n in range(3):
         put(lake, lists(f"r{n}", n=2), f"r{n}", D1)
         put(lake, people(f"p{n}"), f"p{n}", None, USERS)
@@ -258,13 +273,13 @@ def shop(folder: Path) -> Config:
     put(lake, lists("other", D2, n=2), "other", D2)
     tidy(config, min_files=NEVER)
     stage.stage_arrow(lake, LIST, lists("dead", n=2), "dead")
-    age(Manifest(str(D1), "2026-03-01T00:00:00+00:00", {LIST: pinned}, "0", "d", {}, {}, {}, "1").save(config.runs), 1 - LATER)
+    age(Manifest(str(D1), "2026-03-01T00:00:00+00:00", {LIST: pinned, CACHE: lake.version(CACHE)}, "0", "d", {}, {}, {}, "1").save(config.runs), 1 - LATER)
     age(stage.stage_arrow(lake, LIST, lists("waiting", D3, n=2), "waiting").folder, 1 - LATER)
     return config
 
 
 def promised(config: Config) -> list[str]:
-    """What does not hold of: the newest rows, the pinned version, the write that waits."""
+    """What does not hold of: the newest rows, the pinned versions, the write that waits."""
     lake, broken = Lake(config.lake), []
     for name, right in ((LIST, [*lists("r2", n=2).to_pylist(), *lists("other", D2, n=2).to_pylist()]), (USERS, [r for n in range(3) for r in people(f"p{n}").to_pylist()])):
         damaged = log.damage(lake.path(name), name, all_of_it=True)
@@ -273,6 +288,11 @@ def promised(config: Config) -> list[str]:
         elif seen(lake, name) != Counter(map(repr, right)):
             broken.append(f"{name}: other rows")
     manifest = Manifest.from_json(next(config.runs.glob("*/manifest.json")).read_text())
+    kept, whole = seen_of(vectors(NEEDED, "mixed")), seen_of(vectors(NEEDED, "mixed"), vectors(GONE, "mixed", "alone"))
+    if log.damage(lake.path(CACHE), CACHE, all_of_it=True) or seen(lake, CACHE) not in (kept, whole):
+        broken.append(f"{CACHE}: damaged, or some of the rows that nobody needs")
+    elif seen(lake, CACHE, manifest.tables[CACHE]) != whole:
+        broken.append(f"{CACHE}: other rows in the pinned version")
     if seen(lake, LIST, manifest.tables[LIST]) != Counter(map(repr, lists("r1", n=2).to_pylist())):
         broken.append("the pinned version: other rows")
     waits = list(lake.path(LIST).glob("stage-waiting-*"))
@@ -295,6 +315,8 @@ def after(config: Config, whole: Counter[str], told: Path) -> None:
         if not broken:
             tidy(config, LATER)
             broken = [f"after the second: {b}" for b in promised(config)]
+            if seen(Lake(config.lake), CACHE) != seen_of(vectors(NEEDED, "mixed")):
+                broken.append("after the second: rows that nobody needs")
             if left(config) != whole:
                 broken.append(f"left behind: {left(config) - whole}, lost: {whole - left(config)}")
         if not broken:

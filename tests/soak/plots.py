@@ -17,10 +17,11 @@ from typing import Any
 from mmrec.config import load
 from mmrec.content.embed import embed
 from mmrec.content.neighbours import Neighbours
-from mmrec.encoding import encoders, text_of
+from mmrec.encoding import text_of
 from mmrec.evaluate.meaning import meaning
 from mmrec.lake import commit
 from mmrec.lake.store import Lake
+from mmrec.served import encoders
 
 
 def bare(row: dict[str, Any]) -> str | None:

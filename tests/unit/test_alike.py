@@ -12,11 +12,12 @@ import pytest
 from mmrec import alike, schema
 from mmrec.config import Config
 from mmrec.context import Night
-from mmrec.encoding import encoders, text_of
+from mmrec.encoding import text_of
 from mmrec.errors import InputError, QualityError
 from mmrec.lake import commit
 from mmrec.lake.content import text_key
 from mmrec.lake.store import Lake
+from mmrec.served import encoders
 
 DAY, THEN = date(2026, 3, 2), datetime(2026, 1, 1, tzinfo=UTC)
 US = int(THEN.timestamp()) * 1_000_000

@@ -20,7 +20,7 @@ from mmrec.bundle import registry
 from mmrec.bundle.bundle import install, load, seal
 from mmrec.bundle.ort import session
 from mmrec.config import Config
-from mmrec.errors import InputError, QualityError
+from mmrec.errors import InputError, QualityError, TransientError
 
 FILES = {"item_map.json": b'["a", "b"]', "item_encoder.onnx": bytes(range(256)) * 9, "deep/curves.json": b"[]", "empty": b""}
 ABOUT = {"kind": "two_tower", "encoders": {"text": "toy-1"}}
@@ -99,6 +99,33 @@ def test_files_altered_since_the_seal_are_named_before_any_is_parsed(
         load(folder)
     assert refused.value.value == named
     assert unread == ["digest.json"]
+
+
+def test_a_shallow_look_reads_what_bundle_json_says_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = built(tmp_path / "b", encoder_names={"text": "toy"})
+    whole, opened, honest = load(folder), list[str](), Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: (opened.append(self.name), honest(self, *a, **k))[1])
+    assert load(folder, whole.digest, deep=False) == whole
+    assert set(opened) == {"digest.json", "bundle.json"}
+    assert (whole.encoders, whole.encoder_names) == ({"text": "toy-1"}, {"text": "toy"})
+    assert load(built(tmp_path / "old")).encoder_names == {}
+    with pytest.raises(QualityError, match="altered"):
+        load(folder, "0" * 64, deep=False)
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "digest.json"])
+@pytest.mark.parametrize("how", ["changed", "lost", "another's"])
+def test_a_shallow_look_believes_neither_an_altered_bundle_json_nor_an_altered_seal(tmp_path: Path, name: str, how: str) -> None:
+    folder = built(tmp_path / "b")
+    registered = load(folder).digest
+    if how == "changed":
+        (folder / name).write_text((folder / name).read_text().replace("e", "E"))
+    elif how == "lost":
+        (folder / name).unlink()
+    else:
+        shutil.copy(built(tmp_path / "other", encoders={"text": "another"}) / name, folder / name)
+    with pytest.raises((QualityError, InputError), match=r"altered|no bundle"):
+        load(folder, registered, deep=False)
 
 
 def test_a_bundle_sealed_again_is_not_the_one_that_was_registered(tmp_path: Path) -> None:
@@ -243,6 +270,37 @@ def test_crowns_move_from_challenger_to_champion_to_previous(config: Config) -> 
     assert registry.champion(config) == (load(config.bundles / first), first)
 
 
+def test_what_is_served_is_what_an_alias_names_the_champion_last(config: Config) -> None:
+    assert registry.served(config) == []
+    digest = {registered(config, day(n), f"m{n}"): n for n in (1, 2, 3, 4)}
+    one, two, three, four = digest
+    sealed = {v: load(config.bundles / v).digest for v in digest}
+
+    def served(*versions: str) -> bool:
+        return registry.served(config) == [(v, sealed[v]) for v in versions]
+
+    assert served(four)
+    registry.crown(config, one)
+    assert served(four, one)
+    registry.crown(config, two)
+    assert served(four, one, two)
+    registry.crown(config, four)
+    assert served(two, four), "one that was crowned and replaced is not served any more"
+    client = registry.client(config)
+    client.set_registered_model_alias(registry.NAME, "challenger", four)
+    client.set_registered_model_alias(registry.NAME, "somebody", three)
+    assert served(two, four), "of one with two aliases the later counts"
+
+
+def test_a_registry_that_does_not_answer_is_worth_another_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    made = Config(home=tmp_path / "home", mlflow_uri="http://user:secret@127.0.0.1:9")
+    with pytest.raises(TransientError, match="does not say which models are served") as told:
+        registry.served(made)
+    assert told.value.where == "127.0.0.1:9"
+    assert "secret" not in str(told.value)
+
+
 def test_a_backtest_takes_the_newest_promoted_version_that_knew_nothing_later(config: Config) -> None:
     versions = [registered(config, day(n)) for n in (4, 8, 12, 16)]
     for v in (versions[0], versions[1], versions[3]):
@@ -296,6 +354,7 @@ def test_a_home_without_a_registry_is_served_popularity_and_given_none(tmp_path:
     found, version = registry.champion(config, day(1))
     assert (found.kind, version, found.encoders) == ("popularity", registry.ZERO, {})
     assert registry.challenger(config) is None
+    assert registry.served(config) == []
     assert [p.name for p in config.home.iterdir()] == ["bundles"]
     before = tree(config.home)
     assert registry.champion(config)[0] == found

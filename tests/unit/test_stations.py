@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mmrec import config
+from mmrec.bundle import bundle, registry
 from mmrec.lake import commit
 from mmrec.lake.content import content_hash
 from mmrec.lake.store import Lake
@@ -73,6 +74,23 @@ def whole(home: Path, want: Path) -> bool:
     assert [(r["run_id"], r["content_hash"]) for r in rows] == [(commit.published_run_id(Lake(home / "lake"), NAME, date.fromisoformat(DAY)), lists(home))]
     assert (home / "reports" / DAY / "report.html").is_file()
     return json.loads(mmrec("verify", "--home", str(home), "--json").stdout)["ok"]
+
+
+def test_a_served_models_encoder_that_is_gone_does_not_stop_the_night_and_is_an_alert(home: Path) -> None:
+    about = {"kind": "two_tower", "as_of": None, "encoders": {"text": "gone/1"}, "encoder_names": {"text": "/no/such/model"}}
+    bundle.seal(home / "made", about)
+    settings = config.load(home)
+    client = registry.client(settings)
+    run = client.create_run(client.create_experiment("t"))
+    registry.register(settings, home / "made", run.info.run_id, about)
+    night = steps(home, "embed", *NIGHT)
+    (told,) = night["embed"]["unfed"]
+    assert (told["version"], told["modality"]) == ("gone/1", "text")
+    assert told["waiting"] > 20
+    assert night["publish"]["rows"] > 0
+    (alert,) = Lake(home / "lake").arrow("ops.alerts").to_pylist()
+    assert (alert["kind"], alert["subject"]) == ("unfed_encoder", "gone/1")
+    assert f"{told['waiting']} contents (text) wait for it: /no/such/model can't be opened" in alert["message"]
 
 
 def test_stations_run_in_the_order_given_and_share_one_session(home: Path) -> None:

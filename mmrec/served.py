@@ -1,0 +1,66 @@
+"""Which encoder versions somebody needs: those of the settings, and those that served bundles were trained on.
+
+In: settings, the registry, bundles on disk. Out: encoders to feed, versions whose vectors may not go.
+A bundle is served while an alias names it (champion, previous, challenger). As long its encoder versions are fed with
+what is new, though the settings have moved on; then `mmrec maintain` takes their vectors out.
+Trade-off: encoders are made anew at each call and open their graphs when a row needs them, so naming them is free.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from mmrec.bundle import registry
+from mmrec.bundle.bundle import load
+from mmrec.config import Config
+from mmrec.errors import InputError, QualityError
+
+_MODALITIES = ("text", "image", "audio")
+
+
+def names(config: Config) -> dict[str, str]:
+    """Modality -> encoder as the settings name it; without the modalities that have none."""
+    return {m: name for m in _MODALITIES if (name := getattr(config.night, m))}
+
+
+def encoders(config: Config) -> list[Any]:
+    """The encoders that the settings name, ready to encode; see content/encoders.py."""
+    from mmrec.content.encoders import encoder
+
+    where = config.cache / "encoders"
+    return [encoder(name, where, config.device, config.threads, m) for m, name in names(config).items()]
+
+
+def fed(config: Config) -> list[Any]:
+    """The encoders to feed, each version once: of a modality those of served bundles, then that of the settings.
+
+    The last one says what is refused. A bundle that is not whole on this disk can't score either, and is passed over.
+    """
+    from mmrec.content.earlier import Earlier
+
+    own = encoders(config)
+    theirs: dict[tuple[str, str], list[str]] = {}
+    for version, digest in registry.served(config):
+        with suppress(InputError, QualityError):
+            bundle = load(config.bundles / version, digest, deep=False)
+            for modality, encoder_version in bundle.encoders.items():
+                ways = theirs.setdefault((modality, encoder_version), [])
+                ways += [n for m, n in bundle.encoder_names.items() if m == modality and n not in ways]
+    for encoder in own:
+        theirs.pop((encoder.modality, encoder.version), None)
+    where = config.cache / "encoders"
+    earlier = [Earlier(m, v, ways, where, config.device, config.threads) for (m, v), ways in theirs.items()]
+    return sorted([*earlier, *own], key=lambda e: _MODALITIES.index(e.modality))
+
+
+def needed(config: Config) -> set[str]:
+    """Every encoder version that the settings or a served bundle name.
+
+    Raises: InputError, QualityError: a served bundle is not whole on this disk, or an encoder of the settings can't be
+        opened: what they need is not known. TransientError: the registry does not answer.
+    """
+    versions = {e.version for e in encoders(config)}
+    for version, digest in registry.served(config):
+        versions.update(load(config.bundles / version, digest, deep=False).encoders.values())
+    return versions
