@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from mmrec import schema
 from mmrec.config import Config, MaintainConfig, load
 from mmrec.content.embed import embed
+from mmrec.content.encoders import encoder
 from mmrec.errors import InputError, TransientError
 from mmrec.lake import commit, compact, log
 from mmrec.lake.maintain import maintain
@@ -169,7 +170,8 @@ def test_a_dry_run_tells_and_changes_nothing_and_without_the_question_nothing_go
 
 def test_the_command_asks_the_settings_and_tells_a_program_and_a_person(home: Config) -> None:
     lake = mixed(home)
-    put(lake, vectors("minilm-l6-v2/mean/256/fp32", "1"))
+    own = encoder("minilm", home.cache).version
+    put(lake, vectors(own, "1"))
     ago(lake, 10)
     words, before = ("maintain", "--home", str(home.home), "--table", CACHE), held(lake)
     shown = re.sub(r"[\s│]+", " ", mmrec(*words, "--dry-run").stdout)
@@ -177,7 +179,7 @@ def test_the_command_asks_the_settings_and_tells_a_program_and_a_person(home: Co
     assert held(lake) == before
     (told,) = json.loads(mmrec(*words, "--json").stdout)["tables"]
     assert told["unneeded"] == {"a": 4, "b": 4, "c": 1}
-    assert held(lake) == of(before, "minilm-l6-v2/mean/256/fp32")
+    assert held(lake) == of(before, own)
     assert json.loads(mmrec(*words, "--json").stdout)["tables"][0]["unneeded"] == {}
 
 

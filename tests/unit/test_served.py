@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -56,7 +57,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(root / "a", root / "b")
     change(root / "b")
     for name in "ab":
-        said = describe(str(root / name), root / "cache", "text")
+        said = dataclasses.replace(describe(str(root / name), root / "cache", "text"), dtype="int8")
         hub_export.export(said, hub._place(said, root / "cache"))
     return root
 
@@ -75,7 +76,7 @@ class Shop:
         self.home, self.models = home, models
         self.lake = Lake(home / "lake")
         self.new = 0
-        self.known = {m: describe(str(models / m), models / "cache", "text").version for m in "ab"}
+        self.known = {m: describe(str(models / m), models / "cache", "text", dtype="best").version for m in "ab"}
 
     def config(self, model: str, **more: Any) -> Config:
         text = str(self.models / model) if model else ""
