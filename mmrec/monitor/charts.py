@@ -158,7 +158,7 @@ def _short(label: str, most: int = 20) -> str:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Three to six round numbers that cover `[low, high]`."""
-    span = (high - low) or abs(high) or 1.0
+    span = next(s for s in (high - low, abs(high), 1.0) if s > 1e-10)  # labels have twelve places
     step = 10 ** math.floor(math.log10(span / 4))
     step = next(step * m for m in (1, 2, 2.5, 5, 10) if span / (step * m) <= 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
@@ -429,6 +429,7 @@ def test_quality_shows_the_served_model_and_says_if_it_can_not() -> None:
     assert quality([r | {"split": "validation"} for r in MEASURED], "7") is None
 
 
+@example([5e-324])
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
 def test_charts_take_any_numbers(values: list[float]) -> None:
     labels = [f"<i{i}>" for i in range(len(values))]
