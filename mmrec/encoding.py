@@ -9,24 +9,30 @@ of what the lists are made of.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmrec.context import Night
 from mmrec.files import put
 from mmrec.lake import commit
+from mmrec.lake.spread import map_rows, parts
 from mmrec.served import fed
 
 
 def embed(night: Night) -> dict[str, Any]:
     """Feed every encoder version that the settings or a served model need; see content/embed.py."""
     from mmrec.content import embed as room
+    from mmrec.content.everywhere import Everywhere
 
-    ready = fed(night.config)
+    config = night.config
+    mapped = partial(map_rows, config.engine, config.spark)
+    ready = [Everywhere(e, mapped) for e in fed(config)]
     run_id = f"embed-{night.run_date}"
     counts = commit.again(
-        lambda: room.embed(night.lake, ready, run_id=run_id, text_of=text_of, progress=night.progress)
-    )
+        lambda: room.embed(night.lake, ready, run_id=run_id, text_of=text_of, progress=night.progress,
+                           parts=parts(config.engine, config.spark))
+    )  # fmt: skip
     if "unfed" in counts:
         put(_unfed(night), json.dumps(counts["unfed"]))
     else:

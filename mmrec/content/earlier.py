@@ -35,6 +35,10 @@ class Earlier:
         self._how = (cache, device, threads, modality)
         self._opened: Encoder | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        cache, device, threads, _ = self._how
+        return Earlier, (self.modality, self.version, self.names, cache, device, threads)
+
     @property
     def dim(self) -> int:
         """The vector's size. Raises: as `encode`."""

@@ -39,6 +39,7 @@ def embed(
     run_id: str,
     text_of: TextOf,
     progress: Callable[[str, int, int], None] | None = None,
+    parts: int = 1,
 ) -> dict[str, Any]:
     """Encode what is new.
 
@@ -47,6 +48,7 @@ def embed(
             is refused.
         text_of: silver.items row -> the text that is encoded, the one features hash; None: it has none.
         progress: called with (modality, done, of).
+        parts: how many work on a batch side by side: it is so many times as large.
 
     Returns: counts: per modality new contents, refused ones, and calls of the encoder where there were any; rows that
         went to quarantine; `unfed`, where there are any: encoder versions that have contents waiting and can't be
@@ -61,7 +63,7 @@ def embed(
         for n, encoder in enumerate(encoders):
             own = Path(folder) / str(n)
             own.mkdir()
-            unfed += _encode(lake, encoder, run_id, text_of, own, counts, progress)
+            unfed += _encode(lake, encoder, run_id, text_of, own, counts, progress, parts)
             where = (ds.field("encoder_version") == encoder.version) & ds.field("refused").is_valid()
             known = lake.arrow(_NAME, columns=["content_sha256", "refused"], where=where)
             refused = {key: why for key, why in refused.items() if key[0] != encoder.modality}
@@ -78,13 +80,14 @@ def _encode(
     folder: Path,
     counts: Counter[str],
     progress: Callable[[str, int, int], None] | None,
+    parts: int,
 ) -> list[dict[str, Any]]:
     """Feed one encoder; returns what `embed` tells of it if it can't be opened."""
     pinned = fence(lake, _NAME)  # before what is known is read: whoever adds to it meanwhile is noticed
     pending = Pending(lake, encoder.modality, encoder.version, text_of, folder)
     counts[f"{encoder.modality}_new"] += 0
     done = 0
-    for shas, raw in pending.batches():
+    for shas, raw in pending.batches(parts):
         try:
             vectors, reasons = encoder.encode(raw)
         except Unfed as error:

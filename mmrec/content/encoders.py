@@ -85,7 +85,7 @@ def _minilm(cache: Path, device: str, threads: int) -> Encoder:
 class _EfficientNet:
     """EfficientNet-Lite0 (Tan and Le, ICML 2019), ImageNet weights, pooled features, scaled to unit length."""
 
-    modality, dim = "image", 1280
+    modality = "image"
     version = f"efficientnet-lite0/pool/{IMAGE_SIZE}/fp32"
 
     def __init__(self, cache: Path, device: str, threads: int) -> None:
@@ -93,6 +93,15 @@ class _EfficientNet:
         self.threads = threads if device == "cpu" else 1
         self.graph: Any = None
         self.sandbox = Sandbox()  # one: decoding a poster takes less time than the model does
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _EfficientNet, (self.path.parent, self.device, self.threads)
+
+    @property
+    def dim(self) -> int:
+        """The vector's size; the model is exported if it wasn't yet."""
+        self._exported()
+        return 1280
 
     def encode(self, raw: Sequence[bytes]) -> tuple[np.ndarray, list[str | None]]:
         out = np.zeros((len(raw), self.dim), np.float32)
@@ -104,20 +113,19 @@ class _EfficientNet:
                     why[r] = str(got)
                     continue
                 if self.graph is None:
-                    self.graph = session(self._exported(), self.device, threads=1)  # each of ours has its own
+                    self.graph = session(self.path, self.device, threads=1)  # each of ours has its own
                 yield r, 0, got
 
         fill(out, rows(), size=lambda _: _IMAGE_BATCH, run=self._run, threads=self.threads)
         return out, why
 
-    def _exported(self) -> Path:
+    def _exported(self) -> None:
         if not self.path.is_file():
             child = subprocess.run([sys.executable, "-m", "mmrec.content.onnx_export", str(self.path)],
                                    capture_output=True, text=True)  # fmt: skip
             if child.returncode != 0:
                 raise TransientError("an encoder could not be exported", where=self.version, next="mmrec embed",
                                      value=(child.stderr or child.stdout).strip()[-500:])  # fmt: skip
-        return self.path
 
     def _run(self, images: list[np.ndarray], _: int) -> np.ndarray:
         batch = np.zeros((_IMAGE_BATCH, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)

@@ -96,6 +96,9 @@ class HubModel:
         self._sandbox = Sandbox(workers=threads)  # processes start with the first medium
         self._graph: Any = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HubModel, (self.description, self.cache, self.device, self.threads)
+
     @property
     def dim(self) -> int:
         """The vector's size; the model is exported if it wasn't yet."""

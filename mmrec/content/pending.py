@@ -55,8 +55,8 @@ class Pending:
     def __len__(self) -> int:
         return int(self.n)
 
-    def batches(self) -> Iterator[tuple[list[str], list[Any]]]:
-        """Each pending content once, at most so many and so many bytes at a time.
+    def batches(self, parts: int = 1) -> Iterator[tuple[list[str], list[Any]]]:
+        """Each pending content once, at most 1,024 and 64 MB at a time for each of `parts`, and 256 MB for all.
 
         Raises: QualityError: an item names a medium that bronze.media does not hold.
         """
@@ -66,7 +66,7 @@ class Pending:
         raws: list[Any] = []
         size = count = 0
         for sha, raw in self._texts() if self.modality == "text" else self._media():
-            if shas and (len(shas) == _MOST or size + len(raw) > _BYTES):
+            if shas and (len(shas) == parts * _MOST or size + len(raw) > min(parts, 4) * _BYTES):
                 yield shas, raws
                 shas, raws, size = [], [], 0
             shas.append(sha)

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,9 @@ class Sandbox:
         self._closed = False
         # the set, not self, which would never go
         self._end = weakref.finalize(self, _end_all, self._all)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sandbox, (self.workers, self.memory_mb, self.seconds)  # its processes stay where they are
 
     def __enter__(self) -> Sandbox:
         return self

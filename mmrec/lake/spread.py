@@ -1,7 +1,7 @@
-"""Python over Arrow batches of a day's rows, wherever the engine computes: here, or on Spark's executors.
+"""Python over Arrow batches, wherever the engine computes: here, or on Spark's executors.
 
-In: tables of one run_date, a function from batches to batches. Out: the rows of another table, on their way: what
-`commit.write` and `stage.stage` take.
+In: tables of one run_date or rows at hand, a function from batches to batches. Out: the rows of another table, on their
+way: what `commit.write` and `stage.stage` take; or rows at hand.
 Trade-off: the function sees rows in no defined order and in batches of any size, and must not care.
 """
 
@@ -58,6 +58,31 @@ def map_arrow(
     ddl = ", ".join(f"{c.name} {c.type}" for c in t.columns)
     # a number asked for is not coalesced: every part of the work has its task
     return rows.repartition(spark.partitions, "user_id").mapInArrow(fn, ddl)
+
+
+def map_rows(
+    engine: str,
+    spark: SparkConfig,
+    rows: pa.Table,
+    fn: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]],
+    out: pa.Schema,
+) -> pa.Table:
+    """`fn` over rows at hand; its rows, in any order.
+
+    Args:
+        fn: as `map_arrow` has it. out: schema of what it gives.
+    """
+    if engine == "local":
+        return pa.Table.from_batches(fn(iter(rows.to_batches(max_chunksize=_ROWS))), out)
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    frame = session(engine, spark).createDataFrame(rows).repartition(parts(engine, spark))
+    return frame.mapInArrow(fn, from_arrow_schema(out)).toArrow().cast(out)
+
+
+def parts(engine: str, spark: SparkConfig) -> int:
+    """How many parts `map_rows` makes of its rows."""
+    return 1 if engine == "local" else spark.partitions
 
 
 def _joined(lake: Lake, day: date, sources: Mapping[str, tuple[int, Sequence[str]]]) -> pa.Table:
