@@ -43,9 +43,13 @@ class NightConfig(_Part):
     sequence_length: int = Field(1024, ge=1, description="a user's last interactions that features keep")
     half_life_days: float = Field(30, gt=0, description="half-life of popularity, days")
     min_share: float = Field(0.5, description="lists below this share of the last night's are refused")
-    text: str = Field("minilm", description="text encoder: a name, a folder or owner/model; empty: none")
-    image: str = Field("efficientnet-lite0", description="image encoder: a name, a folder or owner/model; empty: none")
-    audio: str = Field("logmel", description="sound encoder: a name, a folder or owner/model; empty: none")
+    text: str = Field("minilm", description="text encoder: a name, folder, owner/model or table:FILE; empty: none")
+    image: str = Field("efficientnet-lite0", description="image encoder: the same")
+    audio: str = Field("logmel", description="sound encoder: the same")
+
+
+class ContentConfig(_Part):
+    comments: bool = Field(False, description="texts of interactions (reviews, comments, tags) are encoded too")
 
 
 class TrainConfig(_Part):
@@ -127,6 +131,7 @@ class Config(BaseSettings):
     mlflow_uri: str | None = Field(None, description="tracking server; null: SQLite in the home")
     source: SourceConfig = SourceConfig()
     night: NightConfig = NightConfig()
+    content: ContentConfig = ContentConfig()
     train: TrainConfig = TrainConfig()
     suspects: SuspectsConfig = SuspectsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -31,7 +31,7 @@ def embed(night: Night) -> dict[str, Any]:
     run_id = f"embed-{night.run_date}"
     counts = commit.again(
         lambda: room.embed(night.lake, ready, run_id=run_id, text_of=text_of, progress=night.progress,
-                           parts=parts(config.engine, config.spark))
+                           parts=parts(config.engine, config.spark), comments=config.content.comments)
     )  # fmt: skip
     if "unfed" in counts:
         put(_unfed(night), json.dumps(counts["unfed"]))

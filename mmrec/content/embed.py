@@ -1,8 +1,8 @@
 """The embed step: content that has no vector yet gets one.
 
-In: silver.items, bronze.media, encoders. Out: new rows of gold.item_embeddings, one a content and encoder
-version; refusals, missing media and items without any content in ops.quarantine, one row an item, so that a shop can
-mend its picture.
+In: silver.items, bronze.media, the texts of silver.interactions if asked, encoders. Out: new rows of
+gold.item_embeddings, one a content and encoder version; refusals, missing media and items without any content in
+ops.quarantine, one row an item, so that a shop can mend its picture.
 Each batch is encoded and committed, so a kill loses one batch at most; a catalogue without anything new costs one look.
 Trade-off: a refused content is cached as refused, so a broken picture is looked at once, not every night.
 """
@@ -40,6 +40,7 @@ def embed(
     text_of: TextOf,
     progress: Callable[[str, int, int], None] | None = None,
     parts: int = 1,
+    comments: bool = False,
 ) -> dict[str, Any]:
     """Encode what is new.
 
@@ -48,6 +49,7 @@ def embed(
             is refused.
         text_of: silver.items row -> the text that is encoded, the one features hash; None: it has none.
         progress: called with (modality, done, of).
+        comments: the texts of interactions wait to be encoded as well.
         parts: how many work on a batch side by side: it is so many times as large.
 
     Returns: counts: per modality new contents, refused ones, and calls of the encoder where there were any; rows that
@@ -63,7 +65,7 @@ def embed(
         for n, encoder in enumerate(encoders):
             own = Path(folder) / str(n)
             own.mkdir()
-            unfed += _encode(lake, encoder, run_id, text_of, own, counts, progress, parts)
+            unfed += _encode(lake, encoder, run_id, text_of, own, counts, progress, parts, comments)
             where = (ds.field("encoder_version") == encoder.version) & ds.field("refused").is_valid()
             known = lake.arrow(_NAME, columns=["content_sha256", "refused"], where=where)
             refused = {key: why for key, why in refused.items() if key[0] != encoder.modality}
@@ -81,10 +83,11 @@ def _encode(
     counts: Counter[str],
     progress: Callable[[str, int, int], None] | None,
     parts: int,
+    comments: bool,
 ) -> list[dict[str, Any]]:
     """Feed one encoder; returns what `embed` tells of it if it can't be opened."""
     pinned = fence(lake, _NAME)  # before what is known is read: whoever adds to it meanwhile is noticed
-    pending = Pending(lake, encoder.modality, encoder.version, text_of, folder)
+    pending = Pending(lake, encoder.modality, encoder.version, text_of, folder, comments)
     counts[f"{encoder.modality}_new"] += 0
     done = 0
     for shas, raw in pending.batches(parts):

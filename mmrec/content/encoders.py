@@ -49,7 +49,8 @@ def encoder(name: str, cache: Path, device: str = "cpu", threads: int = 2, modal
     """The encoder called `name`. Graphs are exported into `cache` once.
 
     Args:
-        name: "minilm", "efficientnet-lite0", "logmel"; or a transformers model: its folder, or "owner/model".
+        name: "minilm", "efficientnet-lite0", "logmel"; a transformers model: its folder, or "owner/model"; or
+            "table:FILE", vectors made elsewhere (vectors.py).
         modality: which tower of a model that has several.
 
     Raises: InputError: no such encoder, or the model can't be used (hub.py says why).
@@ -59,6 +60,13 @@ def encoder(name: str, cache: Path, device: str = "cpu", threads: int = 2, modal
         "efficientnet-lite0": lambda: _EfficientNet(cache, device, threads),
         "logmel": lambda: _LogMel(threads),
     }
+    if name.startswith("table:"):
+        from mmrec.content.vectors import Vectors
+
+        if modality is None:
+            raise InputError("whose vectors are they?", where="encoder", value=name, valid=["text", "image", "audio"],
+                             next="name the modality")  # fmt: skip
+        return Vectors(Path(name.removeprefix("table:")).expanduser(), modality)
     if "/" in name:
         from mmrec.content.hub import HubModel, describe
 
@@ -69,7 +77,7 @@ def encoder(name: str, cache: Path, device: str = "cpu", threads: int = 2, modal
             "no such encoder",
             where="config: night.text, night.image, night.audio",
             value=name,
-            valid=[*sorted(makers), "a folder of a transformers model", "owner/model of a hub"],
+            valid=[*sorted(makers), "a folder of a transformers model", "owner/model of a hub", "table:FILE"],
             next="edit mmrec.toml",
         )
     return makers[name]()

@@ -1,8 +1,9 @@
 """What has no vector yet: contents of items, each once, in an order that batches like.
 
-In: silver.items, bronze.media, gold.item_embeddings, an encoder's modality and version. Out: batches of (hashes, raw
-contents). Texts come longest first, so that rows of one batch are of one length and the time left is not flattered;
-media come as they lie on the disk, so that each file is read at most once, and files without anything new are not.
+In: silver.items, bronze.media, silver.interactions if its texts are asked for, gold.item_embeddings, an encoder's
+modality and version. Out: batches of (hashes, raw contents). Texts come longest first, so that rows of one batch are of
+one length and the time left is not flattered; media come as they lie on the disk, so that each file is read at most
+once, and files without anything new are not.
 Memory is bounded whatever the catalogue's size: hashes and texts that wait are DuckDB's, on disk where they are many.
 Trade-off: texts that wait are written down once more; in exchange they can be sorted without being held.
 """
@@ -31,13 +32,15 @@ _WANTED = pa.schema([("sha", pa.string()), ("raw", pa.binary())])
 class Pending:
     """Contents of `modality` without a row at `version`. `len()` is their number."""
 
-    def __init__(self, lake: Lake, modality: str, version: str, text_of: TextOf, folder: Path) -> None:
-        """`folder` holds what waits, and belongs to this object alone."""
+    def __init__(
+        self, lake: Lake, modality: str, version: str, text_of: TextOf, folder: Path, comments: bool = False
+    ) -> None:
+        """`folder` holds what waits, and belongs to this object alone; `comments`: texts of interactions wait too."""
         self.lake, self.modality = lake, modality
         self.con = duckdb.connect(str(folder / f"{modality}.db"))
         for setting in ("memory_limit = '512MB'", "threads = 2", "enable_progress_bar = false"):
             self.con.execute(f"SET {setting}")
-        wanted = pa.RecordBatchReader.from_batches(_WANTED, _wanted(lake, modality, text_of))
+        wanted = pa.RecordBatchReader.from_batches(_WANTED, _wanted(lake, modality, text_of, comments))
         known = lake.batches(
             "gold.item_embeddings", columns=["content_sha256"], where=ds.field("encoder_version") == version
         )
@@ -105,17 +108,24 @@ class Pending:
                 yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
 
 
-def _wanted(lake: Lake, modality: str, text_of: TextOf) -> Iterator[pa.RecordBatch]:
+def _wanted(lake: Lake, modality: str, text_of: TextOf, comments: bool) -> Iterator[pa.RecordBatch]:
     if modality == "text":
         for batch in lake.batches("silver.items", columns=list(TEXT)):
-            texts = [t for t in map(text_of, batch.to_pylist()) if t]
-            shas, raws = [text_key(t) for t in texts], [t.encode() for t in texts]
-            yield pa.record_batch([pa.array(shas, pa.string()), pa.array(raws, pa.binary())], schema=_WANTED)
+            yield _texts_of([t for t in map(text_of, batch.to_pylist()) if t])
+        if comments:
+            said = ds.field("text").is_valid()
+            for batch in lake.batches("silver.interactions", columns=["text"], where=said):
+                yield _texts_of(sorted(set(batch.column(0).to_pylist()) - {""}))
         return
     column = f"{modality}_sha256"
     for batch in lake.batches("silver.items", columns=[column], where=ds.field(column).is_valid()):
         shas = batch.column(0).cast(pa.string())
         yield pa.record_batch([shas, pa.nulls(len(shas), pa.binary())], schema=_WANTED)
+
+
+def _texts_of(texts: list[str]) -> pa.RecordBatch:
+    shas, raws = [text_key(t) for t in texts], [t.encode() for t in texts]
+    return pa.record_batch([pa.array(shas, pa.string()), pa.array(raws, pa.binary())], schema=_WANTED)
 
 
 def _plain(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

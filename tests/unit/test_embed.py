@@ -153,6 +153,22 @@ def test_a_texts_key_is_the_one_that_features_look_up(lake: Lake) -> None:
     assert list(stored(lake)) == [("text/1", text_key("Münster 😀. x, y. \0שלום"))]
 
 
+def test_texts_of_interactions_are_contents_like_any_other_if_asked(lake: Lake) -> None:
+    lake.create("silver.interactions")
+    items(lake, {"id": "a", "text": "hat"})
+    said = ["great hat", None, "", "hat", "great hat", "too small 😀"]
+    put(lake, "silver.interactions", [
+        {"user_id": f"u{n}", "item_id": "a", "event_type": "review", "event_ts": THEN, "weight": 1.0, "context": "{}", "text": text,
+         "row_hash": str(n)} for n, text in enumerate(said)])  # fmt: skip
+    text = Counter("text")
+    assert (run(lake, text)["text_new"], text.seen) == (1, ["hat"])
+    text = Counter("text")
+    assert run(lake, text, comments=True)["text_new"] == 2
+    assert sorted(text.seen) == ["great hat", "too small 😀"]
+    assert stored(lake)["text/1", text_key("great hat")]["embedding"] == text.vector("great hat").tolist()
+    assert run(lake, Counter("text"), comments=True)["text_new"] == 0
+
+
 def test_a_second_run_encodes_nothing_and_commits_nothing(lake: Lake) -> None:
     items(lake, {"id": "a", "text": "hat", "image": b"broken"}, {"id": "b", "audio": True}, {"id": "c"})
     assert run(lake, Counter("text"), Counter("image"), Counter("audio"))["quarantined"] == 4
