@@ -33,6 +33,10 @@ class SourceConfig(_Part):
         0.1, description="a delivery below this share of the median of at least three stops the night"
     )
     gone: tuple[str, ...] = Field((), description="columns that the source delivers no more, as items.text")
+    media_hosts: tuple[str, ...] = Field(
+        (), description="hosts whose media are fetched by URL: cdn.shop.com, *.shop.com, cdn.shop.com:8443"
+    )
+    media_minutes: float = Field(60, gt=0, description="of a night that go into fetching; the rest waits, minutes")
     expect: tuple[str, ...] = Field(
         (), description="files that a night under Airflow waits for, below root; {day}: the last day before run_date"
     )

@@ -1,6 +1,7 @@
 """A small file written whole or not at all, whoever writes it at the same time, and lasting when this returns.
 
-In: a path and its content. Out: the file. Trade-off: two fsyncs a file; for pointers and records, not for data.
+In: a path and its content. Out: the file. And what tells a path from a URL.
+Trade-off: two fsyncs a file; for pointers and records, not for data.
 """
 
 from __future__ import annotations
@@ -33,3 +34,8 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def is_url(reference: str | None) -> bool:
+    """Whether what names a file names it by http or https, in any spelling of these."""
+    return reference is not None and reference[:8].lower().startswith(("http://", "https://"))

@@ -52,6 +52,7 @@ def world(night: Night) -> dict[str, Any]:
 
 def ingest(night: Night) -> dict[str, Any]:
     """See worlds/ingest.py."""
+    from mmrec.content.fetch import Fetcher
     from mmrec.worlds import ingest as room
     from mmrec.worlds.sources import open_configured
 
@@ -60,15 +61,19 @@ def ingest(night: Night) -> dict[str, Any]:
     overdue = late.missing(*late.expected(night.config, night.run_date))
     put(_overdue(night), json.dumps(overdue))
     opened = open_configured(night.config)
+    fetch = Fetcher(source.media_hosts, minutes=source.media_minutes) if source.media_hosts else None
     counts = commit.again(
         lambda: room.ingest(
             night.lake,
             opened,
             min_share=source.min_share,
             gone=source.gone,
+            fetch=fetch,
             progress=lambda file, rows: night.progress(f"ingest {file}", rows, 0),
         )
     )
+    if fetch:
+        fetch.close()
     return counts | ({"late": overdue} if overdue else {})
 
 

@@ -38,7 +38,7 @@ STEPS: tuple[Step, ...] = (
     Step("world", "write what the built-in world delivers before run_date", ("gold.recommendations",), (),
          "mmrec.night:world"),
     Step("ingest", "new files and rows into bronze, once", (),
-         (*_BRONZE, "bronze.files", "bronze.media", "ops.schema_changes"), "mmrec.night:ingest"),
+         (*_BRONZE, "bronze.files", "bronze.media", "ops.schema_changes", "ops.quarantine"), "mmrec.night:ingest"),
     Step("validate", "bronze to silver; bad rows to quarantine", _BRONZE, (*_SILVER, "ops.quarantine"),
          "mmrec.night:validate"),
     Step("embed", "encode new or changed content", ("silver.items", "bronze.media"),

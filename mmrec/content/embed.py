@@ -24,6 +24,7 @@ from mmrec import schema
 from mmrec.content.earlier import Unfed
 from mmrec.content.encoders import Encoder
 from mmrec.content.pending import TEXT, Pending, TextOf
+from mmrec.files import is_url
 from mmrec.lake.commit import fence, work_id, write
 from mmrec.lake.store import Lake
 
@@ -160,6 +161,8 @@ def _faults(lake: Lake, modalities: set[str], refused: _Refused, text_of: TextOf
                 if row[m] is None:
                     continue
                 sha = row[f"{m}_sha256"]
+                if sha is None and is_url(row[m]):
+                    continue  # ingest has said why
                 why = "missing: the source has no such file" if sha is None else refused.get((m, sha), "")
                 if why:
                     note(row, f"{m}_{why.split(':')[0].strip().replace(' ', '_')}", why, row[m])

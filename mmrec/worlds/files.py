@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mmrec import dates, schema
 from mmrec.errors import InputError
+from mmrec.files import is_url
 from mmrec.worlds.drift import Layout, scalars, shape
 from mmrec.worlds.sources import Delivery, batches, csv_rows, jsonl_rows, media_bytes
 
@@ -157,7 +158,7 @@ def _standard(kind: str, day: str) -> Callable[[dict[str, Any]], dict[str, str |
     def convert(row: dict[str, Any]) -> dict[str, str | None]:
         made = {n: _scalar(n, row.get(n), flat) for n in names}
         for medium in ("image", "audio"):
-            if made.get(medium):
+            if made.get(medium) and not is_url(made[medium]):
                 made[medium] = f"{day}/{made[medium]}"
         return made
 

@@ -20,11 +20,13 @@ import pyarrow.dataset as ds
 
 from mmrec import schema
 from mmrec.errors import QualityError
+from mmrec.files import is_url
 from mmrec.lake import evolve
 from mmrec.lake.commit import fence, work_id, write
 from mmrec.lake.store import Lake
 from mmrec.worlds import drift
-from mmrec.worlds.sources import Delivery, Source
+from mmrec.worlds.remote import Fetch, Nowhere, Remote
+from mmrec.worlds.sources import Delivery, Source, row_hash
 
 _KINDS = ("items", "users", "interactions", "relations", "impressions")
 _NEW_COLUMNS = 100  # of a delivery, that are recorded
@@ -37,6 +39,7 @@ def ingest(
     *,
     min_share: float = 0.0,
     gone: tuple[str, ...] = (),
+    fetch: Fetch | None = None,
     now: datetime | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> dict[str, int]:
@@ -45,11 +48,13 @@ def ingest(
     Args:
         min_share: a delivery with fewer rows than this share of the median delivery of its kind is collapsed.
         gone: columns that the source delivers no more, as "items.text"; see drift.py.
+        fetch: gets media that are named by URL, also those that an earlier night missed; None: no host is allowed.
         now: wall clock to stamp (default: the clock); metadata only.
         progress: called with (file, rows).
 
     Returns: counts: files, rows (read from new files), and new rows per kind, media; new_columns: columns of files that
-        no table has, recorded in ops.schema_changes.
+        no table has, recorded in ops.schema_changes; mended: items whose medium an earlier night could not get;
+        quarantined: items' media by URL that did not come, and why.
 
     Raises:
         QualityError: a delivery is empty, collapsed or has drifted; nothing of it was kept.
@@ -108,7 +113,20 @@ def ingest(
     if recorded := evolve.record(lake, {(r["table_name"], r["column_name"]): r for r in strange}.values(), stamp):
         counts["new_columns"] = recorded
     # media first: an item row in bronze then always finds its bytes
-    counts["media"] = write(lake, "bronze.media", media.table(), run_id=run_id, pinned=pinned["media"]).rows
+    done = write(lake, "bronze.media", media.table(), run_id=run_id, pinned=pinned["media"])
+    counts["media"] = done.rows
+    remote = Remote(lake, source.name, fetch or Nowhere(), run_id, pinned["media"] + done.changed, known_media)
+    if "items" in fresh:
+        fresh["items"] = [remote.filled(table) for table in fresh["items"]]
+    if fetch and (came := remote.mended(stamp)):
+        rows_of, entry = came
+        fresh.setdefault("items", []).append(rows_of)
+        ledger.append(entry)
+        run_id = work_id(run_id, entry["sha256"])
+        counts["mended"] = rows_of.num_rows
+    counts["media"] += remote.count
+    if told_of := remote.tell():
+        counts["quarantined"] = told_of
     for kind, tables in fresh.items():
         write(lake, f"bronze.{kind}", pa.concat_tables(tables), run_id=run_id, pinned=pinned[kind])
     t = schema.table("bronze.files")
@@ -134,7 +152,7 @@ class _Media:
         self.rows: list[dict[str, Any]] = []
 
     def sha256(self, reference: str | None, modality: str) -> str | None:
-        if not reference:
+        if not reference or is_url(reference):  # URLs are asked for when every delivery has been judged
             return None
         data = self.source.media(reference)
         if data is None:
@@ -183,7 +201,7 @@ def _read(
             columns["available_at"] = [v or delivery.available_at.isoformat() for v in own]
         none: list[Any] = [None] * batch.num_rows
         values = list(zip(*(columns.get(n, none) for n in hashed), strict=True))
-        hashes = [_row_hash(kind, v) for v in values]
+        hashes = [row_hash(kind, v) for v in values]
         keep, occurrences = [], []
         for i, h in enumerate(hashes):
             n = seen[h]
@@ -204,12 +222,6 @@ def _read(
                 "ingested_at": [stamp] * len(keep)}  # fmt: skip
         tables.append(pa.table({n: pa.array(out[n], t.arrow.field(n).type) for n in t.arrow.names}, schema=t.arrow))
     return rows, pa.concat_tables(tables)
-
-
-def _row_hash(kind: str, values: tuple[str | None, ...]) -> str:
-    # lengths in front of values: no two rows run together to the same text
-    text = "".join("-" if v is None else f"{len(v)}:{v}" for v in values)
-    return hashlib.sha256(f"{kind}|{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _file_sha256(delivery: Delivery) -> str:

@@ -9,8 +9,9 @@ line, and a row that vanishes is worse than a second of parsing.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -213,6 +214,13 @@ def batches(
             out = []
     if out:
         yield pa.RecordBatch.from_pylist(out, fields)
+
+
+def row_hash(kind: str, values: Iterable[str | None]) -> str:
+    """sha256 of a row, whatever file it came in: its values as delivered, in the schema's order up to parse_error."""
+    # lengths in front of values: no two rows run together to the same text
+    text = "".join("-" if v is None else f"{len(v)}:{v}" for v in values)
+    return hashlib.sha256(f"{kind}|{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _writable(row: dict[str, Any]) -> dict[str, Any]:

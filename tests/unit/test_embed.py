@@ -211,6 +211,13 @@ def test_a_missing_modality_is_absent_not_a_zero_vector(lake: Lake) -> None:
     assert quarantined(lake) == [("row c", "image_missing"), ("row c", "no_content")]
 
 
+def test_a_medium_by_url_that_did_not_come_is_no_missing_file(lake: Lake) -> None:
+    put(lake, "silver.items", [{"item_id": n, "text": "t", "row_hash": f"row {n}", "image": n}
+                               for n in ("https://cdn.test/a.jpg", "HTTP://cdn.test/b.jpg", "media/http.jpg")])  # fmt: skip
+    run(lake, Counter("text"), Counter("image"))
+    assert quarantined(lake) == [("row media/http.jpg", "image_missing")]
+
+
 def test_an_item_without_any_content_is_named_once(lake: Lake) -> None:
     items(lake, {"id": "bare"}, {"id": "heard", "audio": b"s"}, {"id": "seen", "image": b"p"}, {"id": "read", "text": "t"})
     run(lake, Counter("text"))

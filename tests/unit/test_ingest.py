@@ -22,7 +22,7 @@ from mmrec.lake.store import Lake
 from mmrec.worlds import ingest as room
 from mmrec.worlds.files import FilesSource, _reader, _standard
 from mmrec.worlds.ingest import ingest
-from mmrec.worlds.sources import Delivery
+from mmrec.worlds.sources import Delivery, row_hash
 
 NOW = datetime(2026, 3, 5, 12, tzinfo=UTC)
 KINDS = ("interactions", "items", "users", "relations", "impressions")
@@ -207,7 +207,7 @@ def test_bronze_holds_each_row_as_often_as_the_fullest_file_whatever_the_order(e
 def test_no_two_different_rows_share_a_hash() -> None:
     values = [("ab", "c", None), ("a", "bc", None), ("ab", None, "c"), (None, "ab", "c"), ("abc", "", None), ("abc", None, None),
               ("2:ab", "c", None), ("ab1:c", None, None), ("-", None, None), ("a", "b", "c"), ("A", "b", "c")]  # fmt: skip
-    assert len({room._row_hash(kind, v) for kind in ("users", "items") for v in values}) == 2 * len(values)
+    assert len({row_hash(kind, v) for kind in ("users", "items") for v in values}) == 2 * len(values)
 
 
 def test_the_hash_is_of_the_values_and_the_day_of_delivery_and_of_nothing_else(lake: Lake, tmp_path: Path) -> None:
