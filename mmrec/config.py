@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
@@ -46,6 +46,14 @@ class NightConfig(_Part):
     text: str = Field("minilm", description="text encoder: a name, a folder or owner/model; empty: none")
     image: str = Field("efficientnet-lite0", description="image encoder: a name, a folder or owner/model; empty: none")
     audio: str = Field("logmel", description="sound encoder: a name, a folder or owner/model; empty: none")
+
+
+class TwinsConfig(_Part):
+    bounds: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        {"minilm": 0.85, "words": 0.95, "efficientnet-lite0": 0.7, "phash": 0.6, "logmel": 0.999},
+        description="encoder, or fingerprint words or phash -> cosine from which on two items' contents are alike; all"
+        " that a modality has must agree; where the encoder has no bound, only equal contents are; given whole",
+    )
 
 
 class TrainConfig(_Part):
@@ -127,6 +135,7 @@ class Config(BaseSettings):
     mlflow_uri: str | None = Field(None, description="tracking server; null: SQLite in the home")
     source: SourceConfig = SourceConfig()
     night: NightConfig = NightConfig()
+    twins: TwinsConfig = TwinsConfig()
     train: TrainConfig = TrainConfig()
     suspects: SuspectsConfig = SuspectsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

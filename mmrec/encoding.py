@@ -1,7 +1,7 @@
 """Which encoders a home has, and what they are asked: the embed station and the look at neighbours.
 
-In: settings, tables. Out: rows of gold.item_embeddings, neighbours. The work is content's; the text that stands for an
-item is features', and the two rooms meet here.
+In: settings, tables. Out: rows of gold.item_embeddings and silver.item_groups, neighbours. The work is content's; the
+text that stands for an item is features', and the two rooms meet here.
 Trade-off: encoders are made anew at each call and open their graphs when a row needs them, so naming them is free.
 """
 
@@ -20,20 +20,48 @@ def encoders(config: Config) -> list[Any]:
     """The encoders that config names, ready to encode; see content/encoders.py."""
     from mmrec.content.encoders import encoder
 
-    names = {m: getattr(config.night, m) for m in ("text", "image", "audio")}
     where = config.cache / "encoders"
-    return [encoder(name, where, config.device, config.threads, m) for m, name in names.items() if name]
+    return [encoder(name, where, config.device, config.threads, m) for m, name in _names(config).items()]
 
 
 def embed(night: Night) -> dict[str, Any]:
-    """See content/embed.py."""
+    """Encode what is new (content/embed.py), then say who is listed twice (content/duplicates.py)."""
+    from mmrec.content import duplicates
     from mmrec.content import embed as room
 
-    ready = encoders(night.config)
+    config, ready = night.config, encoders(night.config)
+    prints, alike = _agreement(config, ready)
     run_id = f"embed-{night.run_date}"
-    return commit.again(
-        lambda: room.embed(night.lake, ready, run_id=run_id, text_of=_text, progress=night.progress)
+    counts = commit.again(
+        # a fingerprint first: the last encoder of a modality says what is refused
+        lambda: room.embed(night.lake, [*prints, *ready], run_id=run_id, text_of=_text, progress=night.progress)
     )
+    return counts | commit.again(
+        lambda: duplicates.regroup(night.lake, alike, refusing=[e.version for e in ready], text_of=_text,
+                                   remembered=config.cache / "item_groups.json")
+    )  # fmt: skip
+
+
+def _names(config: Config) -> dict[str, str]:
+    names = {m: getattr(config.night, m) for m in ("text", "image", "audio")}
+    return {m: name for m, name in names.items() if name}
+
+
+def _agreement(config: Config, ready: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Fingerprints, and which vectors must agree: an encoder that has no bound leaves its modality to equal content."""
+    from mmrec.content.duplicates import Alike
+    from mmrec.content.encoders import fingerprint
+
+    bounds, prints, alike = config.twins.bounds, [], []
+    for name, encoder in zip(_names(config).values(), ready, strict=True):
+        if name not in bounds:
+            continue
+        alike.append(Alike(encoder.modality, encoder.version, bounds[name]))
+        found = fingerprint(encoder.modality)
+        if found and found[0] in bounds:
+            prints.append(found[1])
+            alike.append(Alike(encoder.modality, found[1].version, bounds[found[0]]))
+    return prints, alike
 
 
 def neighbours(config: Config, lake: Lake, asked: list[str], modality: str, k: int) -> dict[str, list[dict[str, Any]]]:

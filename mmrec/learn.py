@@ -77,7 +77,8 @@ def dataset(night: Night) -> Data:
         from mmrec.lake.content import text_key
 
         lake, spark, as_of = night.lake, session(night.config.engine, night.config.spark), night.as_of
-        tables = {n: lake.pin(n) for n in ("silver.interactions", "silver.items", "gold.item_embeddings")}
+        names = ("silver.interactions", "silver.items", "silver.item_groups", "gold.item_embeddings")
+        tables = {n: lake.pin(n) for n in names}
         seen = asof.interactions(lake.frame(spark, "silver.interactions", tables["silver.interactions"]), as_of)
         rows, left_out = seen.toArrow(), {}
         if night.config.train.exclude_suspects:
@@ -100,7 +101,8 @@ def dataset(night: Night) -> Data:
         versions = {e.modality: e.version for e in encoders(night.config)}
         vectors = lake.arrow("gold.item_embeddings", tables["gold.item_embeddings"])
         versions = {m: v for m, v in versions.items() if v in set(vectors["encoder_version"].unique().to_pylist())}
-        items = items_from(known, vectors, versions)
+        twins = lake.arrow("silver.item_groups", tables["silver.item_groups"], columns=["item_id", "group_id"])
+        items = items_from(known, vectors, versions, dict(zip(*(c.to_pylist() for c in twins), strict=True)))
         night._data = Data(items, log_from(rows, items), tables, versions, left_out)  # type: ignore[attr-defined]
     return night._data  # type: ignore[attr-defined]
 

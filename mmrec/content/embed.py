@@ -43,7 +43,7 @@ def embed(
 
     Args:
         encoders: one a modality, or several: each version is a cache of its own. The last one of a modality says what
-            is refused.
+            is refused, and is the one that is counted.
         text_of: silver.items row -> the text that is encoded, the one features hash; None: it has none.
         progress: called with (modality, done, of).
 
@@ -52,19 +52,20 @@ def embed(
 
     Raises: Fenced: another embed was faster; worth doing again.
     """
-    counts: Counter[str] = Counter()
+    counts: dict[str, int] = {}
     refused: _Refused = {}
     with tempfile.TemporaryDirectory(prefix="mmrec-embed-") as folder:
         for n, encoder in enumerate(encoders):
             own = Path(folder) / str(n)
             own.mkdir()
-            _encode(lake, encoder, run_id, text_of, own, counts, progress)
+            counts = {k: v for k, v in counts.items() if not k.startswith(f"{encoder.modality}_")}
+            counts |= _encode(lake, encoder, run_id, text_of, own, progress)
             where = (ds.field("encoder_version") == encoder.version) & ds.field("refused").is_valid()
             known = lake.arrow(_NAME, columns=["content_sha256", "refused"], where=where)
             refused = {key: why for key, why in refused.items() if key[0] != encoder.modality}
             refused |= {(encoder.modality, sha): why for sha, why in zip(*(c.to_pylist() for c in known), strict=True)}
     counts["quarantined"] = _quarantine(lake, {e.modality for e in encoders}, refused, text_of, run_id)
-    return dict(counts)
+    return counts
 
 
 def _encode(
@@ -73,9 +74,9 @@ def _encode(
     run_id: str,
     text_of: TextOf,
     folder: Path,
-    counts: Counter[str],
     progress: Callable[[str, int, int], None] | None,
-) -> None:
+) -> dict[str, int]:
+    counts: Counter[str] = Counter()
     pinned = fence(lake, _NAME)  # before what is known is read: whoever adds to it meanwhile is noticed
     pending = Pending(lake, encoder.modality, encoder.version, text_of, folder)
     counts[f"{encoder.modality}_new"] += len(pending)
@@ -93,6 +94,7 @@ def _encode(
         counts[f"{encoder.modality}_refused"] += sum(w is not None for w in why)
         if progress:
             progress(encoder.modality, done, len(pending))
+    return dict(counts)
 
 
 def _rows(encoder: Encoder, shas: list[str], emb_BD: np.ndarray, why: list[str | None]) -> pa.Table:

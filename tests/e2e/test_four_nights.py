@@ -42,9 +42,13 @@ def test_only_new_content_is_encoded(lived: Lived) -> None:
         assert embed["text_new"] <= 3
         assert embed["image_new"] <= 1
         assert embed["audio_new"] <= 1
-    rows = lived.sql("select count(*) n, count(distinct (content_sha256, encoder_version)) d from item_embeddings")[0]
-    assert rows["n"] == rows["d"] == sum(v for n in lived.nights for k, v in n["counts"]["embed"].items()
-                                         if k.endswith("_new"))  # fmt: skip
+    rows = lived.sql("""select split_part(encoder_version, '/', 1) e, modality m, count(*) n, count(distinct content_sha256) d
+        from item_embeddings group by 1, 2""")
+    new = {m: sum(n["counts"]["embed"][f"{m}_new"] for n in lived.nights) for m in ("text", "image", "audio")}
+    # a fingerprint is of each content, too
+    assert sorted((r["e"], r["m"]) for r in rows) == [("efficientnet-lite0", "image"), ("logmel", "audio"), ("minilm-l6-v2", "text"),
+                                                      ("phash", "image"), ("words", "text")]  # fmt: skip
+    assert all(r["n"] == r["d"] == new[r["m"]] for r in rows)
 
 
 def test_an_unchanged_catalogue_calls_no_encoder(lived: Lived) -> None:
