@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
@@ -54,6 +54,14 @@ class NightConfig(_Part):
 
 class ContentConfig(_Part):
     comments: bool = Field(False, description="texts of interactions (reviews, comments, tags) are encoded too")
+
+
+class TwinsConfig(_Part):
+    bounds: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        {"minilm": 0.85, "words": 0.95, "efficientnet-lite0": 0.7, "phash": 0.6, "logmel": 0.999},
+        description="encoder, or fingerprint words or phash -> cosine from which on two items' contents are alike; all"
+        " that a modality has must agree; where the encoder has no bound, only equal contents are; given whole",
+    )
 
 
 class TrainConfig(_Part):
@@ -136,6 +144,7 @@ class Config(BaseSettings):
     source: SourceConfig = SourceConfig()
     night: NightConfig = NightConfig()
     content: ContentConfig = ContentConfig()
+    twins: TwinsConfig = TwinsConfig()
     train: TrainConfig = TrainConfig()
     suspects: SuspectsConfig = SuspectsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -158,6 +167,12 @@ class Config(BaseSettings):
     def source_root(self) -> Path | None:
         """The folder that the source delivers into; None: it has none of its own."""
         return self.source.root or (self.home / "source" if self.source.spec == "builtin" else None)
+
+    @property
+    def encoder_names(self) -> dict[str, str]:
+        """Modality -> encoder; without the modalities that have none."""
+        named = {"text": self.night.text, "image": self.night.image, "audio": self.night.audio}
+        return {modality: name for modality, name in named.items() if name}
 
     @property
     def runs(self) -> Path:

@@ -33,7 +33,7 @@ from mmrec.lake.session import session
 from mmrec.models import splits
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.tables import items_from, log_from
-from mmrec.served import encoders, names
+from mmrec.served import encoders
 
 CHAIN = ("train", "evaluate", "export", "register", "promote")
 
@@ -77,7 +77,8 @@ def dataset(night: Night) -> Data:
         from mmrec.lake.content import text_key
 
         lake, spark, as_of = night.lake, session(night.config.engine, night.config.spark), night.as_of
-        tables = {n: lake.pin(n) for n in ("silver.interactions", "silver.items", "gold.item_embeddings")}
+        names = ("silver.interactions", "silver.items", "silver.item_groups", "gold.item_embeddings")
+        tables = {n: lake.pin(n) for n in names}
         seen = asof.interactions(lake.frame(spark, "silver.interactions", tables["silver.interactions"]), as_of)
         rows, left_out = seen.toArrow(), {}
         if night.config.train.exclude_suspects:
@@ -100,7 +101,8 @@ def dataset(night: Night) -> Data:
         versions = {e.modality: e.version for e in encoders(night.config)}
         vectors = lake.arrow("gold.item_embeddings", tables["gold.item_embeddings"])
         versions = {m: v for m, v in versions.items() if v in set(vectors["encoder_version"].unique().to_pylist())}
-        items = items_from(known, vectors, versions)
+        twins = lake.arrow("silver.item_groups", tables["silver.item_groups"], columns=["item_id", "group_id"])
+        items = items_from(known, vectors, versions, dict(zip(*(c.to_pylist() for c in twins), strict=True)))
         night._data = Data(items, log_from(rows, items), tables, versions, left_out)  # type: ignore[attr-defined]
     return night._data  # type: ignore[attr-defined]
 
@@ -227,7 +229,7 @@ def export(night: Night) -> dict[str, Any]:
                if r["split"] == "test" and r["slice"] == "all" and r["metric"] in COMPARED}  # fmt: skip
     about = spec | {
         "kind": "two_tower", "name": "champion", "as_of": night.as_of.isoformat(), "encoders": data.encoders,
-        "encoder_names": {m: name for m, name in names(night.config).items() if m in data.encoders},
+        "encoder_names": {m: name for m, name in night.config.encoder_names.items() if m in data.encoders},
         "config": state["chosen"]["rolling"], "features": schema.features_fingerprint(), "data_versions": data.tables,
         "metrics": metrics, "code": mmrec.__version__, "mlflow_run": state["mlflow_run"],
         "refit": "on everything before as_of, with the settings that validation chose",

@@ -32,6 +32,7 @@ from mmrec.lake.spread import map_arrow
 from mmrec.lake.store import Lake
 
 SILVER = ("items", "users", "interactions", "relations", "impressions")
+GROUPS = "silver.item_groups"
 TARGETS = ("gold.user_sequences", "gold.item_features", "gold.user_vectors", "gold.recommendations", "ops.freshness")
 
 
@@ -110,7 +111,7 @@ def plan(night: Night) -> dict[str, Any]:
     from mmrec.bundle.registry import champion
 
     lake, config = night.lake, night.config
-    pinned = [f"silver.{k}" for k in SILVER] + ["gold.item_embeddings"]
+    pinned = [*(f"silver.{k}" for k in SILVER), GROUPS, "gold.item_embeddings"]
     bundle, version = champion(config, night.as_of)
     half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     fences = {n: commit.fence(lake, n, night.run_date) for n in TARGETS}
@@ -196,7 +197,9 @@ def recommend(night: Night) -> dict[str, Any]:
     side = item_side(model, items, night.lake, m, device=config.device, threads=config.threads)
     job = spread.Job(str(folder.absolute()), m.model_digest, config.device, config.threads, m.config["k"],
                      m.run_date, m.run_id, m.model_version)  # fmt: skip
-    packed = str(spread.pack((night.folder / f"scoring-{night.attempt}").absolute(), job, items, side))
+    twins = _twins(night)
+    groups = None if twins is None else dict(zip(*(c.to_pylist() for c in twins), strict=True))
+    packed = str(spread.pack((night.folder / f"scoring-{night.attempt}").absolute(), job, items, side, groups))
     everywhere = partial(map_arrow, out, config.engine, config.spark, m.day)
     users = out.version("gold.user_sequences")
     history = ("user_id", "item_ids", "event_types", "gap_s", "weight_micro")
@@ -215,6 +218,12 @@ def recommend(night: Night) -> dict[str, Any]:
     staged.sync()  # the pointer below is on the disk for good: what it points at must be there before it
     put(night.folder / "stage.json", json.dumps({"folder": str(staged.folder), "counts": counts}))
     return counts
+
+
+def _twins(night: Night) -> pa.Table | None:
+    """item_id and group_id of who is listed twice, as planned; None: the manifest is of before that was known."""
+    version = night.manifest.tables.get(GROUPS)
+    return None if version is None else night.lake.arrow(GROUPS, version, columns=["item_id", "group_id"])
 
 
 def _own_features(night: Night) -> None:
@@ -242,7 +251,7 @@ def _commit_staged(night: Night, staged: stage.Stage) -> None:
     before = [d for d in night.out.run_dates() if d < m.day]
     previous = night.out.day(staged.table, before[-1], columns=["rank"]).num_rows if before else 0
     checked = audit(night.out, staged, partition=str(m.day), previous_rows=previous, min_share=m.config["min_share"])
-    check_slates([staged.folder / f.path for f in staged.files], users, items, m.config["k"])
+    check_slates([staged.folder / f.path for f in staged.files], users, items, m.config["k"], _twins(night))
     commit.adopt(
         night.out,
         checked,

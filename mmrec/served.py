@@ -19,17 +19,12 @@ from mmrec.errors import InputError, QualityError
 _MODALITIES = ("text", "image", "audio")
 
 
-def names(config: Config) -> dict[str, str]:
-    """Modality -> encoder as the settings name it; without the modalities that have none."""
-    return {m: name for m in _MODALITIES if (name := getattr(config.night, m))}
-
-
 def encoders(config: Config) -> list[Any]:
     """The encoders that the settings name, ready to encode; see content/encoders.py."""
     from mmrec.content.encoders import encoder
 
     where = config.cache / "encoders"
-    return [encoder(name, where, config.device, config.threads, m) for m, name in names(config).items()]
+    return [encoder(name, where, config.device, config.threads, m) for m, name in config.encoder_names.items()]
 
 
 def fed(config: Config) -> list[Any]:
@@ -54,13 +49,22 @@ def fed(config: Config) -> list[Any]:
     return sorted([*earlier, *own], key=lambda e: _MODALITIES.index(e.modality))
 
 
+def fingerprints(config: Config) -> dict[str, Any]:
+    """Name -> what tells near-duplicates, of the modalities whose encoder and fingerprint have a bound."""
+    from mmrec.content.encoders import fingerprint
+
+    bounds = config.twins.bounds
+    made = [fingerprint(modality) for modality, name in config.encoder_names.items() if name in bounds]
+    return {name: encoder for name, encoder in filter(None, made) if name in bounds}
+
+
 def needed(config: Config) -> set[str]:
-    """Every encoder version that the settings or a served bundle name.
+    """Every encoder version that the settings or a served bundle name, fingerprints too.
 
     Raises: InputError, QualityError: a served bundle is not whole on this disk, or an encoder of the settings can't be
         opened: what they need is not known. TransientError: the registry does not answer.
     """
-    versions = {e.version for e in encoders(config)}
+    versions = {e.version for e in (*encoders(config), *fingerprints(config).values())}
     for version, digest in registry.served(config):
         versions.update(load(config.bundles / version, digest, deep=False).encoders.values())
     return versions

@@ -25,7 +25,7 @@ from mmrec.lake import evolve, log
 from mmrec.lake.content import content_hash
 from mmrec.lake.sql import connect
 from mmrec.lake.stage import waiting
-from mmrec.lake.store import Lake
+from mmrec.lake.store import Expired, Lake
 from mmrec.schema import changes
 
 _KINDS = ("interactions", "items", "users", "relations", "impressions")
@@ -186,6 +186,7 @@ def _conserved(con: duckdb.DuckDBPyConnection, note: Note) -> None:
 def _lists(con: duckdb.DuckDBPyConnection, lake: Lake, note: Note) -> None:
     recorded = {(r["run_date"], r["run_id"]): r for r in lake.arrow("ops.runs").to_pylist()}
     days = lake.run_dates()
+    beside, apart = 0, 0
     for day in days:
         rows = lake.day("gold.recommendations", day)
         runs = rows["run_id"].unique().to_pylist()
@@ -199,6 +200,10 @@ def _lists(con: duckdb.DuckDBPyConnection, lake: Lake, note: Note) -> None:
             if ok
             else f"runs {runs}, sha256 {digest[:16]}, recorded {run['content_hash'][:16] if run else 'nothing'}",
         )
+        found = _beside(con, lake, day, run["manifest"]) if run else None
+        beside, apart = beside + (found or 0), apart + (found is not None)
+    note("no list offers an item beside its twin", beside == 0,
+         f"{beside} exceptions" if beside else f"{apart} dates; of {len(days) - apart} no groups are kept")
     # a date that a night was planned for, before the last one that is published, has lists or says why
     begun = _days(con, "ops_steps", "step = 'plan'") if lake.exists("ops.steps") else set()
     said = _days(con, "ops_alerts", "kind = 'late_source'") if lake.exists("ops.alerts") else set()
@@ -209,6 +214,24 @@ def _lists(con: duckdb.DuckDBPyConnection, lake: Lake, note: Note) -> None:
     for name, query in _PROMISES.items():
         (n,) = con.execute(query).fetchall()[0]
         note(name, n == 0, f"{n} exceptions")
+
+
+def _beside(con: duckdb.DuckDBPyConnection, lake: Lake, day: date, manifest: str) -> int | None:
+    """Groups of which a list of the date holds two, by the groups that its night read; None: it read none, or they are
+    kept no more."""
+    name = "silver.item_groups"
+    version = json.loads(manifest).get("tables", {}).get(name)
+    if version is None:
+        return None
+    try:
+        con.register("groups_of_the_night", lake.arrow(name, version, columns=["item_id", "group_id"]))
+    except Expired:
+        return None
+    query = """SELECT count(*) FROM (SELECT 1 FROM recommendations JOIN groups_of_the_night USING (item_id)
+        WHERE run_date = ? GROUP BY arm, user_id, group_id HAVING count(DISTINCT item_id) > 1)"""
+    (n,) = con.execute(query, [day]).fetchall()[0]
+    con.unregister("groups_of_the_night")
+    return int(n)
 
 
 def _days(con: duckdb.DuckDBPyConnection, view: str, condition: str) -> set[date]:

@@ -39,6 +39,7 @@ def embed(
     *,
     run_id: str,
     text_of: TextOf,
+    prints: Sequence[Encoder] = (),
     progress: Callable[[str, int, int], None] | None = None,
     parts: int = 1,
     comments: bool = False,
@@ -49,7 +50,8 @@ def embed(
         encoders: one a modality, or several: each version is a cache of its own. The last one of a modality says what
             is refused.
         text_of: silver.items row -> the text that is encoded, the one features hash; None: it has none.
-        progress: called with (modality, done, of).
+        prints: fingerprints, encoded before and counted under their own names; what they refuse is nobody's fault.
+        progress: called with (modality or fingerprint, done, of).
         comments: the texts of interactions wait to be encoded as well.
         parts: how many work on a batch side by side: it is so many times as large.
 
@@ -63,10 +65,14 @@ def embed(
     refused: _Refused = {}
     unfed: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mmrec-embed-") as folder:
-        for n, encoder in enumerate(encoders):
+        named = [(e.version.split("/")[0], e) for e in prints] + [(e.modality, e) for e in encoders]
+        for n, (name, encoder) in enumerate(named):
             own = Path(folder) / str(n)
             own.mkdir()
-            unfed += _encode(lake, encoder, run_id, text_of, own, counts, progress, parts, comments)
+            unfed += _encode(lake, name, encoder, run_id, text_of, own, counts, progress, parts,
+                             comments and n >= len(prints))  # fmt: skip
+            if n < len(prints):
+                continue
             where = (ds.field("encoder_version") == encoder.version) & ds.field("refused").is_valid()
             known = lake.arrow(_NAME, columns=["content_sha256", "refused"], where=where)
             refused = {key: why for key, why in refused.items() if key[0] != encoder.modality}
@@ -77,6 +83,7 @@ def embed(
 
 def _encode(
     lake: Lake,
+    name: str,
     encoder: Encoder,
     run_id: str,
     text_of: TextOf,
@@ -89,7 +96,7 @@ def _encode(
     """Feed one encoder; returns what `embed` tells of it if it can't be opened."""
     pinned = fence(lake, _NAME)  # before what is known is read: whoever adds to it meanwhile is noticed
     pending = Pending(lake, encoder.modality, encoder.version, text_of, folder, comments)
-    counts[f"{encoder.modality}_new"] += 0
+    counts[f"{name}_new"] += 0
     done = 0
     for shas, raw in pending.batches(parts):
         try:
@@ -104,11 +111,11 @@ def _encode(
         write(lake, _NAME, _rows(encoder, shas, vectors, why), run_id=work, pinned=pinned)
         pinned += 1
         done += len(shas)
-        counts[f"{encoder.modality}_new"] += len(shas)
-        counts[f"{encoder.modality}_calls"] += 1
-        counts[f"{encoder.modality}_refused"] += sum(w is not None for w in why)
+        counts[f"{name}_new"] += len(shas)
+        counts[f"{name}_calls"] += 1
+        counts[f"{name}_refused"] += sum(w is not None for w in why)
         if progress:
-            progress(encoder.modality, done, len(pending))
+            progress(name, done, len(pending))
     return []
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,13 @@ def _weights(folder: Path, dense: tuple[str, ...], source: str) -> str:
             raise InputError("no weights", where=str(place), value=source, next="name a folder that holds them",
                              valid="*.safetensors or pytorch_model*.bin")  # fmt: skip
         for file in files:
-            with file.open("rb") as stream:
-                digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+            found = file.stat()
+            digest.update(file.name.encode() + _digest(file, found.st_size, found.st_mtime_ns))
     return digest.hexdigest()[:12]
+
+
+@lru_cache(maxsize=64)
+def _digest(file: Path, _size: int, _changed_ns: int) -> bytes:
+    """A night names its encoders several times, and weights may be gigabytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()

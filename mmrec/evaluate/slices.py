@@ -1,7 +1,8 @@
 """Slices: the same models on the cases that a mean hides.
 
-In: a fold. Out: name -> restricted fold: cold_items (targets and candidates are items without a train interaction),
-cold_users (the shortest quarter of histories), missing_<modality> (targets that lack it).
+In: a fold. Out: name -> restricted fold: cold_items (targets and candidates are items without a train interaction, and
+no near-duplicate of them has one: it would give the answer), cold_users (the shortest quarter of histories),
+missing_<modality> (targets that lack it).
 Trade-off: cold users are relative to the data at hand, because no fixed length is short everywhere.
 """
 
@@ -21,9 +22,7 @@ def slices(items: Items, log: Log, fold: Fold) -> dict[str, Fold]:
     Train and history stay as they are, so a model fitted on the fold is evaluated on its slices without a new fit.
     Slices of one fold have different cases: compare models on a slice, never slices with each other.
     """
-    touched = np.zeros(items.n, bool)
-    touched[log.item[fold.train]] = True
-    cold = ~touched & fold.catalogue
+    cold = fold.cold_items(items, log)
     found = {"cold_items": restrict(fold, cold, cold)}
     length = np.diff(fold.hist_ptr)
     if fold.n_cases:

@@ -2,6 +2,7 @@
 
 In: a stage. Out: its row count, or a QualityError that names every broken promise. The table's own CHECK and
 NOT NULL are only a second belt, because a low-level commit does not look at them.
+A table that is replaced whole may be empty; nothing else is replaced by, or given, nothing.
 Trade-off: every staged file is read once more (a third of a plain write's time); in exchange neither engine,
 nor a bug in ours, can publish a row that schema.py forbids.
 
@@ -57,7 +58,8 @@ def audit(
     t = schema.table(stage.table)
     refused: dict[str, str] = {}
     paths = [stage.folder / f.path for f in stage.files]
-    if not stage.files:
+    may_be_empty = t.mode == "replace_all"
+    if not stage.files and not may_be_empty:
         refused["no_files"] = "the stage lists no file"
     lost = [f.path for f in stage.files if not (stage.folder / f.path).is_file()]
     if lost:
@@ -70,9 +72,9 @@ def audit(
     if not refused:
         refused |= _types(t, paths)
     if not refused:
-        rows, broken = _rows(lake, t, paths, partition, against)
+        rows, broken = _rows(lake, t, paths, partition, against) if paths else (0, {})
         refused |= broken
-        if rows == 0:
+        if rows == 0 and not may_be_empty:
             refused["empty"] = "no rows"
         elif previous_rows and rows < min_share * previous_rows:
             refused["collapsed"] = f"{rows} rows after {previous_rows}: less than {min_share:.0%}"

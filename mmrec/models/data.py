@@ -12,6 +12,7 @@ Shape legend: N items, U users, E interactions, C cases, D vector size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +31,7 @@ class Items:
         available_us: (N,) int64, microseconds UTC since 1970 from which the item may be recommended.
         withdrawn_us: (N,) int64, from which it may no longer be (int64 max: never).
         category: (N,) object array of str, the item's first category ("" if none); for slices and diversity.
+        group: (N,) int64, equal where items are the same thing listed twice; None: no such items are known.
     """
 
     ids: np.ndarray
@@ -38,6 +40,7 @@ class Items:
     available_us: np.ndarray
     withdrawn_us: np.ndarray
     category: np.ndarray
+    group: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -51,6 +54,12 @@ class Items:
     def catalogue_at(self, at_us: int) -> np.ndarray:
         """(N,) bool: items on offer at `at_us`."""
         return (self.available_us < at_us) & (at_us <= self.withdrawn_us)
+
+    def with_twins(self, mark_N: np.ndarray) -> np.ndarray:
+        """(N,) bool: the marked items, and all that are the same thing as one of them."""
+        if self.group is None:
+            return mark_N
+        return np.isin(self.group, self.group[mark_N])
 
 
 @dataclass(frozen=True)
@@ -112,3 +121,20 @@ class Fold:
     @property
     def n_cases(self) -> int:
         return len(self.case_user)
+
+    def cold_items(self, items: Items, log: Log) -> np.ndarray:
+        """(N,) bool: items on offer that what is fitted on `train` knows by content alone.
+
+        Neither they nor a twin of theirs has a train interaction: near-duplicates are hidden together or not at all,
+        because what is known of a twin would be known of the item.
+        """
+        touched = np.zeros(items.n, bool)
+        touched[log.item[self.train]] = True
+        return ~items.with_twins(touched) & self.catalogue
+
+
+def group_codes(ids: Sequence[str], groups: Mapping[str, str]) -> np.ndarray:
+    """(N,) int64 of items, equal where `groups`, item id -> group id, puts two into one group."""
+    at: dict[tuple[bool, str], int] = {}
+    keys = [(True, groups[i]) if i in groups else (False, i) for i in ids]
+    return np.array([at.setdefault(key, len(at)) for key in keys], np.int64)

@@ -3,7 +3,7 @@
 In: `Log` and `Items`. Out: `Fold`s of the protocols `rolling` (global time cuts, the default), `per_user` (each
 user's last share) and `leave_one_out` (published benchmarks).
 A target is an item the user has not had before and that is on offer; others are left out, as no list could hold
-them, and counted.
+them, and counted. Which items a fold hides from what is fitted on it: `Fold.cold_items`.
 Trade-off: `per_user` lets a model be fitted on other users' later interactions; it has many more cases on small data,
 which is why it is kept, and it is not how a night works, which is why it is not the default.
 """

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmrec.models.data import Items, Log
+from mmrec.models.data import Items, Log, group_codes
 
 NEVER = np.iinfo(np.int64).max
 
@@ -48,19 +48,27 @@ def content_of(
     return content, present
 
 
-def items_from(rows: pa.Table, embeddings: pa.Table, versions: Mapping[str, str]) -> Items:
-    """`Items` of rows with item_id, categories, available_us, withdrawn_us and <modality>_sha256 columns."""
+def items_from(
+    rows: pa.Table, embeddings: pa.Table, versions: Mapping[str, str], groups: Mapping[str, str] | None = None
+) -> Items:
+    """`Items` of rows with item_id, categories, available_us, withdrawn_us and <modality>_sha256 columns.
+
+    Args:
+        groups: item id -> group id of items that are listed twice; None: not known.
+    """
     rows = rows.sort_by("item_id")
     keys = {m: rows[f"{m}_sha256"].to_pylist() for m in versions}
     content, present = content_of(embeddings, versions, keys)
     category = np.array([(c or [""])[0] for c in rows["categories"].to_pylist()], object)
+    ids = rows["item_id"].to_pylist()
     return Items(
-        ids=np.array(rows["item_id"].to_pylist(), object),
+        ids=np.array(ids, object),
         content=content,
         present=present,
         category=category,
         available_us=rows["available_us"].to_numpy().astype(np.int64),
         withdrawn_us=rows["withdrawn_us"].fill_null(NEVER).to_numpy().astype(np.int64),
+        group=None if groups is None else group_codes(ids, groups),
     )
 
 

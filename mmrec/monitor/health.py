@@ -22,6 +22,7 @@ from mmrec.lake import sql
 from mmrec.lake.store import Lake
 
 REQUIRED = ("silver.interactions", "silver.items")  # the others may be empty for good
+_DELIVERED = frozenset(t.name for t in schema.TABLES.values() if t.layer == "silver" and t.step == "validate")
 _SUSPECTS = ("rate", "burst", "copycat")
 _TOP = 10
 _HOUR_US = 3_600_000_000
@@ -30,10 +31,10 @@ _HOUR_US = 3_600_000_000
 def freshness(
     lake: Lake, versions: dict[str, int], run_date: date, as_of: datetime, max_age_hours: float, run_id: str
 ) -> pa.Table:
-    """How old each silver table was when the night read it.
+    """How old each delivered table of silver was when the night read it.
 
     Args:
-        versions: table -> pinned version; tables of other layers are passed over.
+        versions: table -> pinned version; tables that no source delivers are passed over.
         as_of: aware instant, exclusive: deliveries at or after it don't count.
         max_age_hours: an input whose newest delivery is older than this is stale.
 
@@ -43,7 +44,7 @@ def freshness(
     moment = pa.scalar(as_of, pa.timestamp("us", tz="UTC"))
     found = []
     for name, version in sorted(versions.items()):
-        if not name.startswith("silver."):
+        if name not in _DELIVERED:
             continue
         n, newest = 0, None
         for batch in lake.batches(name, version, columns=["available_at"], where=ds.field("available_at") < moment):

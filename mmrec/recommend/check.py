@@ -1,7 +1,7 @@
 """The last look at finished slates, on what is staged, before they are published.
 
-In: rows of gold.recommendations, the day's users and items. Out: nothing, or a QualityError naming each fault:
-seen_item, not_on_offer, unknown_user, gap_in_ranks, repeated_item, too_long, order.
+In: rows of gold.recommendations, the day's users and items, who is listed twice. Out: nothing, or a QualityError
+naming each fault: seen_item, not_on_offer, unknown_user, gap_in_ranks, repeated_item, twins, too_long, order.
 Trade-off: it repeats what the scorer promised, on purpose and by other means (joins in DuckDB, not the kernel).
 """
 
@@ -21,19 +21,23 @@ _FAULTS = {
     "gap_in_ranks": """SELECT user_id, count(*) FROM lists GROUP BY arm, user_id
                        HAVING max(rank) <> count(*) OR min(rank) <> 1 OR count(DISTINCT rank) <> count(*)""",
     "repeated_item": "SELECT user_id, item_id FROM lists GROUP BY arm, user_id, item_id HAVING count(*) > 1",
+    "twins": """SELECT user_id, group_id FROM lists JOIN grouped USING (item_id) GROUP BY arm, user_id, group_id
+                HAVING count(DISTINCT item_id) > 1""",
     "too_long": "SELECT user_id, max(rank) FROM lists GROUP BY arm, user_id HAVING max(rank) > $k",
     "order": """SELECT user_id, rank FROM (SELECT *, lag(score) OVER w AS before, lag(item_id) OVER w AS id FROM lists
                 WINDOW w AS (PARTITION BY arm, user_id, source ORDER BY rank))
                 WHERE score > before OR (score = before AND item_id < id)""",
 }
 
+_NO_GROUPS = pa.table({"item_id": pa.array([], pa.string()), "group_id": pa.array([], pa.string())})
 
-def check_slates(files: list[Path], users: pa.Table, items: pa.Table, k: int) -> int:
+
+def check_slates(files: list[Path], users: pa.Table, items: pa.Table, k: int, groups: pa.Table | None = None) -> int:
     """Check staged slates.
 
     Args:
         files: Parquet files of one day. users: gold.user_sequences (user_id, seen_item_ids). items: gold.item_features.
-        k: places in a list.
+        k: places in a list. groups: silver.item_groups (item_id, group_id); None: not known.
 
     Returns: users with a list. Raises: QualityError with `report["faults"]`.
     """
@@ -42,6 +46,7 @@ def check_slates(files: list[Path], users: pa.Table, items: pa.Table, k: int) ->
         con.from_parquet([str(f) for f in files], hive_partitioning=False).create_view("lists")
         con.register("users", users.select(["user_id", "seen_item_ids"]))
         con.register("items", items.select(["item_id"]))
+        con.register("grouped", _NO_GROUPS if groups is None else groups.select(["item_id", "group_id"]))
         con.execute("CREATE TEMP TABLE seen AS SELECT user_id, unnest(seen_item_ids) AS item_id FROM users")
         faults = {}
         for name, query in _FAULTS.items():

@@ -3,6 +3,8 @@
 In: a day's user sequences and item features, item and user vectors (none for popularity), a bundle's name.
 Out: Arrow rows of gold.recommendations, a block of users at a time.
 A user the model can't speak for, and places it leaves empty, are filled from popularity, and the row says so.
+Of items that are one thing listed twice a list holds the best ranked: it is what a walk down the whole ranking would
+give, found by asking for some more places, and for twice as many again for users whom those don't fill.
 Trade-off: the reason names the watched item closest to the offered one in the model's own item space; it is a
 true statement about the model, not a causal one about the user.
 
@@ -19,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from mmrec import schema
-from mmrec.topk.exact import search
+from mmrec.topk.exact import Seen, TopK, search
 
 _BLOCK = 1024
 _HISTORY = 20  # the latest items a reason may name
+_MORE = 4  # a quarter more places are asked for at first
 MODEL, FALLBACK = "model", "fallback:popularity"
 
 
@@ -45,7 +48,13 @@ class Stamp:
 
 
 def slates(
-    users: pa.Table, items: pa.Table, vectors: Vectors | None, k: int, stamp: Stamp, counts: dict[str, int]
+    users: pa.Table,
+    items: pa.Table,
+    vectors: Vectors | None,
+    k: int,
+    stamp: Stamp,
+    counts: dict[str, int],
+    group_N: np.ndarray | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Slates of every user, in user order.
 
@@ -54,27 +63,28 @@ def slates(
         vectors: of those users and items, in that order; None: the popularity bundle.
         k: places in a list; shorter where a user has seen nearly everything.
         counts: filled with users, rows, fallback_rows, short_lists, dropped_users, dropped_items.
+        group_N: (N,) int64, equal for items of which a list may hold one; None: no such items are known.
 
     Yields: rows of gold.recommendations, at most `_BLOCK` users each.
     """
     ids = np.array(items["item_id"].to_pylist(), object)
     titles = items["title"].to_pylist()
     index = {item: i for i, item in enumerate(ids)}
-    popularity = items["popularity_micro"].to_numpy().astype(np.float64)[:, None] / 1e6
+    popularity_N1 = (items["popularity_micro"].to_numpy().astype(np.float64)[:, None] / 1e6).astype(np.float32)
     unit_ND = None if vectors is None else _unit(vectors.item_ND)
     counts.update(users=0, rows=0, fallback_rows=0, short_lists=0, dropped_users=0, dropped_items=0)
     for start in range(0, users.num_rows, _BLOCK):
         block = users.slice(start, _BLOCK)
         ptr, seen = _csr(block["seen_item_ids"], index)
         n = block.num_rows
-        popular = search(np.ones((n, 1), np.float32), popularity.astype(np.float32), k, seen=(ptr, seen))
+        popular = _best(np.ones((n, 1), np.float32), popularity_N1, k, (ptr, seen), group_N)
         item_BK, score_BK = popular.item.copy(), popular.score.copy()
         source_BK = np.full(item_BK.shape, MODEL if vectors is None else FALLBACK, object)
         if vectors is not None:
-            found = search(vectors.user_UD[start : start + n], vectors.item_ND, k, seen=(ptr, seen))
+            found = _best(vectors.user_UD[start : start + n], vectors.item_ND, k, (ptr, seen), group_N)
             counts["dropped_users"] += int(found.dropped_users)
             counts["dropped_items"] = int(found.dropped_items)
-            item_BK, score_BK, source_BK = _fill(found.item, found.score, popular.item, popular.score)
+            item_BK, score_BK, source_BK = _fill(found, popular, group_N)
         reasons = _reasons(block, index, titles, item_BK, source_BK, unit_ND)
         batch = _rows(block["user_id"].to_pylist(), ids, item_BK, score_BK, source_BK, reasons, stamp)
         counts["users"] += n
@@ -84,17 +94,64 @@ def slates(
         yield batch
 
 
-def _fill(
-    item_BK: np.ndarray, score_BK: np.ndarray, pop_BK: np.ndarray, pop_score_BK: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Empty places take the most popular items that are not in the list already."""
-    item_BK, score_BK = item_BK.copy(), score_BK.copy()
+def _best(user_BD: np.ndarray, item_ND: np.ndarray, k: int, seen: Seen, group_N: np.ndarray | None) -> TopK:
+    """The K best of every user, at most one of a group; exact, because a longer list begins with the shorter one."""
+    if group_N is None:
+        return search(user_BD, item_ND, k, seen=seen)
+    most = k + len(group_N) - len(np.unique(group_N))  # among so many are K groups, if there are so many
+    wide = min(most, k + k // _MORE)
+    found = search(user_BD, item_ND, wide, seen=seen)
+    item_BK, score_BK = _one_of_a_group(found.item, found.score, group_N, k)
+    # not full, and there is more to look at
+    todo = np.flatnonzero((item_BK[:, -1] < 0) & (found.item[:, -1] >= 0))
+    while len(todo) and wide < most:
+        wide = min(most, 2 * wide)
+        more = search(user_BD[todo], item_ND, wide, seen=_of(seen, todo))
+        item_BK[todo], score_BK[todo] = _one_of_a_group(more.item, more.score, group_N, k)
+        todo = todo[(item_BK[todo, -1] < 0) & (more.item[:, -1] >= 0)]
+    return TopK(item_BK, score_BK, found.dropped_users, found.dropped_items)
+
+
+def _one_of_a_group(
+    item_BW: np.ndarray, score_BW: np.ndarray, group_N: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(B, K) of (B, W) ranked items: the first of each group, in order; -1 and -inf in empty places."""
+    there_BW = item_BW >= 0
+    group_BW = np.where(there_BW, group_N[item_BW], -1)
+    order_BW = np.argsort(group_BW, axis=1, kind="stable")  # within a group, the best ranked comes first
+    sorted_BW = np.take_along_axis(group_BW, order_BW, 1)
+    first_BW = np.ones(item_BW.shape, bool)
+    first_BW[:, 1:] = sorted_BW[:, 1:] != sorted_BW[:, :-1]
+    keep_BW = np.empty_like(first_BW)
+    np.put_along_axis(keep_BW, order_BW, first_BW, 1)
+    keep_BW &= there_BW
+    place_BW = keep_BW.cumsum(1) - 1
+    b, at = np.nonzero(keep_BW & (place_BW < k))
+    item_BK, score_BK = np.full((len(item_BW), k), -1, np.int32), np.full((len(item_BW), k), -np.inf, np.float32)
+    item_BK[b, place_BW[b, at]], score_BK[b, place_BW[b, at]] = item_BW[b, at], score_BW[b, at]
+    return item_BK, score_BK
+
+
+def _of(seen: Seen, users: np.ndarray) -> Seen:
+    """What some of the users have seen."""
+    ptr, idx = seen
+    rows = [idx[ptr[u] : ptr[u + 1]] for u in users]
+    return np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64), np.concatenate(rows)
+
+
+def _fill(found: TopK, popular: TopK, group_N: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Empty places take the most popular items of which none of a kind is in the list already."""
+    item_BK, score_BK = found.item.copy(), found.score.copy()
     source_BK = np.full(item_BK.shape, MODEL, object)
+    # K popular items of K groups are enough: a list with F free places holds items of K - F groups
+    kind_BK = popular.item if group_N is None else np.where(popular.item >= 0, group_N[popular.item], -1)
     for b in np.flatnonzero((item_BK < 0).any(1)):
         row = item_BK[b]
-        have = set(row[row >= 0].tolist())
+        own = row[row >= 0]
+        have = set((own if group_N is None else group_N[own]).tolist())
         free = np.flatnonzero(row < 0)
-        extra = [(i, s) for i, s in zip(pop_BK[b], pop_score_BK[b], strict=True) if i >= 0 and int(i) not in have]
+        extra = [(i, s) for i, s, kind in zip(popular.item[b], popular.score[b], kind_BK[b].tolist(), strict=True)
+                 if i >= 0 and kind not in have]  # fmt: skip
         for place, (item, score) in zip(free, extra, strict=False):
             item_BK[b, place], score_BK[b, place], source_BK[b, place] = item, score, FALLBACK
     return item_BK, score_BK, source_BK

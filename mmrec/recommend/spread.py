@@ -1,7 +1,8 @@
 """Scoring as a job that any machine can take a part of: what is shared is packed once, users come in batches.
 
-In: a packed folder (catalogue, its vectors, where the bundle is) and record batches of users. Out: batches of
-gold.user_vectors and gold.recommendations. A user's rows don't depend on which batch, process or machine they are in.
+In: a packed folder (catalogue, its vectors, who is listed twice, where the bundle is) and record batches of users.
+Out: batches of gold.user_vectors and gold.recommendations. A user's rows don't depend on which batch, process or
+machine they are in.
 Trade-off: machines find the folder and the bundle by path, so a cluster shares the home's file system; in exchange
 the catalogue crosses no wire more than once a process.
 """
@@ -9,7 +10,7 @@ the catalogue crosses no wire more than once a process.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cache
@@ -21,6 +22,7 @@ import pyarrow.feather as feather
 
 from mmrec import schema
 from mmrec.bundle import bundle as bundles
+from mmrec.models.data import group_codes
 from mmrec.recommend.score import ItemSide, user_vectors
 from mmrec.recommend.slate import Stamp, Vectors, slates
 
@@ -39,14 +41,21 @@ class Job:
     model_version: str
 
 
-def pack(folder: Path, job: Job, items: pa.Table, side: ItemSide | None) -> Path:
+def pack(
+    folder: Path, job: Job, items: pa.Table, side: ItemSide | None, groups: Mapping[str, str] | None = None
+) -> Path:
     """Write what every part needs.
 
     Args:
         items: gold.item_features of the day, ascending by item_id. side: None for a popularity bundle.
+        groups: item id -> group id of items that are listed twice, on offer or not; None: not known.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    feather.write_feather(items.select(["item_id", "title", "popularity_micro"]), folder / "items.arrow")
+    catalogue = items.select(["item_id", "title", "popularity_micro"])
+    codes = group_codes(items["item_id"].to_pylist(), groups or {})
+    if len(np.unique(codes)) < len(codes):  # else nobody on offer has a twin
+        catalogue = catalogue.append_column("group", pa.array(codes, pa.int64()))
+    feather.write_feather(catalogue, folder / "items.arrow")
     for name in ("item_in", "item_vec"):
         (folder / f"{name}.npy").unlink(missing_ok=True)
         if side is not None:
@@ -76,12 +85,13 @@ def lists_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
     """Rows of gold.user_sequences, with a column `vector` unless the bundle is popularity -> gold.recommendations."""
     job, items, side = _open(folder)
     stamp = Stamp(date.fromisoformat(job.run_date), job.run_id, job.model_version)
+    group_N = items["group"].to_numpy() if "group" in items.column_names else None
     for batch in batches:
         users = pa.Table.from_batches([batch])
         found = None
         if side is not None and batch.num_rows:
             found = Vectors(np.array(users["vector"].to_pylist(), np.float32), side.item_vec)
-        yield from slates(users, items, found, job.k, stamp, {})
+        yield from slates(users, items, found, job.k, stamp, {}, group_N)
 
 
 @cache

@@ -33,9 +33,10 @@ def table(name: str) -> Table:
 
 
 def rules(name: str) -> list[tuple[Column, Rule]]:
-    """What a delivered row must keep to come into silver table `name`, in the order of judgement; none elsewhere."""
+    """What a delivered row must keep to come into silver table `name`, in the order of judgement; none of tables that
+    no row is delivered for."""
     t = table(name)
-    if t.layer != "silver":
+    if t.step != "validate" or t.layer != "silver":
         return []
     delivered = table(name.replace("silver", "bronze"))
     order, place = list(TESTS), delivered.arrow.get_field_index

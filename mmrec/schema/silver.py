@@ -1,4 +1,4 @@
-"""Rows that kept every rule, with types, one a delivery.
+"""Rows that kept every rule, with types, one a delivery; and what content alone says of the catalogue.
 
 In: nothing. Out: `SILVER`. A column's rules stand beside it: another one is a word more in its line.
 Trade-off: history is kept, so readers go through features/asof.py.
@@ -111,5 +111,18 @@ SILVER = (
         ),
         {"rank_from_1": "rank >= 1", "propensity_is_share":
             "propensity IS NULL OR (propensity >= 0 AND propensity <= 1)"},
+    ),
+    Table(
+        "silver.item_groups", "one item that is listed twice or more",
+        "Near-duplicates: items of one group are the same thing by content alone. A list offers one of them.",
+        "embed", "replace_all", ("item_id",),
+        (
+            _c("item_id", _STR, "external item id"),
+            _c("group_id", _STR, "the group's first item by id; every item of the group is like it"),
+            _c("modalities", "ARRAY<STRING>", "in which it is like the first item: audio, image, text"),
+            _c("similarity", "DOUBLE", "the least cosine of those; 1 where content is equal, and of the first item"),
+        ),
+        {"item_named": "item_id <> ''", "group_named": "group_id <> ''",
+         "similarity_is_cosine": "similarity > 0 AND similarity <= 1"},
     ),
 )  # fmt: skip

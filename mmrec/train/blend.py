@@ -216,7 +216,7 @@ class _Search:
         """What cold items score in the cases that want one; the units are those of `units`."""
         unit, found = self.units(s), []
         for n, val in enumerate(self.vals):
-            cold = np.flatnonzero(~self.heads[n][1] & val.catalogue)
+            cold = np.flatnonzero(val.cold_items(self.items, self.log))
             size = self.cases[n].stop
             case = np.repeat(np.arange(val.n_cases), np.diff(val.target_ptr))
             wanted_BN = np.zeros((size, self.items.n), bool)

@@ -44,15 +44,19 @@ def test_only_new_content_is_encoded(lived: Lived) -> None:
         assert embed["text_new"] <= 3
         assert embed["image_new"] <= 1
         assert embed["audio_new"] <= 1
-    rows = lived.sql("select count(*) n, count(distinct (content_sha256, encoder_version)) d from item_embeddings")[0]
-    assert rows["n"] == rows["d"] == sum(v for n in lived.nights for k, v in n["counts"]["embed"].items()
-                                         if k.endswith("_new"))  # fmt: skip
+    rows = lived.sql("""select split_part(encoder_version, '/', 1) e, modality m, count(*) n, count(distinct content_sha256) d
+        from item_embeddings group by 1, 2""")
+    new = {m: sum(n["counts"]["embed"][f"{m}_new"] for n in lived.nights) for m in ("text", "image", "audio")}
+    # a fingerprint is of each content, too
+    assert sorted((r["e"], r["m"]) for r in rows) == [("bert", "text"), ("efficientnet-lite0", "image"), ("logmel", "audio"),
+                                                      ("phash", "image"), ("words", "text")]  # fmt: skip
+    assert all(r["n"] == r["d"] == new[r["m"]] for r in rows)
 
 
 def test_an_unchanged_catalogue_calls_no_encoder(lived: Lived) -> None:
     told = lived.json("embed", "--date", NIGHTS[-1])
     assert {k: v for k, v in told.items() if k.endswith(("_new", "_calls", "quarantined"))} == {
-        "text_new": 0, "image_new": 0, "audio_new": 0, "quarantined": 0}  # fmt: skip
+        "text_new": 0, "image_new": 0, "audio_new": 0, "words_new": 0, "phash_new": 0, "quarantined": 0}  # fmt: skip
 
 
 def test_neighbours_of_an_item_are_of_its_kind_more_often_than_chance(lived: Lived) -> None:

@@ -13,7 +13,8 @@ from mmrec.evaluate.protocols import CaseMetrics, evaluate, evaluate_parts, pool
 from mmrec.evaluate.significance import paired_bootstrap
 from mmrec.evaluate.slices import slices
 from mmrec.models.baselines import EASE, ItemKNN, Popularity
-from mmrec.models.splits import per_user, rolling
+from mmrec.models.data import group_codes
+from mmrec.models.splits import leave_one_out, per_user, rolling
 
 
 class Named:
@@ -101,6 +102,42 @@ def test_ties_go_to_the_smaller_item_id():
     for c in range(fold.n_cases):
         free = [i for i in range(items.n) if fold.catalogue[i] and i not in seen(log, fold, c)]
         assert got.ranked[c][got.ranked[c] >= 0].tolist() == free[:20]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 30), st.sampled_from([rolling, per_user, leave_one_out]))
+def test_near_duplicates_are_cold_together_or_not_at_all(seed, n_groups, protocol):
+    items, log = random_shop(seed, users=8, n=40, rows=60)
+    grouped = replace(items, group=np.random.default_rng(seed).integers(0, n_groups, items.n))
+    fold = rolling(log, items, 100 * DAY, days=30, cuts=1, min_history=1)[0] if protocol is rolling else protocol(log, items)
+    touched = {int(log.item[r]) for r in np.flatnonzero(fold.train)}
+    for shop in (items, grouped):
+        group = range(items.n) if shop.group is None else shop.group.tolist()
+        warm = {group[i] for i in touched}
+        want = [bool(fold.catalogue[i]) and group[i] not in warm for i in range(items.n)]
+        assert fold.cold_items(shop, log).tolist() == want
+        part = slices(shop, log, fold).get("cold_items")
+        asked = [i for c in range(fold.n_cases) for i in targets(fold, c) if want[i]]
+        assert (part.target_item.tolist() if part else []) == asked
+        assert part is None or part.catalogue.tolist() == want
+
+
+def test_a_cold_item_that_only_its_twin_gives_away_is_not_asked_for():
+    # item 3 is new and is item 0 listed again, item 4 is new and like nothing
+    items = replace(make_items(5), group=group_codes(list("abcde"), {"a": "a", "d": "a"}))
+    log = make_log([(0, 0, 1), (0, 1, 2), (1, 1, 1), (1, 2, 2), (0, 4, 80), (1, 3, 80), (1, 4, 81)])
+    (fold,) = rolling(log, items, 100 * DAY, days=30, cuts=1, min_history=1)
+    assert sorted(fold.target_item.tolist()) == [3, 4, 4]
+    part = slices(items, log, fold)["cold_items"]
+    assert (part.target_item.tolist(), np.flatnonzero(part.catalogue).tolist()) == ([4, 4], [4])
+    assert sorted(slices(replace(items, group=None), log, fold)["cold_items"].target_item.tolist()) == [3, 4, 4]
+
+
+def test_group_codes_are_equal_within_a_group_alone():
+    codes = group_codes(["a", "b", "c", "d", "x"], {"b": "x", "d": "x", "elsewhere": "a"})
+    # an item that has the name of a group is not of it
+    assert len(set(codes.tolist())) == 4
+    assert codes[1] == codes[3]
 
 
 def test_scores_that_are_not_finite_are_counted_and_disturb_no_other_case():

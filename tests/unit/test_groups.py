@@ -100,6 +100,11 @@ def test_a_stand_in_picture_makes_no_twins_of_different_texts() -> None:
     assert twins(ids, keys, [kind]) == []
 
 
+def test_a_kind_without_any_vector_leaves_its_modality_to_equal_content() -> None:
+    kind = Kind("text", [], np.zeros((0, 1), np.float32), 0.9)
+    assert grouped(twins(list("abc"), {"text": ["x", "y", "x"]}, [kind])) == {"a": ["a", "c"]}
+
+
 def test_items_without_content_are_nobodys_twins() -> None:
     assert twins(["a", "b"], {"text": [None, None], "image": [None, None]}, []) == []
     assert twins([], {"text": []}, []) == []

@@ -105,7 +105,7 @@ class Shop:
         about: dict[str, Any] = {"kind": "two_tower", "as_of": datetime(2026, 3, 1, tzinfo=UTC).isoformat()}
         about["encoders"] = encoders or {"text": self.version(model)}
         if named:
-            about["encoder_names"] = served.names(config)
+            about["encoder_names"] = config.encoder_names
         seal(self.home / "made", about)
         client = registry.client(config)
         run = client.create_run(client.get_experiment_by_name("t").experiment_id)
@@ -276,7 +276,7 @@ def test_a_version_is_opened_by_whichever_name_of_a_served_bundle_still_leads_to
     (home.models / "a").rename(home.models / "moved")
     moved = home.config("moved")
     assert served.encoders(moved)[0].version == served.fed(home.config("b"))[0].version, "a folder that moves keeps its version"
-    seal(home.home / "made", {"kind": "two_tower", "as_of": None, "encoders": {"text": served.encoders(moved)[0].version}, "encoder_names": served.names(moved)})
+    seal(home.home / "made", {"kind": "two_tower", "as_of": None, "encoders": {"text": served.encoders(moved)[0].version}, "encoder_names": moved.encoder_names})
     client = registry.client(moved)
     run = client.create_run(client.get_experiment_by_name("t").experiment_id)
     registry.register(moved, home.home / "made", run.info.run_id, {"as_of": None})

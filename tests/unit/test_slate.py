@@ -54,9 +54,11 @@ def items_of(ids: list[str], popularity: list[int] | None = None, shas: list[str
                      "text_sha256": pa.array(shas or [None] * len(ids), pa.string())})  # fmt: skip
 
 
-def lists(users: pa.Table, items: pa.Table, v: Vectors | None, k: int) -> tuple[list[Row], dict[str, int]]:
+def lists(
+    users: pa.Table, items: pa.Table, v: Vectors | None, k: int, groups: np.ndarray | None = None
+) -> tuple[list[Row], dict[str, int]]:
     counts: dict[str, int] = {}
-    made = pa.Table.from_batches(slates(users, items, v, k, STAMP, counts), schema.table("gold.recommendations").arrow)
+    made = pa.Table.from_batches(slates(users, items, v, k, STAMP, counts, groups), schema.table("gold.recommendations").arrow)
     return made.to_pylist(), counts
 
 
@@ -64,29 +66,35 @@ def of(rows: list[Row], user: str, *columns: str) -> list[Any]:
     return [tuple(r[c] for c in columns) if columns else r for r in rows if r["user_id"] == user]
 
 
-def naive(users: pa.Table, items: pa.Table, v: Vectors | None, k: int) -> Iterator[tuple[str, int, str, float, str]]:
-    """One user and one item at a time: the model's places, then popular ones that are not there yet."""
+def naive(
+    users: pa.Table, items: pa.Table, v: Vectors | None, k: int, groups: np.ndarray | None = None
+) -> Iterator[tuple[str, int, str, float, str]]:
+    """One user and one item at a time: down the model's whole ranking, then down popularity's, past what is there or has
+    a twin there."""
+    ids = items["item_id"].to_pylist()
+    group = dict(zip(ids, ids if groups is None else groups.tolist(), strict=True))
 
-    def best(scores: dict[str, np.float32]) -> list[tuple[str, np.float32]]:
-        return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:k]
+    def ranked(scores: dict[str, np.float32]) -> list[tuple[str, np.float32]]:
+        return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
 
     popular = {r["item_id"]: np.float32(r["popularity_micro"] / 1e6) for r in items.to_pylist()}
     for n, user in enumerate(users.to_pylist()):
         may = [i for i in popular if i not in user["seen_item_ids"]]
-        found: list[tuple[str, np.float32, str]] = []
+        scores: dict[str, np.float32] = {}
         if v is not None and np.isfinite(v.user_UD[n]).all():
-            scores = {}
             for place, i in enumerate(popular):
                 if i in may and np.isfinite(v.item_ND[place]).all():
                     total = 0.0
                     for a, b in zip(v.user_UD[n], v.item_ND[place], strict=True):
                         total += float(a) * float(b)
                     scores[i] = np.float32(total)
-            found = [(i, s, MODEL) for i, s in best(scores)]
-        have = {i for i, _, _ in found}
-        more = [(i, s, MODEL if v is None else FALLBACK) for i, s in best({i: popular[i] for i in may}) if i not in have]
-        for rank, (i, s, source) in enumerate((found + more)[:k], 1):
-            yield user["user_id"], rank, i, float(s), source
+        walk = [(i, s, MODEL) for i, s in ranked(scores)]
+        walk += [(i, s, MODEL if v is None else FALLBACK) for i, s in ranked({i: popular[i] for i in may})]
+        have: set[Any] = set()
+        for i, s, source in walk:
+            if group[i] not in have and len(have) < k:
+                have.add(group[i])
+                yield user["user_id"], len(have), i, float(s), source
 
 
 def world(seed: int, n_users: int, n_items: int) -> tuple[pa.Table, pa.Table, Vectors]:
@@ -102,21 +110,23 @@ def world(seed: int, n_users: int, n_items: int) -> tuple[pa.Table, pa.Table, Ve
     return users_of(histories, seen), items_of(ids, rng.integers(0, 4, n_items).tolist()), Vectors(user_UD, item_ND)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 12), st.integers(1, 17), st.integers(1, 5), st.booleans())
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 24), st.integers(1, 17), st.integers(1, 5), st.booleans(), st.integers(0, 24))
 def test_lists_are_the_oracles_whatever_the_blocks_and_threads(
-    seed: int, n_users: int, n_items: int, k: int, block: int, model: bool
+    seed: int, n_users: int, n_items: int, k: int, block: int, model: bool, n_groups: int
 ) -> None:
     users, items, v = world(seed, n_users, n_items)
     found = v if model else None
-    whole, counts = lists(users, items, found, k)
+    # from one group of all items to hardly any twins; none: nothing is known of groups
+    groups = np.random.default_rng(seed).integers(0, n_groups, n_items) if n_groups else None
+    whole, counts = lists(users, items, found, k, groups)
     got = [(r["user_id"], r["rank"], r["item_id"], r["score"], r["source"]) for r in whole]
-    assert got == list(naive(users, items, found, k))
+    assert got == list(naive(users, items, found, k, groups))
     assert {(r["run_date"], r["arm"], r["model_version"], r["run_id"]) for r in whole} <= {(STAMP.run_date, "main", "7", "run")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slate, "_BLOCK", block)
         patch.setattr(slate, "search", partial(search, threads=2, block=1, tile=2))
-        assert lists(users, items, found, k) == (whole, counts)
+        assert lists(users, items, found, k, groups) == (whole, counts)
     short = sum(len(of(whole, u)) < k for u in users["user_id"].to_pylist())
     lost = [int((~np.isfinite(x).all(1)).sum()) if model else 0 for x in (v.user_UD, v.item_ND)]
     filled = sum(r["source"] == FALLBACK for r in whole)
@@ -132,6 +142,37 @@ def test_more_places_than_items_give_every_unseen_item_once_and_nothing_to_who_h
     assert got == [ids, list("acdef"), [], list("acdef")]
     assert counts["short_lists"] == 4
     assert counts["fallback_rows"] == 0
+
+
+def test_of_twins_the_best_ranked_is_offered_and_only_users_whom_more_places_do_not_fill_are_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    n, k = 64, 4
+    items, group = items_of([f"i{i:02}" for i in range(n)]), np.where(np.arange(n) < 40, 0, np.arange(n))
+    # one likes the 40 that are one thing best, the other the rest
+    v = Vectors(np.array([[-1.0], [1.0]]), np.arange(n, dtype=np.float32)[:, None])
+    asked: list[tuple[int, int]] = []
+
+    def counted(user_BD: np.ndarray, item_ND: np.ndarray, wide: int, **more: Any) -> Any:
+        asked.append((len(user_BD), wide))
+        return search(user_BD, item_ND, wide, **more)
+
+    monkeypatch.setattr(slate, "search", counted)
+    rows, counts = lists(users_of([["i01"], ["i63"]]), items, v, k, group)
+    assert of(rows, "u000", "item_id") == [("i00",), ("i40",), ("i41",), ("i42",)]
+    assert of(rows, "u001", "item_id") == [("i62",), ("i61",), ("i60",), ("i59",)]
+    assert counts["short_lists"] == counts["fallback_rows"] == 0
+    # popularity ties, so both users meet the 40 there; then the model, of which one user is filled at once
+    assert asked == [(2, 5), (2, 10), (2, 20), (2, 40), (2, 43), (2, 5), (1, 10), (1, 20), (1, 40), (1, 43)]
+
+
+def test_a_list_that_the_model_leaves_short_is_filled_with_none_of_its_kind() -> None:
+    items, group = items_of(list("abcdef"), [60, 50, 40, 30, 20, 10]), np.array([0, 1, 2, 0, 1, 3])
+    item_ND = np.array([[np.nan], [np.nan], [np.nan], [1], [np.nan], [np.nan]], np.float32)
+    rows, _ = lists(users_of([[]]), items, Vectors(np.ones((1, 1)), item_ND), 5, group)
+    assert of(rows, "u000", "item_id", "source") == [("d", MODEL), ("b", FALLBACK), ("c", FALLBACK), ("f", FALLBACK)]
+    rows, _ = lists(users_of([["b"]]), items, None, 3, group)
+    assert of(rows, "u000", "item_id") == [("a",), ("c",), ("e",)], "who has seen one of two may get the other"
 
 
 def test_a_user_without_a_vector_gets_what_is_popular_says_so_and_disturbs_nobody() -> None:
@@ -173,11 +214,15 @@ def plain_world() -> tuple[pa.Table, pa.Table, list[Row]]:
     return users, items, lists(users, items, Vectors(np.ones((2, 1)), np.arange(8.0)[:, None]), 4)[0]
 
 
+# i4 is offered to u000 beside no other of them
+GROUPS = {"item_id": ["i2", "i4"], "group_id": ["i2", "i2"]}
+
+
 def look(folder: Path, rows: list[Row], users: pa.Table, items: pa.Table, k: int = 4) -> int:
     files = [folder / f"{n}.parquet" for n in range(2)]
     for n, file in enumerate(files):
         pq.write_table(pa.Table.from_pylist(rows[n::2], schema.table("gold.recommendations").arrow), file)
-    return check_slates(files, users, items, k)
+    return check_slates(files, users, items, k, pa.table(GROUPS))
 
 
 def change(place: int, **values: Any) -> Plant:
@@ -194,6 +239,7 @@ FAULTS: list[tuple[str, Plant]] = [
     ("gap_in_ranks", change(1, rank=0)),
     ("gap_in_ranks", change(3, rank=2, source=FALLBACK)),  # one twice, and the last fits
     ("repeated_item", change(4, item_id="i7")),
+    ("twins", change(3, item_id="i2")),
     ("too_long", lambda rows: [*rows, rows[3] | {"rank": 5, "item_id": "i3", "score": 3.0}]),
     ("order", change(2, score=9.0)),
     ("order", change(4, score=5.0)),  # as i5 before it, which has the greater id

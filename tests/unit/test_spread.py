@@ -33,8 +33,9 @@ from mmrec.lake.spread import map_arrow
 from mmrec.lake.store import Lake
 from mmrec.models.splits import per_user
 from mmrec.night import Night
+from mmrec.recommend import spread as spread_room
 from mmrec.recommend.score import item_side
-from mmrec.recommend.slate import FALLBACK, Stamp, slates
+from mmrec.recommend.slate import FALLBACK, Stamp, Vectors, slates
 from mmrec.recommend.spread import Job, lists_of, pack, vectors_of
 from mmrec.recommend.tally import tally
 from mmrec.train.export import export
@@ -158,6 +159,31 @@ def test_a_popularity_bundle_packs_no_vectors_and_gives_popular_lists_in_parts(p
     got = pa.Table.from_batches(lists_of(str(folder), parts(users, list(range(users.num_rows)), [1, 1, 20])), LISTS)
     assert got.equals(want)
     assert set(got["source"].to_pylist()) == {"model"}
+
+
+@pytest.mark.parametrize("model", [True, False])
+def test_who_is_listed_twice_is_packed_and_kept_apart_in_every_part(packed: Packed, tmp_path: Path, model: bool) -> None:
+    ids = packed.items["item_id"].to_pylist()
+    groups = {i: f"g{n % 30}" for n, i in enumerate(ids) if n % 3} | {"of another day": "g1"}
+    job, _, side = spread_room._open(packed.folder)
+    users = packed.users if model else packed.users.drop_columns(["vector"])
+    folder = str(pack(tmp_path / "packed", job, packed.items, side if model else None, groups))
+    order = list(range(users.num_rows))[::-1]
+    got = pa.Table.from_batches(lists_of(folder, parts(users, order, [3, 3, 11])), LISTS)
+    vectors = Vectors(np.array(users["vector"].to_pylist(), np.float32), side.item_vec) if model and side else None
+    codes = np.array([int(groups[i][1:]) if i in groups else 1000 + n for n, i in enumerate(ids)])
+    want = pa.Table.from_batches(slates(users, packed.items, vectors, K, Stamp(DAY, "run", "7"), {}, codes), LISTS)
+    by = [("user_id", "ascending"), ("rank", "ascending")]
+    assert got.sort_by(by).equals(want.sort_by(by))
+    rows = got.to_pylist()
+    assert len({(r["user_id"], groups.get(r["item_id"], r["item_id"])) for r in rows}) == len(rows)
+    # a pack of before, and one without twins, give what they always gave
+    for known in (None, {}):
+        plain = str(pack(tmp_path / "plain", job, packed.items, side, known))
+        spread_room._open.cache_clear()
+        lists = pa.Table.from_batches(lists_of(plain, parts(packed.users, order, [3, 3, 11])), LISTS)
+        assert lists.sort_by(by).equals(packed.lists.sort_by(by))
+    assert not got.sort_by(by).equals(packed.lists.sort_by(by))
 
 
 # joins
