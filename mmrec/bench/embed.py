@@ -165,7 +165,7 @@ def _films(source: Path) -> Iterator[dict[str, Any]]:
 
 
 def _texts(source: Path | None, most: int) -> list[str]:
-    """Distinct titles and sentences; then sentences under their title, pairs of them, pairs under their title.
+    """Distinct titles and sentences; then sentences under their title, pairs of them, threes; titled ones as well.
 
     Shuffled (seed 0): slices are alike.
     """
@@ -197,6 +197,10 @@ def _texts(source: Path | None, most: int) -> list[str]:
     for title, sentences in items:
         for first, second in pairwise(sentences):
             add(f"{title}. {first} {second}")
+    for title, sentences in items:
+        for n in range(len(sentences) - 2):
+            add(" ".join(sentences[n : n + 3]))
+            add(" ".join([f"{title}.", *sentences[n : n + 3]]))
     texts = list(found.values())
     rng.shuffle(texts)
     return texts
