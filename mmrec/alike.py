@@ -58,6 +58,8 @@ def page(night: Night, n: int = 5, k: int = 5) -> dict[str, Any]:
         drawn from; `picks`: rows of item_id, kind (popular, fresh), users, since (a day), and near: modality -> rows
         of neighbours.
     """
+    from mmrec.content.neighbours import Neighbours
+
     columns = ["item_id", "popularity_micro", "n_users", "available_us"]
     offered = night.lake.day("gold.item_features", night.run_date, columns=columns).to_pylist()
     popular = sorted(offered, key=lambda r: (-r["popularity_micro"], r["item_id"]))[:_LOOK]
@@ -66,7 +68,7 @@ def page(night: Night, n: int = 5, k: int = 5) -> dict[str, Any]:
     near: dict[str, dict[str, Any]] = {item: {} for item in asked}
     measures = []
     for encoder in encoders(night.config):
-        seen = _seen_by(night.config, night.lake, encoder.modality)
+        seen = Neighbours(night.lake, modality=encoder.modality, version=encoder.version, text_of=text_of)
         for item, rows in seen.of(asked, k, passing_over=True).items():
             if rows:
                 near[item][encoder.modality] = rows

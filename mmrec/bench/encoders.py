@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-LENGTH = 256  # tokens, on every side
+_LENGTH = 256  # tokens, on every side
 _TEXTS, _PICTURES = 32, 32  # a batch of the peers: sentence-transformers' default
 
 
 def side(name: str, folder: Path, threads: int) -> Callable[[Sequence[Any]], np.ndarray]:
-    """A function of raw texts or pictures (bytes) to (B, D) float32, ready and warmed by nothing.
+    """A function of raw texts or pictures (bytes) to (B, D) float32.
 
     Args:
         name: "text-mmrec", "text-torch", "text-onnx_int8", "image-mmrec", "image-torch".
@@ -52,31 +52,29 @@ def _texts(who: str, folder: Path, threads: int) -> Callable[[Sequence[str]], np
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(get_model_path()), device="cpu")
-    model.max_seq_length = LENGTH
+    model.max_seq_length = _LENGTH
     if who == "onnx_int8":
-        model[0].model = _OnnxModel(model[0].model, folder, threads)
+        model[0].model = _onnx(model[0].model, folder, threads)
     return lambda texts: model.encode(list(texts), batch_size=_TEXTS, normalize_embeddings=True)
 
 
-class _OnnxModel:
+def _onnx(model: Any, folder: Path, threads: int) -> Any:
     """What optimum's ORTModelForFeatureExtraction is to sentence-transformers: numpy in, one session, torch out."""
+    import onnxruntime as ort
+    import torch
 
-    def __new__(cls, model: Any, folder: Path, threads: int) -> Any:
-        import onnxruntime as ort
-        import torch
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    opened = ort.InferenceSession(str(_int8(model, folder)), options, providers=["CPUExecutionProvider"])
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        opened = ort.InferenceSession(str(_int8(model, folder)), options, providers=["CPUExecutionProvider"])
+    class Module(torch.nn.Module):
+        config = model.config
 
-        class Module(torch.nn.Module):
-            config = model.config
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None, **_: Any) -> Any:
+            feeds = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+            return SimpleNamespace(last_hidden_state=torch.from_numpy(opened.run(None, feeds)[0]))
 
-            def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None, **_: Any) -> Any:
-                feeds = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
-                return SimpleNamespace(last_hidden_state=torch.from_numpy(opened.run(None, feeds)[0]))
-
-        return Module()
+    return Module()
 
 
 def _int8(model: Any, folder: Path) -> Path:

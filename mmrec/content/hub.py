@@ -114,8 +114,9 @@ class HubModel:
     def _ready(self) -> dict[str, Any]:
         if not self._conf:
             folder = _prepared(self.description, self.cache)
-            if self.description.dtype == "int8":
-                _hold(folder, self.description.source)
+            if self.description.dtype == "int8" and (reason := _refused(folder)):
+                raise InputError("int8 doesn't hold here", where=self.description.source, value=reason,
+                                 valid="vectors as fp32 has them", next="name another encoder")  # fmt: skip
             self._conf = json.loads((folder / "prepare.json").read_text())
             if (folder / "arrays.npz").is_file():
                 with np.load(folder / "arrays.npz") as stored:
@@ -206,12 +207,6 @@ def pool_fields(emb_FBD: np.ndarray, mask_FB: np.ndarray, how: str) -> np.ndarra
 def _refused(folder: Path) -> str | None:
     """Why a graph that was to be in int8 is not."""
     return json.loads((folder / "parity.json").read_text())["int8"]["reason"]
-
-
-def _hold(folder: Path, source: str) -> None:
-    if reason := _refused(folder):
-        raise InputError("int8 doesn't hold here", where=source, value=reason, valid="vectors as fp32 has them",
-                         next="name another encoder")  # fmt: skip
 
 
 def _place(description: Description, cache: Path) -> Path:
