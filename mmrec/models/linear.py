@@ -10,7 +10,8 @@ together in content and in behaviour is learned at once, and an item nobody has 
 Likeness is the cosine of an item's content to the mean content of a history, each modality cut to its principal
 directions and given the same say. Appeal is a ridge regression of log popularity on content. Together they rank items
 without interactions.
-Trade-off: the Gram matrix is over users or a sample of them (at most `max_users`), so the cost stays bounded.
+Trade-off: above `_EXACT` users the directions come from a randomised decomposition (Halko et al., SIAM Review 2011,
+algorithms 4.4 and 5.1), so that every user counts and the cost is that of a few sparse products.
 
 Shape legend: U users, N items, R rank, C content directions of all modalities, M modality size.
 """
@@ -24,8 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import linalg, sparse
+from sklearn.utils.extmath import randomized_svd
 
 from mmrec.models.data import Items
+
+_EXACT, _POWERS = 4096, 5  # users whose Gram matrix is decomposed exactly; power iterations
 
 
 @dataclass(frozen=True)
@@ -49,31 +53,32 @@ class LinearHead:
 
 
 def fit_linear(
-    x_UN: sparse.csr_matrix,
-    like_NC: np.ndarray,
-    *,
-    lam: float,
-    rank: int,
-    content: float,
-    max_users: int = 8192,
-    seed: int = 0,
+    x_UN: sparse.csr_matrix, like_NC: np.ndarray, *, lam: float, rank: int, content: float, seed: int = 0
 ) -> LinearHead:
     """The head of one training window.
 
     Args:
         x_UN: 1 where a user had an item. like_NC: content of unit length. lam: EASE's lambda. rank: directions kept.
         content: squared weight of the content rows; an item's content then counts as that many users.
+        seed: of the randomised decomposition.
     """
     x = x_UN[np.asarray(x_UN.sum(1)).ravel() > 0]
-    if x.shape[0] > max_users:
-        x = x[np.sort(np.random.default_rng(seed).choice(x.shape[0], max_users, replace=False))]
     z_NC = np.sqrt(content) * like_NC.astype(np.float64)
-    across = np.asarray(x @ z_NC)
-    gram = np.block([[np.asarray((x @ x.T).todense(), np.float64), across], [across.T, z_NC.T @ z_NC]])
-    value, vector = _eigen(gram, rank)
+    value, vector = _strongest(x, z_NC, rank, seed)
     vector = vector / np.sqrt(np.maximum(value, 0) + lam)
     behaviour_NR = np.asarray(x.T @ vector[: x.shape[0]])
     return LinearHead(behaviour_NR.astype(np.float32), (np.sqrt(content) * vector[x.shape[0] :]).astype(np.float32))
+
+
+def _strongest(x: sparse.csr_matrix, z_NC: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues (R,) of the Gram matrix of rows (users, then content), and vectors (U + C, R)."""
+    if x.shape[0] <= _EXACT:
+        across = np.asarray(x @ z_NC)
+        gram = np.block([[np.asarray((x @ x.T).todense(), np.float64), across], [across.T, z_NC.T @ z_NC]])
+        return _eigen(gram, rank)
+    rows = sparse.vstack([x, sparse.csr_matrix(z_NC.T)]).tocsr().astype(np.float32)
+    vector, value, _ = randomized_svd(rows, min(rank, *rows.shape), n_iter=_POWERS, flip_sign=False, random_state=seed)
+    return value.astype(np.float64) ** 2, _signed(vector.astype(np.float64))
 
 
 def fit_appeal(like_NC: np.ndarray, present_NM: np.ndarray, users_N: np.ndarray, lam: float = 30.0) -> np.ndarray:
@@ -154,6 +159,9 @@ def _eigen(gram: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     n = len(gram)
     top = min(rank, n)
     value, vector = linalg.eigh(gram, subset_by_index=[n - top, n - 1])
-    value, vector = value[::-1], vector[:, ::-1]
-    sign = np.where(vector[np.abs(vector).argmax(0), np.arange(top)] < 0, -1.0, 1.0)
-    return value, vector * sign
+    return value[::-1], _signed(vector[:, ::-1])
+
+
+def _signed(vector: np.ndarray) -> np.ndarray:
+    largest = vector[np.abs(vector).argmax(0), np.arange(vector.shape[1])]
+    return vector * np.where(largest < 0, -1.0, 1.0)

@@ -28,9 +28,11 @@ class UserEncoder(nn.Module):
         self.gap = nn.Sequential(nn.Linear(3, d), nn.GELU(), nn.Linear(d, d))
         self.blocks = nn.ModuleList([_Block(d, heads, context, dropout) for _ in range(layers)])
         self.norm = nn.LayerNorm(d)
-        self.out = nn.Linear(d, d)
         self.drop = nn.Dropout(dropout)
         nn.init.normal_(self.event.weight, std=0.02)
+        # items speak first: what gaps and weights add is learned from nothing
+        nn.init.zeros_(self.gap[-1].weight)
+        nn.init.zeros_(self.gap[-1].bias)
 
     def forward(
         self,
@@ -53,7 +55,7 @@ class UserEncoder(nn.Module):
         )
         for block in self.blocks:
             x_BLD = block(x_BLD, mask_BL)
-        return self.out(self.norm(x_BLD))
+        return self.norm(x_BLD)
 
 
 class _Block(nn.Module):

@@ -1,6 +1,7 @@
 """Training batches of real tokens: windows of histories, in length buckets.
 
-In: a log and its train rows. Out: right-aligned arrays of one length a batch, in an order fixed by seed and epoch.
+In: a log and its train rows, arrays that Arrow gave. Out: right-aligned arrays of one length a batch, in an order fixed
+by seed and epoch, so that any batch can be made again, by any process; a fit that goes on skips those it has had.
 Trade-off: windows of a batch have lengths within one bucket, so at most a quarter of an epoch is padding, and a
 user's windows are cut at a random offset each epoch, so that no position is always first.
 
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from queue import Queue
+from threading import Thread
 
 import numpy as np
 
 from mmrec.models.data import Log
+
+_AHEAD = 4  # batches made before they are asked for
 
 
 @dataclass(frozen=True)
@@ -28,43 +32,78 @@ class Batch:
     asked_BL: np.ndarray
 
 
-def batches(log: Log, train: np.ndarray, *, context: int, tokens: int, seed: int, epoch: int) -> Iterator[Batch]:
-    """Every train row that has a predecessor, and whose item is new to its user, is a target once an epoch.
+class Batches:
+    """Every train row that has a predecessor, and whose item is new to its user, is a target once an epoch."""
 
-    Args:
-        train: (E,) bool. context: longest window. tokens: inputs a batch holds at most.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    rows = np.flatnonzero(train)
-    pair = log.user[rows].astype(np.int64) * (int(log.item.max(initial=0)) + 1) + log.item[rows]
-    first = np.zeros(len(log.user), bool)
-    first[rows[np.unique(pair, return_index=True)[1]]] = True
-    ptr = np.searchsorted(log.user[rows], np.arange(log.n_users + 1))
-    windows: list[tuple[int, int]] = []
-    for u in range(log.n_users):
-        start, end = int(ptr[u]), int(ptr[u + 1])
-        if end - start < 2:
-            continue
-        # inputs are start..end-2; a shorter first window moves all the cuts
-        cut = start + int(rng.integers(1, context + 1)) if end - start > context else end - 1
-        cuts = [start, *range(min(cut, end - 1), end - 1, context), end - 1]
-        windows += [(a, b) for a, b in pairwise(cuts) if b > a]
-    size = np.array([b - a for a, b in windows])
-    order = np.lexsort((rng.random(len(size)), np.ceil(np.log2(size) * 2)))
-    groups: list[list[int]] = []
-    for i in order:
-        longest = max(size[i], size[groups[-1]].max()) if groups else size[i]
-        if groups and longest * (len(groups[-1]) + 1) <= tokens and size[i] <= 1.5 * size[groups[-1][0]] + 1:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    for g in rng.permutation(len(groups)):
-        members = groups[g]
-        length = int(size[members].max())
-        rows_BL = np.full((len(members), length), -1, np.int64)
-        next_BL = np.full((len(members), length), -1, np.int64)
-        for b, i in enumerate(members):
-            a, e = windows[i]
-            rows_BL[b, length - (e - a) :] = rows[a:e]
-            next_BL[b, length - (e - a) :] = rows[a + 1 : e + 1]
-        yield Batch(rows_BL, next_BL, (next_BL >= 0) & first[next_BL])
+    def __init__(self, log: Log, train: np.ndarray, *, context: int, tokens: int, seed: int) -> None:
+        """`train`: (E,) bool. context: longest window. tokens: inputs a batch holds at most, padding included."""
+        self.context, self.tokens, self.seed = context, tokens, seed
+        self.rows = np.flatnonzero(train)
+        pair = log.user[self.rows].astype(np.int64) * (int(log.item.max(initial=0)) + 1) + log.item[self.rows]
+        self.first = np.zeros(len(log.user), bool)
+        self.first[self.rows[np.unique(pair, return_index=True)[1]]] = True
+        ptr = np.searchsorted(log.user[self.rows], np.arange(log.n_users + 1))
+        inputs = np.maximum(np.diff(ptr) - 1, 0)
+        self.start, self.inputs = ptr[:-1][inputs > 0], inputs[inputs > 0]
+
+    def epoch(self, n: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of epoch `n` from number `start` on, made ahead in a thread."""
+        rng = np.random.default_rng([self.seed, n])
+        begin, size = self._windows(rng)
+        groups = self._groups(size, rng)
+        order = rng.permutation(len(groups))[start:]
+        return _ahead(self._batch(begin[groups[g]], size[groups[g]]) for g in order)
+
+    def _windows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(places in `rows` where windows begin, their inputs)."""
+        c = self.context
+        # a shorter first window moves all the cuts
+        head = np.where(self.inputs >= c, rng.integers(1, c + 1, len(self.inputs)), self.inputs)
+        head = np.minimum(head, self.inputs)
+        count = 1 + -(-(self.inputs - head) // c)
+        owner = np.repeat(np.arange(len(count)), count)
+        nth = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+        offset = np.where(nth == 0, 0, head[owner] + (nth - 1) * c)
+        size = np.where(nth == 0, head[owner], np.minimum(c, self.inputs[owner] - offset))
+        return self.start[owner] + offset, size
+
+    def _groups(self, size: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Windows of each batch: alike in length, as many as fit."""
+        order = np.lexsort((rng.random(len(size)), np.ceil(np.log2(size) * 2)))
+        groups, at = [], 0
+        while at < len(order):
+            near = size[order[at : at + self.tokens]]
+            area = np.maximum.accumulate(near) * np.arange(1, len(near) + 1)
+            full = (area > self.tokens) | (near > 1.5 * near[0] + 1)
+            full[0] = False
+            taken = int(full.argmax()) if full.any() else len(near)
+            groups.append(order[at : at + taken])
+            at += taken
+        return groups
+
+    def _batch(self, begin_B: np.ndarray, size_B: np.ndarray) -> Batch:
+        length = int(size_B.max())
+        at_BL = np.arange(length) - (length - size_B[:, None])
+        real_BL = at_BL >= 0
+        place_BL = begin_B[:, None] + np.maximum(at_BL, 0)
+        next_BL = np.where(real_BL, self.rows[place_BL + 1], -1)
+        return Batch(np.where(real_BL, self.rows[place_BL], -1), next_BL, real_BL & self.first[next_BL])
+
+
+def _ahead(made: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, made by a thread a few ahead; an error there is raised here."""
+    queue: Queue[Batch | BaseException | None] = Queue(_AHEAD)
+
+    def work() -> None:
+        try:
+            for batch in made:
+                queue.put(batch)
+            queue.put(None)
+        except BaseException as error:
+            queue.put(error)
+
+    Thread(target=work, daemon=True, name="batches").start()
+    while (got := queue.get()) is not None:
+        if isinstance(got, BaseException):
+            raise got
+        yield got

@@ -38,7 +38,7 @@ _WARM = ("tau", "base", "linear", "half_life_days", "popularity", "content", "im
 _COLD_START = {"sequence": 1.0, "linear": 2.0, "content": 2.0, "appeal": 2.0, "image_share": 1.0}
 _CLEARLY = 1.1
 _COLD_KS = (10, 20, 50)
-_OFFSETS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
+_OFFSETS = (0.0, *(float(2**n) for n in range(21)))  # the last leaves no cold item in any list
 
 
 def first_cases(fold: Fold) -> slice:
@@ -125,7 +125,7 @@ def blend_cold(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) ->
     cold |= {f"{part}_cold": times[part] * unit[part] for part in ("linear", "content", "appeal")}
     offsets = [t * search.spread for t in _OFFSETS]
     values = [search.ndcg(own | cold | {"cold_offset": offset}) for offset in offsets]
-    # the smallest that is as good as any
+    # the smallest that is as good as any, one among which leaves them out
     found = next(o for o, v in zip(offsets, values, strict=True) if v >= _SLACK * max(values))
     return cold | {"cold_offset": found}
 

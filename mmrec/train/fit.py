@@ -32,7 +32,7 @@ from mmrec.models.linear import Likeness, LinearHead, appeal_inputs, fit_appeal,
 from mmrec.models.losses import sampled_softmax
 from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
-from mmrec.train.batches import Batch, batches
+from mmrec.train.batches import Batch, Batches
 from mmrec.train.blend import blend, blend_cold, first_cases, mask, ndcg
 from mmrec.train.inputs import Tensors, blocks, event_inputs, history
 
@@ -48,6 +48,9 @@ class Recipe:
     length: int = 1024  # events the linear head and the content profile see
     dropout: float = 0.2
     part_dropout: float = 0.25  # share of items that lose their id, and each modality, in a batch
+    fusion: str = "gate"  # of an item's id and content: "gate" or "sum"
+    warm: float = 0.1  # spread of id embeddings that begin at the linear head's directions; 0: they begin at random
+    negative_power: float = 0.5  # negatives are drawn by popularity to this power
     tokens: int = 1024
     negatives: int = 1024
     lr: float = 6e-3
@@ -123,6 +126,7 @@ class Champion:
                 )
         self._sides(items, log, fold)
         self._build(len(self.item_map), len(log.event_types))
+        self.item_tower.centre({m: mean for m, (mean, _) in self.likeness.maps.items()})
         self._warm(items, log, fold)
         self._train(items, log, fold, [v for v in vals if v.n_cases])
         self.refresh(items, log, fold)
@@ -159,7 +163,7 @@ class Champion:
 
     def _build(self, n_items: int, n_events: int) -> None:
         r = self.recipe
-        self.item_tower = ItemEncoder(n_items, self.dims, r.d)
+        self.item_tower = ItemEncoder(n_items, self.dims, r.d, r.fusion)
         self.user_tower = UserEncoder(
             r.d, n_events, layers=r.layers, heads=r.heads, context=r.context, dropout=r.dropout
         )
@@ -169,20 +173,23 @@ class Champion:
         x_UN, none_NC = train_matrix(log, fold, items.n), np.zeros((items.n, 1), np.float32)
         start_NR = fit_linear(x_UN, none_NC, lam=self.recipe.lam, rank=self.recipe.d, content=0.0).behaviour_NR
         rows = start_NR[[items.index[i] for i in self.item_map]]
-        rows = rows / max(float(rows.std()), 1e-12) * 0.1
+        rows = rows / max(float(rows.std()), 1e-12) * self.recipe.warm
+        if not self.recipe.warm:
+            return
         with torch.no_grad():
             self.item_tower.id.weight[1:, : rows.shape[1]] = torch.from_numpy(rows.astype(np.float32))
 
     def _train(self, items: Items, log: Log, fold: Fold, vals: Sequence[Fold]) -> None:
         r = self.recipe
         parameters = [*self.item_tower.parameters(), *self.user_tower.parameters()]
-        optimiser = torch.optim.AdamW(parameters, lr=r.lr, weight_decay=r.weight_decay)
-        steps = max(1, sum(1 for _ in batches(log, fold.train, context=r.context, tokens=r.tokens, seed=0, epoch=0)))
+        optimiser = torch.optim.AdamW(parameters, lr=r.lr, weight_decay=r.weight_decay, betas=(0.9, 0.98), fused=True)
+        made = Batches(log, fold.train, context=r.context, tokens=r.tokens, seed=self.seed)
+        steps = max(1, sum(1 for _ in made.epoch(0)))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1.0, (s + 1) / r.warmup) * (
             0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * min(1.0, s / (steps * r.schedule))))))  # fmt: skip
         tensors = self._tensors(items)
         count_N = np.bincount(log.item[fold.train], minlength=items.n).astype(np.float64)
-        share_N = np.where(count_N > 0, count_N**0.5, 0)
+        share_N = np.where(count_N > 0, count_N**r.negative_power, 0)
         share_N /= share_N.sum()
         rng = np.random.default_rng(self.seed)
         best, best_state, waited = -1.0, None, 0
@@ -190,7 +197,7 @@ class Champion:
             begun, total, tokens = time.monotonic(), 0.0, 0
             self.item_tower.train()
             self.user_tower.train()
-            for batch in batches(log, fold.train, context=r.context, tokens=r.tokens, seed=self.seed, epoch=epoch):
+            for batch in made.epoch(epoch):
                 if not batch.asked_BL.any():
                     continue
                 loss, n = self._loss(log, batch, tensors, share_N, rng)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from shops import random_shop
 
+from mmrec.models import linear
 from mmrec.models.baselines import EASE, history_matrix, train_matrix
 from mmrec.models.fusion import ItemEncoder
 from mmrec.models.linear import Likeness, fit_appeal, fit_linear, history_weights
@@ -15,7 +16,7 @@ from mmrec.models.losses import sampled_softmax
 from mmrec.models.splits import per_user
 from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
-from mmrec.train.batches import batches
+from mmrec.train.batches import Batches
 
 NO_CONTENT = np.zeros((40, 1), np.float32)
 
@@ -54,10 +55,19 @@ def test_content_in_the_linear_head_is_further_rows_of_the_matrix() -> None:
     assert np.allclose(head.factors(z, known=False)[0], z @ head.content_CR)
 
 
-def test_a_sample_of_users_stands_for_all_where_there_are_too_many() -> None:
-    head = fit_linear(matrix(), NO_CONTENT, lam=7.0, rank=8, content=0.0, max_users=10)
-    assert head.behaviour_NR.shape == (40, 8)
-    assert np.isfinite(head.behaviour_NR).all()
+def test_many_users_give_the_directions_of_the_exact_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=(40, 3)).astype(np.float32)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    exact = fit_linear(matrix(), z, lam=7.0, rank=8, content=2.0)
+    monkeypatch.setattr(linear, "_EXACT", 5)
+    head, again = (fit_linear(matrix(), z, lam=7.0, rank=8, content=2.0) for _ in range(2))
+    assert np.array_equal(head.behaviour_NR, again.behaviour_NR)
+    h, o = head.factors(z)
+    wanted_h, wanted_o = exact.factors(z)
+    # vectors of close eigenvalues may turn; the product of all of them may not. fp32, five power iterations
+    np.testing.assert_allclose(h @ o.T, wanted_h @ wanted_o.T, atol=2e-3)
+    assert np.abs(wanted_h @ wanted_o.T).max() > 0.05
 
 
 def test_appeal_finds_what_popularity_follows_in_content() -> None:
@@ -146,7 +156,7 @@ def test_every_new_item_is_asked_for_once_an_epoch_and_a_repeat_never() -> None:
     train = np.ones(len(log.user), bool)
     train[::7] = False
     asked: list[int] = []
-    for batch in batches(log, train, context=8, tokens=64, seed=1, epoch=2):
+    for batch in Batches(log, train, context=8, tokens=64, seed=1).epoch(2):
         real = batch.rows_BL >= 0
         assert (log.user[batch.rows_BL[real]] == log.user[batch.next_BL[real]]).all()
         assert (batch.next_BL[real] > batch.rows_BL[real]).all()
@@ -166,7 +176,7 @@ def test_every_new_item_is_asked_for_once_an_epoch_and_a_repeat_never() -> None:
 def test_batches_are_the_same_for_a_seed_and_others_for_another_epoch() -> None:
     _, log = random_shop(5)
     train = np.ones(len(log.user), bool)
-    one, two, three = ([b.rows_BL.tolist() for b in batches(log, train, context=8, tokens=64, seed=1, epoch=e)]
+    one, two, three = ([b.rows_BL.tolist() for b in Batches(log, train, context=8, tokens=64, seed=1).epoch(e)]
                        for e in (0, 0, 1))  # fmt: skip
     assert one == two
     assert one != three

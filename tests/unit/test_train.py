@@ -24,7 +24,7 @@ from mmrec.models.data import Fold, Items, Log
 from mmrec.models.losses import sampled_softmax
 from mmrec.models.splits import per_user, rolling
 from mmrec.train import blend as room
-from mmrec.train.batches import Batch, batches
+from mmrec.train.batches import Batch, Batches
 from mmrec.train.export import export, item_feeds, user_feeds
 from mmrec.train.fit import RECIPES, Champion
 
@@ -42,7 +42,7 @@ def test_batches_are_whole_histories_of_train_rows_cut_into_windows(
     _, log = random_shop(seed, users=9, rows=150)
     train = np.random.default_rng(seed).random(len(log.user)) < share
     follows: list[tuple[int, int]] = []
-    for batch in batches(log, train, context=context, tokens=tokens, seed=seed, epoch=epoch):
+    for batch in Batches(log, train, context=context, tokens=tokens, seed=seed).epoch(epoch):
         rows, real = batch.rows_BL, batch.rows_BL >= 0
         assert rows.shape[1] <= context
         # one window may be longer than the budget, several may not
@@ -70,7 +70,7 @@ def test_real_tokens_fill_three_quarters_of_every_epoch() -> None:
     rng = np.random.default_rng(0)
     sizes = np.minimum(rng.geometric(0.03, 400) + 1, 300)
     log = make_log([(u, int(i), d) for u, n in enumerate(sizes) for d, i in enumerate(rng.integers(0, 500, n))])
-    made = list(batches(log, np.ones(len(log.user), bool), context=64, tokens=1024, seed=0, epoch=0))
+    made = list(Batches(log, np.ones(len(log.user), bool), context=64, tokens=1024, seed=0).epoch(0))
     real, all_places = sum(int((b.rows_BL >= 0).sum()) for b in made), sum(b.rows_BL.size for b in made)
     assert real / all_places > 0.75
     # and there are few batches: at most twice what a perfect packing would take
@@ -82,7 +82,9 @@ def test_a_seed_gives_the_same_batches_and_cuts_move_with_the_epoch() -> None:
     train = np.ones(120, bool)
 
     def made(**more: int) -> list[Batch]:
-        return list(batches(log, train, **({"context": 8, "tokens": 64, "seed": 1, "epoch": 0} | more)))
+        asked = {"context": 8, "tokens": 64, "seed": 1, "epoch": 0} | more
+        epoch = asked.pop("epoch")
+        return list(Batches(log, train, **asked).epoch(epoch))
 
     def starts(found: list[Batch]) -> set[int]:
         return {int(row[row >= 0][0]) for b in found for row in b.rows_BL}
