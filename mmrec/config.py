@@ -89,6 +89,7 @@ class EvaluateConfig(_Part):
     rolling_fits: int = Field(4, ge=1, description="fits shared by those windows")
     per_user_share: float = Field(0.2, gt=0, lt=1, description="last share of a user's interactions that is the test")
     min_history: int = Field(5, ge=1, description="distinct earlier items a user needs to be asked")
+    ease_items: int = Field(40_000, ge=1, description="largest catalogue EASE is solved for; a larger one goes without")
     bootstrap: int = Field(2000, ge=100, description="bootstrap samples of an interval")
 
 

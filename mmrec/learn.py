@@ -179,7 +179,7 @@ def evaluate(night: Night) -> dict[str, Any]:
     """Read every test window once: champion, baselines, slices, masked modalities, differences with intervals."""
     from mmrec.evaluate.protocols import tune
     from mmrec.evaluate.study import COMPARED, Study
-    from mmrec.models.baselines import ContentNN
+    from mmrec.models.neighbours import ContentNN
     from mmrec.train.fit import Champion
 
     data = dataset(night)
@@ -190,7 +190,7 @@ def evaluate(night: Night) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     told: dict[str, Any] = {}
     for protocol, (validation, test) in made.items():
-        best, _ = tune(data.items, data.log, validation)
+        best, _ = tune(data.items, data.log, validation, ease_items=night.config.evaluate.ease_items)
         study = Study(data.items, data.log, [*best.values(), *([ContentNN()] if data.items.content else [])], oracle)
         # validation numbers are those of the fit that was chosen there: for the gate, not for a report
         groups = [("validation", "validation", validation)]

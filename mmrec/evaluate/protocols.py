@@ -15,8 +15,10 @@ import numpy as np
 
 from mmrec import metrics
 from mmrec.errors import InputError
-from mmrec.models.baselines import EASE, ItemKNN, Popularity, Recommender
+from mmrec.models.baselines import Popularity, Recommender
 from mmrec.models.data import Fold, Items, Log
+from mmrec.models.ease import EASE, MAX_ITEMS
+from mmrec.models.neighbours import ItemKNN, UserKNN
 from mmrec.topk.exact import select
 
 KS = (10, 20)
@@ -169,14 +171,16 @@ def restrict(fold: Fold, keep_target: np.ndarray, catalogue: np.ndarray | None =
 
 
 def tune(
-    items: Items, log: Log, folds: Sequence[Fold], metric: str = "ndcg@10"
+    items: Items, log: Log, folds: Sequence[Fold], metric: str = "ndcg@10", *, ease_items: int = MAX_ITEMS
 ) -> tuple[dict[str, Recommender], dict[str, float]]:
     """The baselines with the setting that is best on validation folds, from a small fixed grid.
 
-    Half-life 30, 90, 365 days or none; item-kNN with 20, 50, 100, 200 neighbours; EASE with lambda 50 to 1000.
+    Half-life 30, 90, 365 days or none; item-kNN with 20, 50, 100, 200 neighbours; user-kNN with 50, 100, 200; EASE with
+    lambda 50 to 1000. A rival that takes seconds for each of dozens of folds is not among them: `published_rivals`.
 
     Args:
         folds: validation folds, all of which lie before any test fold.
+        ease_items: the largest catalogue that EASE is solved for; a larger one goes without it.
 
     Returns: name -> the best candidate (the earliest of equals), to be fitted again on what it is tested on; and the
         pooled mean of `metric` of every candidate, by its repr.
@@ -184,7 +188,7 @@ def tune(
     best: dict[str, Recommender] = {}
     parts: dict[str, list[CaseMetrics]] = {}
     for fold in (f for f in folds if f.n_cases):
-        for candidate, fitted in _candidates(items, log, fold):
+        for candidate, fitted in _candidates(items, log, fold, ease_items):
             best.setdefault(repr(candidate), candidate)
             parts.setdefault(repr(candidate), []).append(evaluate(fitted, items, log, fold, lists=False))
     found = {label: pool(each).mean(metric) for label, each in parts.items()}
@@ -195,12 +199,15 @@ def tune(
     return chosen, found
 
 
-def _candidates(items: Items, log: Log, fold: Fold) -> Iterator[tuple[Recommender, Recommender]]:
+def _candidates(items: Items, log: Log, fold: Fold, ease_items: int) -> Iterator[tuple[Recommender, Recommender]]:
     """(settings, the same fitted on a fold)."""
     for days in (30, 90, 365, float("inf")):
         yield Popularity(days), Popularity(days).fit(items, log, fold)
     wide = ItemKNN(200).fit(items, log, fold)
     for k in (20, 50, 100, 200):
         yield ItemKNN(k), wide.narrow(k)
-    for lam in (50, 100, 250, 500, 1000):
-        yield EASE(lam), EASE(lam).fit(items, log, fold)
+    users = UserKNN().fit(items, log, fold)
+    for k in (50, 100, 200):
+        yield UserKNN(k), users.narrow(k)
+    for lam in (50, 100, 250, 500, 1000) if items.n <= ease_items else ():
+        yield EASE(lam, max_items=ease_items), EASE(lam, max_items=ease_items).fit(items, log, fold)

@@ -16,6 +16,7 @@ _MODELS = {
     "champion": "mmrec's model: behaviour, text, pictures and sound together",
     "ease": "a linear item-to-item model of behaviour (Steck, WWW 2019)",
     "item_knn": "items that the same people chose",
+    "user_knn": "what people with much the same history chose",
     "content_nn": "items that look, sound or read like the history; no behaviour",
     "popularity": "the same popular items for everybody",
     "random": "any order",

@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shops import DAY, make_items, make_log, random_shop
 
-from mmrec.models.baselines import EASE, ContentNN, ItemKNN, Popularity
+from mmrec.errors import InputError
+from mmrec.models.baselines import Popularity
+from mmrec.models.ease import EASE
+from mmrec.models.neighbours import ContentNN, ItemKNN, UserKNN
 from mmrec.models.splits import rolling
 
-ALL = [Popularity, ItemKNN, EASE, ContentNN]
+ALL = [Popularity, ItemKNN, UserKNN, EASE, ContentNN]
 
 
 def fold_of(log, items, cut=70):
@@ -95,6 +98,84 @@ def test_ease_is_the_closed_form_in_both_shapes(seed, lam, users):
     assert (model.x_RN is not None) == (users < items.n), "both forms must be tried"
     new = h == 0
     np.testing.assert_allclose(got[new], (h @ b)[new], rtol=2e-3, atol=2e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9))
+def test_user_knn_is_the_naive_one(seed, k):
+    items, log = random_shop(seed)
+    fold = fold_of(log, items)
+    x, h = dense(log, fold, items.n), history(log, fold, items.n)
+    want = np.zeros_like(h)
+    for c, own in enumerate(fold.case_user):
+        sim = np.array([
+            0.0 if u == own or not x[u].any() else (h[c] * x[u]).sum() / np.sqrt(h[c].sum() * x[u].sum())
+            for u in range(log.n_users)
+        ])  # fmt: skip
+        kth = np.sort(sim)[::-1][k - 1]
+        want[c] = np.where(sim >= kth - 1e-6, sim, 0) @ x
+    np.testing.assert_allclose(scores(UserKNN(k), items, log, fold), want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(
+        scores(UserKNN(3), items, log, fold),
+        UserKNN(k).fit(items, log, fold).narrow(3).score(items, log, fold, slice(0, fold.n_cases)),
+    )
+
+
+def tasteful(seed=0, users=200, n=120, kinds=6):
+    """Users of two kinds of taste each, items of one kind: what EASE has something to learn from."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for u in range(users):
+        weight = np.where(np.isin(np.arange(n) % kinds, rng.choice(kinds, 2, replace=False)), 1.0, 0.05)
+        rows += [(u, i, d) for d, i in enumerate(rng.choice(n, 22, replace=False, p=weight / weight.sum()))]
+    return make_items(n), make_log(rows)
+
+
+@pytest.mark.parametrize("users", [60, 200], ids=["solved by users", "solved by items"])
+def test_the_strongest_weights_of_an_item_keep_most_of_the_list_and_all_of_them_all(users):
+    items, log = tasteful(users=users)
+    fold = fold_of(log, items, 15)
+    model = EASE(20.0).fit(items, log, fold)
+    assert (model.x_RN is not None) == (users < items.n)
+    h = history(log, fold, items.n)
+    whole = model.score(items, log, fold, slice(0, fold.n_cases))
+    every = model.top(items.n)
+    assert every.diagonal().sum() == 0
+    np.testing.assert_allclose((h @ every)[h == 0], whole[h == 0], rtol=1e-4, atol=1e-5)
+
+    def lists(score):
+        return np.argsort(-np.where(h > 0, -np.inf, score), axis=1, kind="stable")[:, :10]
+
+    def recall(ranked):
+        hits = np.take_along_axis(wanted, ranked, 1).sum(1)
+        return (hits / np.minimum(10, wanted.sum(1))).mean()
+
+    wanted = np.zeros_like(h)
+    wanted[np.repeat(np.arange(fold.n_cases), np.diff(fold.target_ptr)), fold.target_item] = 1
+    overlap, found = {}, {}
+    for k in (5, 20, 60):
+        kept = model.top(k)
+        assert np.diff(kept.indptr).max() == k
+        # by magnitude: what is left out of a row is no stronger than what is kept
+        row = np.abs(every[7].toarray().ravel())
+        assert row[kept[7].indices].min() >= np.delete(row, kept[7].indices).max()
+        cut = lists(h @ kept)
+        found[k] = recall(cut)
+        overlap[k] = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(lists(whole), cut, strict=True)])
+    assert overlap[5] < overlap[20] < overlap[60]
+    # with half of the weights more than four places in five are the same, and a sixth of them finds as much as all
+    assert overlap[60] > 0.8
+    assert found[20] > 0.95 * recall(lists(whole)) > found[5] > 0.75 * recall(lists(whole))
+
+
+def test_ease_refuses_a_catalogue_beyond_its_bound_and_says_what_to_do():
+    items, log = random_shop(0)
+    fold = fold_of(log, items)
+    with pytest.raises(InputError) as refused:
+        EASE(max_items=items.n - 1).fit(items, log, fold)
+    for part in ("too large for EASE", f"value: {items.n}", f"at most {items.n - 1}", "leave EASE out"):
+        assert part in str(refused.value)
+    assert EASE(max_items=items.n).fit(items, log, fold).out.shape[1] == items.n
 
 
 def test_content_prefers_what_looks_like_the_history_and_needs_no_interaction():

@@ -12,8 +12,9 @@ import pytest
 
 from mmrec.errors import InputError
 from mmrec.evaluate.protocols import evaluate
-from mmrec.models.baselines import ItemKNN, Popularity
+from mmrec.models.baselines import Popularity
 from mmrec.models.data import Items, Log
+from mmrec.models.neighbours import ItemKNN
 from mmrec.models.splits import rolling
 from mmrec.models.tables import items_from, log_from
 from mmrec.worlds.builtin import PARTS, World

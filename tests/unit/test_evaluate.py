@@ -12,8 +12,10 @@ from mmrec.errors import InputError
 from mmrec.evaluate.protocols import CaseMetrics, evaluate, evaluate_parts, pool, restrict, tune
 from mmrec.evaluate.significance import paired_bootstrap
 from mmrec.evaluate.slices import slices
-from mmrec.models.baselines import EASE, ItemKNN, Popularity
+from mmrec.models.baselines import Popularity
 from mmrec.models.data import group_codes
+from mmrec.models.ease import EASE
+from mmrec.models.neighbours import ItemKNN
 from mmrec.models.splits import leave_one_out, per_user, rolling
 
 
@@ -232,13 +234,18 @@ def test_tuning_takes_the_best_of_the_validation_folds():
     items, log = random_shop(8, users=30, n=40, rows=900)
     folds = rolling(log, items, 100 * DAY, days=20, cuts=2)
     best, found = tune(items, log, folds)
-    assert set(best) == {"popularity", "item_knn", "ease"}
-    assert len(found) == 13
-    for name, kind in (("popularity", "Popularity"), ("item_knn", "ItemKNN"), ("ease", "EASE")):
+    assert set(best) == {"popularity", "item_knn", "user_knn", "ease"}
+    assert len(found) == 16
+    kinds = {"popularity": "Popularity", "item_knn": "ItemKNN", "user_knn": "UserKNN", "ease": "EASE"}
+    for name, kind in kinds.items():
         rivals = {label: value for label, value in found.items() if label.startswith(kind)}
         assert found[repr(best[name])] == max(rivals.values())
     again = pool([evaluate(EASE(100).fit(items, log, f), items, log, f) for f in folds]).mean("ndcg@10")
     assert found["EASE(lam=100)"] == pytest.approx(again)
+    best, found = tune(items, log, folds, ease_items=items.n - 1)
+    assert set(best) == {"popularity", "item_knn", "user_knn"}
+    assert len(found) == 11
+    assert tune(items, log, folds, ease_items=items.n)[0]["ease"].max_items == items.n
 
 
 def test_bootstrap_by_hand():

@@ -18,8 +18,9 @@ from mmrec.evaluate.protocols import evaluate, pool
 from mmrec.evaluate.significance import paired_bootstrap
 from mmrec.evaluate.slices import slices
 from mmrec.evaluate.study import COMPARED, Study
-from mmrec.models.baselines import ItemKNN, Popularity
+from mmrec.models.baselines import Popularity
 from mmrec.models.data import Fold, Items, Log
+from mmrec.models.neighbours import ItemKNN
 from mmrec.models.splits import rolling
 
 Row = dict[str, Any]

@@ -9,7 +9,8 @@ from scipy import sparse
 from shops import random_shop
 
 from mmrec.models import linear
-from mmrec.models.baselines import EASE, history_matrix, train_matrix
+from mmrec.models.baselines import history_matrix, train_matrix
+from mmrec.models.ease import EASE
 from mmrec.models.fusion import ItemEncoder
 from mmrec.models.linear import Likeness, fit_appeal, fit_linear, history_weights
 from mmrec.models.losses import sampled_softmax
