@@ -76,6 +76,25 @@ def print_metrics(out: Console, result: dict[str, Any]) -> None:
         out.print(grid)
 
 
+def print_benchmark(out: Console, told: dict[str, Any]) -> None:
+    """What was reached, between the published rows, and what each part adds."""
+    split = "test" if "test" in told else "validation"
+    grid = Table(title=f"{told['name']}, {split}: {told['settings']['users']} users, {told['settings']['items']} items")
+    for head in ("model", "recall@10", "ndcg@10", "source"):
+        grid.add_column(head, justify="left" if head in ("model", "source") else "right", overflow="fold")
+    own, low_high = told[split], told[split]["interval"]
+    rows = [(r["recall@10"], r["model"], r["ndcg@10"], r["source"]) for r in told["published"]]
+    about = f"{len(told['seeds'])} seeds, {told['minutes']:g} minutes a fit; 95% of users {low_high['recall@10']}"
+    rows.append((own["recall@10"], "mmrec", own["ndcg@10"], about))
+    for recall, model, ndcg, source in sorted(rows, key=lambda r: r[0]):
+        style = "bold" if model == "mmrec" else ""
+        grid.add_row(model, f"{recall:.4f}", "" if ndcg is None else f"{ndcg:.4f}", Text(source), style=style)
+    out.print(grid)
+    for row, each in told["ablation"].items():
+        numbers = ", ".join(f"{m} {each[split][m]:.4f}" for m in ("recall@10", "ndcg@10"))
+        out.print(f"{row}: {numbers}", highlight=False)
+
+
 def print_demo(out: Console, home: Path, result: dict[str, Any]) -> None:
     """The nights, the metrics, a few users' lists, where things are, what to try next."""
     from mmrec.monitor.show import render, user_page

@@ -127,6 +127,28 @@ def bench(
 
 
 @app.command()
+def benchmark(
+    name: Annotated[str, typer.Argument(help="the set, as papers name it: beauty, sports, or any other")],
+    source: Annotated[Path, typer.Option(help="folder of sequences.txt and, if there, items.jsonl")],
+    seeds: Annotated[int, typer.Option(min=1, help="fits of the whole, each with a seed of its own")] = 3,
+    recipe: Annotated[str, typer.Option(help="settings of a fit")] = "default",
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    ablation: Annotated[bool, typer.Option(help="fit once more without texts")] = True,
+    test: Annotated[bool, typer.Option(help="read the test split, too")] = True,
+    as_json: Json = False,
+) -> None:
+    """One recipe on a published set: leave one out, all items ranked, beside what papers report."""
+    from platformdirs import user_cache_path
+
+    from mmrec.benchmark import benchmark as run
+
+    with progress(err, as_json) as tell:
+        told = run(name, source, user_cache_path("mmrec") / "encoders", tell, seeds=range(seeds), recipe=recipe,
+                   threads=threads, ablation=ablation, test=test)  # fmt: skip
+    show_json(told) if as_json else screen.print_benchmark(out, told)
+
+
+@app.command()
 def doctor(
     home: Home = HOME,
     engine: Engine = None,
