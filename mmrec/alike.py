@@ -13,9 +13,10 @@ from typing import Any
 
 from mmrec.config import Config
 from mmrec.context import Night
-from mmrec.encoding import text_of
+from mmrec.encoding import fields_of, text_of
 from mmrec.errors import InputError, QualityError
 from mmrec.lake.store import Lake
+from mmrec.models.fields import pooling
 from mmrec.served import encoders
 
 _MOST = 1000  # items that a night measures
@@ -58,8 +59,6 @@ def page(night: Night, n: int = 5, k: int = 5) -> dict[str, Any]:
         drawn from; `picks`: rows of item_id, kind (popular, fresh), users, since (a day), and near: modality -> rows
         of neighbours.
     """
-    from mmrec.content.neighbours import Neighbours
-
     columns = ["item_id", "popularity_micro", "n_users", "available_us"]
     offered = night.lake.day("gold.item_features", night.run_date, columns=columns).to_pylist()
     popular = sorted(offered, key=lambda r: (-r["popularity_micro"], r["item_id"]))[:_LOOK]
@@ -68,7 +67,7 @@ def page(night: Night, n: int = 5, k: int = 5) -> dict[str, Any]:
     near: dict[str, dict[str, Any]] = {item: {} for item in asked}
     measures = []
     for encoder in encoders(night.config):
-        seen = Neighbours(night.lake, modality=encoder.modality, version=encoder.version, text_of=text_of)
+        seen = _neighbours(night.config, night.lake, encoder.modality, encoder.version)
         for item, rows in seen.of(asked, k, passing_over=True).items():
             if rows:
                 near[item][encoder.modality] = rows
@@ -84,13 +83,19 @@ def page(night: Night, n: int = 5, k: int = 5) -> dict[str, Any]:
 
 
 def _seen_by(config: Config, lake: Lake, modality: str) -> Any:
-    from mmrec.content.neighbours import Neighbours
-
     ready = {e.modality: e.version for e in encoders(config)}
     if modality not in ready:
         raise InputError("no encoder is configured for this modality", where="--modality", value=modality,
                          valid=sorted(ready), next="mmrec neighbours ITEM --modality text")  # fmt: skip
-    return Neighbours(lake, modality=modality, version=ready[modality], text_of=text_of)
+    return _neighbours(config, lake, modality, ready[modality])
+
+
+def _neighbours(config: Config, lake: Lake, modality: str, version: str) -> Any:
+    from mmrec.content.neighbours import Neighbours
+
+    pool = pooling(config.content.fields, modality)
+    apart = fields_of if pool == "mean" else None
+    return Neighbours(lake, modality=modality, version=version, text_of=text_of, fields_of=apart, pool=pool)
 
 
 def _measured(config: Config, seen: Any, k: int, most: int | None, seed: int) -> dict[str, Any] | None:

@@ -54,6 +54,17 @@ class NightConfig(_Part):
 
 class ContentConfig(_Part):
     comments: bool = Field(False, description="texts of interactions (reviews, comments, tags) are encoded too")
+    text_fields: Literal["joined", "separate"] = Field(
+        "joined", description="joined: title, categories and text are one text; separate: two, and their mean"
+    )
+    images: Literal["first", "mean"] = Field(
+        "first", description="what stands for an item with several pictures: the first that is good, or their mean"
+    )
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Modality -> choice, as bundles keep it and models/fields.py takes it."""
+        return {"text": self.text_fields, "image": self.images}
 
 
 class TwinsConfig(_Part):

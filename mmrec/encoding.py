@@ -18,7 +18,7 @@ from mmrec.context import Night
 from mmrec.files import put
 from mmrec.lake import commit
 from mmrec.lake.spread import map_rows, parts
-from mmrec.served import encoders, fed, fingerprints
+from mmrec.served import encoders, fed, fingerprints, texts_apart
 
 
 def embed(night: Night) -> dict[str, Any]:
@@ -32,9 +32,11 @@ def embed(night: Night) -> dict[str, Any]:
     mapped = partial(map_rows, config.engine, config.spark)
     ready, prints = ([Everywhere(e, mapped) for e in es] for es in (fed(config), fingerprints(config).values()))
     run_id = f"embed-{night.run_date}"
+    apart = fields_of if texts_apart(config) else None
     counts = commit.again(
         lambda: room.embed(night.lake, ready, prints=prints, run_id=run_id, text_of=text_of, progress=night.progress,
-                           parts=parts(config.engine, config.spark), comments=config.content.comments)
+                           parts=parts(config.engine, config.spark), comments=config.content.comments,
+                           fields_of=apart)
     )  # fmt: skip
     if "unfed" in counts:
         put(_unfed(night), json.dumps(counts["unfed"]))
@@ -70,3 +72,10 @@ def text_of(row: dict[str, Any]) -> str | None:
     from mmrec.features.windows import content_text
 
     return content_text(row["title"], row["categories"], row["text"])
+
+
+def fields_of(row: dict[str, Any]) -> list[str]:
+    """The texts of such a row that stand for it where fields are separate, each a content: see features/windows.py."""
+    from mmrec.features import windows
+
+    return windows.fields_of(row["title"], row["categories"], row["text"])

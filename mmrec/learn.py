@@ -43,6 +43,7 @@ class Data:
     """What is learned from: dense views as of a run_date, and where they came from.
 
     Attributes:
+        fields: modality -> which of an item's contents are its own, see models/fields.py.
         left_out: suspects and interactions that `train.exclude_suspects` kept out; empty where it is off.
     """
 
@@ -50,6 +51,7 @@ class Data:
     log: Log
     tables: dict[str, int]
     encoders: dict[str, str]
+    fields: dict[str, str]
     left_out: dict[str, int] = field(default_factory=dict)
 
 
@@ -73,7 +75,7 @@ def dataset(night: Night) -> Data:
     """Interactions, items and embeddings as of the run_date, read once a process."""
     if not hasattr(night, "_data"):
         from mmrec.features import asof
-        from mmrec.features.windows import content_text
+        from mmrec.features.windows import content_text, fields_of
         from mmrec.lake.content import text_key
 
         lake, spark, as_of = night.lake, session(night.config.engine, night.config.spark), night.as_of
@@ -91,9 +93,10 @@ def dataset(night: Night) -> Data:
                         "interactions": rows.num_rows - kept.num_rows}  # fmt: skip
             rows = kept
         known = asof.items(lake.frame(spark, "silver.items", tables["silver.items"]), as_of, on_offer=False).toArrow()
-        texts = [text_key(content_text(*row)) for row in zip(
-            *(known[c].to_pylist() for c in ("title", "categories", "text")), strict=True)]  # fmt: skip
-        known = known.append_column("text_sha256", pa.array(texts, pa.string()))
+        texts = list(zip(*(known[c].to_pylist() for c in ("title", "categories", "text")), strict=True))
+        whole = pa.array([text_key(content_text(*t)) for t in texts], pa.string())
+        apart = pa.array([[text_key(f) for f in fields_of(*t)] or None for t in texts], pa.list_(pa.string()))
+        known = known.append_column("text_sha256", whole).append_column("texts_sha256", apart)
         for column, source in (("available_us", "valid_from"), ("withdrawn_us", "withdrawn_at")):
             known = known.append_column(column, _micros(known[source]))
         for column, source in (("event_us", "event_ts"), ("available_us", "available_at")):
@@ -102,8 +105,9 @@ def dataset(night: Night) -> Data:
         vectors = lake.arrow("gold.item_embeddings", tables["gold.item_embeddings"])
         versions = {m: v for m, v in versions.items() if v in set(vectors["encoder_version"].unique().to_pylist())}
         twins = lake.arrow("silver.item_groups", tables["silver.item_groups"], columns=["item_id", "group_id"])
-        items = items_from(known, vectors, versions, dict(zip(*(c.to_pylist() for c in twins), strict=True)))
-        night._data = Data(items, log_from(rows, items), tables, versions, left_out)  # type: ignore[attr-defined]
+        groups, fields = dict(zip(*(c.to_pylist() for c in twins), strict=True)), night.config.content.fields
+        items = items_from(known, vectors, versions, groups, fields)
+        night._data = Data(items, log_from(rows, items), tables, versions, fields, left_out)  # type: ignore[attr-defined]
     return night._data  # type: ignore[attr-defined]
 
 
@@ -230,6 +234,7 @@ def export(night: Night) -> dict[str, Any]:
     about = spec | {
         "kind": "two_tower", "name": "champion", "as_of": night.as_of.isoformat(), "encoders": data.encoders,
         "encoder_names": {m: name for m, name in night.config.encoder_names.items() if m in data.encoders},
+        "fields": data.fields,
         "config": state["chosen"]["rolling"], "features": schema.features_fingerprint(), "data_versions": data.tables,
         "metrics": metrics, "code": mmrec.__version__, "mlflow_run": state["mlflow_run"],
         "refit": "on everything before as_of, with the settings that validation chose",
@@ -292,8 +297,7 @@ def promote(night: Night) -> dict[str, Any]:
 def everything(data: Data, night: Night) -> Fold:
     """Every interaction as train, nobody asked: the fold of the refit."""
     n = len(data.log.user)
-    empty = np.zeros(0, np.int64)
-    start = np.zeros(1, np.int64)
+    empty, start = np.zeros(0, np.int64), np.zeros(1, np.int64)
     train, offer = np.ones(n, bool), np.ones(data.items.n, bool)
     nobody = empty.astype(np.int32)
     return Fold("refit", train, dates.micros(night.as_of), nobody, empty, start, empty, start, nobody, offer)
@@ -348,17 +352,16 @@ def _log_run(night: Night, data: Data, recipe: Any, chosen: dict[str, Any], curv
 
     client = registry.client(night.config)
     found = client.get_experiment_by_name("mmrec/train")
-    experiment = found.experiment_id if found else client.create_experiment(
-        "mmrec/train", artifact_location=(night.config.home / "mlartifacts").absolute().as_uri())  # fmt: skip
+    place = (night.config.home / "mlartifacts").absolute().as_uri()
+    experiment = found.experiment_id if found else client.create_experiment("mmrec/train", artifact_location=place)
     tags = {"run_date": str(night.run_date), "as_of": night.as_of.isoformat(), "mmrec": mmrec.__version__}
-    tags |= {f"table.{n}": str(v) for n, v in data.tables.items()} | {
-        f"encoder.{m}": v for m, v in data.encoders.items()
-    }
+    tags |= {f"table.{n}": str(v) for n, v in data.tables.items()}
+    tags |= {f"encoder.{m}": v for m, v in data.encoders.items()}
+    tags |= {f"fields.{m}": v for m, v in data.fields.items()}
     tags |= {f"left_out.{what}": str(n) for what, n in data.left_out.items()}
     run = client.create_run(experiment, tags=tags, run_name=f"train {night.run_date}")
-    parameters = (
-        asdict(recipe) | {f"chosen.{k}": v for k, v in chosen["rolling"].items()} | {"seed": night.config.train.seed}
-    )
+    rolling = {f"chosen.{k}": v for k, v in chosen["rolling"].items()}
+    parameters = asdict(recipe) | rolling | {"seed": night.config.train.seed}
     for key, value in parameters.items():
         client.log_param(run.info.run_id, key, value)
     for row in curves:

@@ -30,6 +30,7 @@ from mmrec.lake.manifest import Manifest
 from mmrec.lake.session import session
 from mmrec.lake.spread import map_arrow
 from mmrec.lake.store import Lake
+from mmrec.models.fields import USUAL
 
 SILVER = ("items", "users", "interactions", "relations", "impressions")
 GROUPS = "silver.item_groups"
@@ -113,6 +114,8 @@ def plan(night: Night) -> dict[str, Any]:
     lake, config = night.lake, night.config
     pinned = [*(f"silver.{k}" for k in SILVER), GROUPS, "gold.item_embeddings"]
     bundle, version = champion(config, night.as_of)
+    chosen = bundle.fields["text"]
+    texts = {} if chosen == USUAL["text"] else {"text_fields": chosen}  # the usual choice keeps the digest it had
     half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     fences = {n: commit.fence(lake, n, night.run_date) for n in TARGETS}
     for name in TARGETS:  # a fence, too, must be there after the power went
@@ -125,6 +128,7 @@ def plan(night: Night) -> dict[str, Any]:
         model_digest=bundle.digest,
         encoders=bundle.encoders,
         config=config.night.model_dump()
+        | texts
         | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump()},
         fences=fences,
         code=mmrec.__version__,
@@ -152,7 +156,13 @@ def features(night: Night) -> dict[str, Any]:
             theirs, users, m.day, m.moment, m.config["sequence_length"], m.run_id
         ),
         "gold.item_features": windows.item_features(
-            interactions, items, m.day, m.moment, m.config["half_life_days"], m.run_id
+            interactions,
+            items,
+            m.day,
+            m.moment,
+            m.config["half_life_days"],
+            m.run_id,
+            m.config.get("text_fields", USUAL["text"]),
         ),
     }
     counts = {

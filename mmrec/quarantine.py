@@ -53,7 +53,8 @@ _STATES = """WITH RECURSIVE bronze AS ({bronze}), silver AS ({silver}),
                                         WHEN w.row_hash IS NOT NULL THEN 'mended' ELSE 'held' END AS state
         FROM ops_quarantine v
         LEFT JOIN bronze b ON b.table_name = replace(v.table_name, 'bronze.media', 'bronze.items')
-          AND b.row_hash = v.row_hash AND b.occurrence = v.occurrence
+          AND b.row_hash = v.row_hash
+          AND b.occurrence = CASE v.table_name WHEN 'bronze.media' THEN 0 ELSE v.occurrence END
         LEFT JOIN kept k ON k.table_name = v.table_name AND k.row_hash = v.row_hash AND v.occurrence = 0
         LEFT JOIN well w ON w.table_name = v.table_name AND w.row_hash = v.row_hash
         WHERE ($1 IS NULL OR v.table_name = $1) AND ($2 IS NULL OR v.rule = $2))

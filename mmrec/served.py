@@ -8,13 +8,15 @@ Trade-off: encoders are made anew at each call and open their graphs when a row 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from mmrec.bundle import registry
-from mmrec.bundle.bundle import load
+from mmrec.bundle.bundle import Bundle, load
 from mmrec.config import Config
 from mmrec.errors import InputError, QualityError
+from mmrec.models.fields import pooling
 
 _MODALITIES = ("text", "image", "audio")
 
@@ -36,17 +38,21 @@ def fed(config: Config) -> list[Any]:
 
     own = encoders(config)
     theirs: dict[tuple[str, str], list[str]] = {}
-    for version, digest in registry.served(config):
-        with suppress(InputError, QualityError):
-            bundle = load(config.bundles / version, digest, deep=False)
-            for modality, encoder_version in bundle.encoders.items():
-                ways = theirs.setdefault((modality, encoder_version), [])
-                ways += [n for m, n in bundle.encoder_names.items() if m == modality and n not in ways]
+    for bundle in _bundles(config):
+        for modality, encoder_version in bundle.encoders.items():
+            ways = theirs.setdefault((modality, encoder_version), [])
+            ways += [n for m, n in bundle.encoder_names.items() if m == modality and n not in ways]
     for encoder in own:
         theirs.pop((encoder.modality, encoder.version), None)
     where = config.cache / "encoders"
     earlier = [Earlier(m, v, ways, where, config.device, config.threads) for (m, v), ways in theirs.items()]
     return sorted([*earlier, *own], key=lambda e: _MODALITIES.index(e.modality))
+
+
+def texts_apart(config: Config) -> bool:
+    """Whether the settings or a served bundle take title and text for two contents: then they are encoded as such."""
+    chosen = (config.content.fields, *(bundle.fields for bundle in _bundles(config)))
+    return any(pooling(fields, "text") == "mean" for fields in chosen)
 
 
 def fingerprints(config: Config) -> dict[str, Any]:
@@ -68,3 +74,10 @@ def needed(config: Config) -> set[str]:
     for version, digest in registry.served(config):
         versions.update(load(config.bundles / version, digest, deep=False).encoders.values())
     return versions
+
+
+def _bundles(config: Config) -> Iterator[Bundle]:
+    """The served bundles that are whole on this disk."""
+    for version, digest in registry.served(config):
+        with suppress(InputError, QualityError):
+            yield load(config.bundles / version, digest, deep=False)

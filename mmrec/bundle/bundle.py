@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrec.errors import InputError, QualityError
+from mmrec.models.fields import USUAL
 
 _SEAL = "digest.json"
 KINDS = ("popularity", "two_tower")
@@ -39,6 +40,11 @@ class Bundle:
     def encoders(self) -> dict[str, str]:
         """Modality -> encoder version whose embeddings it was trained on."""
         return self.about.get("encoders", {})
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Modality -> which of an item's contents it was trained on; a bundle of an earlier release says nothing."""
+        return USUAL | self.about.get("fields", {})
 
     @property
     def encoder_names(self) -> dict[str, str]:

@@ -3,7 +3,8 @@
 In: silver.items, gold.item_embeddings, which vectors of a modality must agree and from which cosine on. Out:
 silver.item_groups, replaced where its rows have changed, and a small file that says what they were made from.
 Items are taken in their newest version, those withdrawn too: groups outlast an item's stay, and a new item whose twin
-has left is known by it. A picture or sound that was refused says nothing of an item.
+has left is known by it. A picture or sound that was refused says nothing of an item. Whatever the settings pool, twins
+are told by the whole text and the first picture, of which the bounds were measured.
 Trade-off: all vectors of the catalogue are held at once, up to twice (7 KB an item with the encoders that come as
 packages); a night on which neither table has a new version reads nothing.
 """

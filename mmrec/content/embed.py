@@ -2,7 +2,7 @@
 
 In: silver.items, bronze.media, the texts of silver.interactions if asked, encoders. Out: new rows of
 gold.item_embeddings, one a content and encoder version; refusals, missing media and items without any content in
-ops.quarantine, one row an item, so that a shop can mend its picture.
+ops.quarantine, one row an item and medium, so that a shop can mend its picture.
 Each batch is encoded and committed, so a kill loses one batch at most; a catalogue without anything new costs one look.
 Trade-off: a refused content is cached as refused, so a broken picture is looked at once, not every night.
 """
@@ -23,13 +23,13 @@ import pyarrow.dataset as ds
 from mmrec import schema
 from mmrec.content.earlier import Unfed
 from mmrec.content.encoders import Encoder
-from mmrec.content.pending import TEXT, Pending, TextOf
+from mmrec.content.pending import TEXT, FieldsOf, Pending, TextOf
 from mmrec.files import is_url
 from mmrec.lake.commit import fence, work_id, write
 from mmrec.lake.store import Lake
+from mmrec.named import COLUMNS, media
 
 _NAME = "gold.item_embeddings"
-_MEDIA = ("image", "audio")
 _Refused = dict[tuple[str, str], str]  # (modality, content) -> why
 
 
@@ -39,6 +39,7 @@ def embed(
     *,
     run_id: str,
     text_of: TextOf,
+    fields_of: FieldsOf | None = None,
     prints: Sequence[Encoder] = (),
     progress: Callable[[str, int, int], None] | None = None,
     parts: int = 1,
@@ -50,7 +51,9 @@ def embed(
         encoders: one a modality, or several: each version is a cache of its own. The last one of a modality says what
             is refused.
         text_of: silver.items row -> the text that is encoded, the one features hash; None: it has none.
-        prints: fingerprints, encoded before and counted under their own names; what they refuse is nobody's fault.
+        fields_of: the same row -> texts that are encoded beside that one, each as a content of its own; None: none are.
+        prints: fingerprints, encoded before and counted under their own names; what they refuse is nobody's fault. Of
+            an item they take its whole text and its first picture.
         progress: called with (modality or fingerprint, done, of).
         comments: the texts of interactions wait to be encoded as well.
         parts: how many work on a batch side by side: it is so many times as large.
@@ -69,9 +72,12 @@ def embed(
         for n, (name, encoder) in enumerate(named):
             own = Path(folder) / str(n)
             own.mkdir()
-            unfed += _encode(lake, name, encoder, run_id, text_of, own, counts, progress, parts,
-                             comments and n >= len(prints))  # fmt: skip
-            if n < len(prints):
+            is_print = n < len(prints)
+            pinned = fence(lake, _NAME)  # before what is known is read: whoever adds to it meanwhile is noticed
+            pending = Pending(lake, encoder.modality, encoder.version, text_of, own, comments and not is_print,
+                              fields_of=fields_of, first=is_print)  # fmt: skip
+            unfed += _encode(lake, name, encoder, run_id, pending, pinned, counts, progress, parts)
+            if is_print:
                 continue
             where = (ds.field("encoder_version") == encoder.version) & ds.field("refused").is_valid()
             known = lake.arrow(_NAME, columns=["content_sha256", "refused"], where=where)
@@ -86,16 +92,13 @@ def _encode(
     name: str,
     encoder: Encoder,
     run_id: str,
-    text_of: TextOf,
-    folder: Path,
+    pending: Pending,
+    pinned: int,
     counts: Counter[str],
     progress: Callable[[str, int, int], None] | None,
     parts: int,
-    comments: bool,
 ) -> list[dict[str, Any]]:
     """Feed one encoder; returns what `embed` tells of it if it can't be opened."""
-    pinned = fence(lake, _NAME)  # before what is known is read: whoever adds to it meanwhile is noticed
-    pending = Pending(lake, encoder.modality, encoder.version, text_of, folder, comments)
     counts[f"{name}_new"] += 0
     done = 0
     for shas, raw in pending.batches(parts):
@@ -136,41 +139,53 @@ def _rows(encoder: Encoder, shas: list[str], emb_BD: np.ndarray, why: list[str |
 
 def _quarantine(lake: Lake, modalities: set[str], refused: _Refused, text_of: TextOf, run_id: str) -> int:
     pinned = fence(lake, "ops.quarantine")
-    have = lake.arrow("ops.quarantine", columns=["row_hash", "rule"], where=ds.field("table_name") == "bronze.media")
-    known = set(zip(have.column(0).to_pylist(), have.column(1).to_pylist(), strict=True))
-    rows = [row for row in _faults(lake, modalities, refused, text_of) if (row["row_hash"], row["rule"]) not in known]
+    key = ("row_hash", "occurrence", "rule")
+    have = lake.arrow("ops.quarantine", columns=list(key), where=ds.field("table_name") == "bronze.media")
+    known = set(zip(*(have[c].to_pylist() for c in key), strict=True))
+    found = {tuple(row[c] for c in key): row for row in _faults(lake, modalities, refused, text_of)}
+    rows = [row for own, row in found.items() if own not in known]
     table = pa.Table.from_pylist(rows, schema.table("ops.quarantine").arrow)
-    work = work_id(run_id, [(r["row_hash"], r["rule"]) for r in rows])
+    work = work_id(run_id, [[row[c] for c in key] for row in rows])
     return write(lake, "ops.quarantine", table, run_id=work, pinned=pinned).rows
 
 
 def _faults(lake: Lake, modalities: set[str], refused: _Refused, text_of: TextOf) -> list[dict[str, Any]]:
-    """Rows of ops.quarantine about every item without content, with a missing medium or a refused one."""
-    bad = {m: pa.array([sha for kind, sha in refused if kind == m], pa.string()) for m in _MEDIA}
+    """Rows of ops.quarantine about every item without content, each missing medium and each refused one."""
+    bad = {m: pa.array([sha for kind, sha in refused if kind == m], pa.string()) for m in COLUMNS}
     found: list[dict[str, Any]] = []
 
-    def note(row: dict[str, Any], rule: str, why: str, raw: str) -> None:
-        found.append({"table_name": "bronze.media", "rule": rule, "reason": why[:200], "raw": raw, "file": raw,
-                      "source": row["source"], "line": 0, "row_hash": row["row_hash"], "occurrence": 0})  # fmt: skip
+    def note(row: dict[str, Any], rule: str, why: str, raw: str, place: int = 0) -> None:
+        about = {"table_name": "bronze.media", "source": row["source"], "row_hash": row["row_hash"], "line": 0}
+        found.append(about | {"rule": rule, "reason": why[:200], "raw": raw, "file": raw, "occurrence": place})
 
-    columns = ["item_id", *TEXT, *_MEDIA, *(f"{m}_sha256" for m in _MEDIA), "source", "row_hash"]
+    columns = ["item_id", *TEXT, *COLUMNS, *(c for made in COLUMNS.values() for c in made), "source", "row_hash"]
     for batch in lake.batches("silver.items", columns=columns):
-        absent = pc.and_(*(pc.is_null(batch[f"{m}_sha256"]) for m in _MEDIA))
+        absent = pc.and_(*(pc.is_null(batch[f"{m}_sha256"]) for m in COLUMNS))
         look = absent
-        for m in sorted(modalities & set(_MEDIA)):
-            promised = pc.and_(pc.is_valid(batch[m]), pc.is_null(batch[f"{m}_sha256"]))
-            look = pc.or_(look, pc.or_(promised, pc.is_in(batch[f"{m}_sha256"].cast(pa.string()), bad[m])))
+        for m in sorted(modalities & set(COLUMNS)):
+            one, *several = COLUMNS[m]
+            promised = pc.and_(pc.is_valid(batch[m]), pc.is_null(batch[one]))
+            look = pc.or_(look, pc.or_(promised, pc.is_in(batch[one].cast(pa.string()), bad[m])))
+            for column in several:
+                look = pc.or_(look, _odd(batch[column].cast(pa.list_(pa.string())), bad[m]))
         for row in batch.filter(look).to_pylist():
             if not (text_of(row) or row["image_sha256"] or row["audio_sha256"]):
                 why = "an item without text, picture or sound: only behaviour can place it"
                 note(row, "no_content", why, row["item_id"])
-            for m in sorted(modalities & set(_MEDIA)):
-                if row[m] is None:
-                    continue
-                sha = row[f"{m}_sha256"]
-                if sha is None and is_url(row[m]):
-                    continue  # ingest has said why
-                why = "missing: the source has no such file" if sha is None else refused.get((m, sha), "")
-                if why:
-                    note(row, f"{m}_{why.split(':')[0].strip().replace(' ', '_')}", why, row[m])
+            for m in sorted(modalities & set(COLUMNS)):
+                for place, (named, sha) in enumerate(media(row, m)):
+                    if sha is None and is_url(named):
+                        continue  # ingest has said why
+                    why = "missing: the source has no such file" if sha is None else refused.get((m, sha), "")
+                    if why:
+                        note(row, f"{m}_{why.split(':')[0].strip().replace(' ', '_')}", why, named, place)
     return found
+
+
+def _odd(lists: pa.ListArray, bad: pa.Array) -> pa.Array:
+    """Bool, of each list: whether an entry is null or one of `bad`."""
+    entries = pc.list_flatten(lists)
+    rows = pc.list_parent_indices(lists).filter(pc.or_(pc.is_null(entries), pc.is_in(entries, bad)))
+    found = np.zeros(len(lists), bool)
+    found[rows.to_numpy()] = True
+    return pa.array(found)

@@ -6,7 +6,7 @@ Whoever encodes on the processor loads neither torch nor transformers: hub_expor
 Trade-off: on the processor every batch has one fixed size, so that a row's bits depend on it alone; a last batch is
 mostly padding.
 
-Shape legend: B rows, L tokens, D vector size, F fields.
+Shape legend: B rows, L tokens, D vector size.
 """
 
 from __future__ import annotations
@@ -175,33 +175,6 @@ class HubModel:
                 ids_BL[b, : len(ids)], mask_BL[b, : len(ids)] = ids, 1
             feeds = {"ids": ids_BL} if self.description.fixed_length else {"ids": ids_BL, "mask": mask_BL}
         return self._graph.run(None, feeds)[0][: len(rows)]
-
-
-def pool_fields(emb_FBD: np.ndarray, mask_FB: np.ndarray, how: str) -> np.ndarray:
-    """Several fields' vectors to one a row; an absent field's numbers are never read.
-
-    Args:
-        emb_FBD: float vectors of F fields; each is taken at unit length.
-        mask_FB: bool, True where a row has the field (a vector of zeros counts as absent).
-        how: "mean": (B, D), the mean over the fields that are there. "concat": (B, F * D), absent fields hold zeros
-            and the others weigh more for it, so that every row has unit length.
-
-    Returns: float32; zero where a row has no field.
-
-    Raises: InputError: another `how`, shapes that don't fit.
-    """
-    known("pooling of fields", how, ("mean", "concat"), "pool_fields")
-    if emb_FBD.ndim != 3 or mask_FB.shape != emb_FBD.shape[:2]:
-        raise InputError("fields and mask don't fit", where="pool_fields", valid="(F, B, D) and (F, B)",
-                         value=(emb_FBD.shape, mask_FB.shape), next="pass one mask a field and row")  # fmt: skip
-    emb_FBD = np.where(mask_FB[..., None], emb_FBD, 0).astype(np.float64)
-    norm_FB1 = np.linalg.norm(emb_FBD, axis=2, keepdims=True)
-    unit_FBD = emb_FBD / np.where(norm_FB1 > 0, norm_FB1, 1)
-    count_B1 = np.maximum(1, (norm_FB1 > 0).sum(0))
-    if how == "mean":
-        return (unit_FBD.sum(0) / count_B1).astype(np.float32)
-    fields, rows, dim = unit_FBD.shape
-    return (unit_FBD.transpose(1, 0, 2).reshape(rows, fields * dim) / np.sqrt(count_B1)).astype(np.float32)
 
 
 def _refused(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 In: silver.items, gold.item_embeddings, an encoder's modality and version, asked items. Out: their nearest items, by
 cosine descending, then item id ascending.
+An item with several pictures, or with texts apart, is seen as models are told: see models/fields.py.
 Vectors are read a piece at a time and only the best so far are kept, so memory holds the vectors of some thousand asked
 items and all their places, not the catalogue's vectors.
 Trade-off: every vector of the version is looked at, which is exact and takes a second for 100,000 of them.
@@ -18,12 +19,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from mmrec.content.pending import TextOf
+from mmrec.content.pending import FieldsOf, TextOf
 from mmrec.errors import InputError, QualityError
 from mmrec.lake.content import text_key
 from mmrec.lake.store import Lake
+from mmrec.models.fields import contents, pool_fields
+from mmrec.named import COLUMNS
 from mmrec.topk.exact import select
 
 _ITEMS, _VECTORS = "silver.items", "gold.item_embeddings"
@@ -51,10 +55,16 @@ class Apart:
 class Neighbours:
     """The items of a lake as one encoder sees them, each in its newest version, those withdrawn left out."""
 
-    def __init__(self, lake: Lake, *, modality: str, version: str, text_of: TextOf) -> None:
-        """`modality`: text, image or audio. `version`: the encoder version to compare by. `text_of`: as for `embed`."""
-        self.lake, self.modality, self.version = lake, modality, version
-        self.items = _newest(lake, modality, text_of)
+    def __init__(
+        self, lake: Lake, *, modality: str, version: str, text_of: TextOf, fields_of: FieldsOf | None = None,
+        pool: str = "first",
+    ) -> None:  # fmt: skip
+        """`modality`: text, image or audio. `version`: the encoder version to compare by. `text_of`, `fields_of`: as
+        for `embed`. `pool`: of several contents, see models/fields.py."""
+        self.lake, self.modality, self.version, self.pool = lake, modality, version, pool
+        self.items = _newest(lake, modality, text_of, fields_of)
+        self._pooled: dict[str, list[str]] = {}  # key of several contents -> theirs
+        self._resolve()
         self.live = sorted(item for item, row in self.items.items() if row["key"] and not row["withdrawn"])
 
     def of(self, asked: Sequence[str], k: int = 10, *, passing_over: bool = False) -> dict[str, list[dict[str, Any]]]:
@@ -99,7 +109,7 @@ class Neighbours:
             most: items to ask for, drawn with `seed` where there are more; None: all.
         """
         encoded = self.lake.batches(_VECTORS, columns=["content_sha256"], where=self._where())
-        have = {sha for batch in encoded for sha in batch.column(0).cast(pa.string()).to_pylist()}
+        have = {sha for batch in encoded for sha in batch.column(0).cast(pa.string()).to_pylist()} | {*self._pooled}
         names = [i for i in self.live if self.items[i]["categories"] and self.items[i]["key"] in have]
         keys = [self.items[i]["key"] for i in names]
         asked_Q = np.arange(len(names))
@@ -142,6 +152,22 @@ class Neighbours:
             best_QK, score_QK = np.take_along_axis(both, first, 1), np.take_along_axis(scores, first, 1)
         return best_QK, score_QK
 
+    def _resolve(self) -> None:
+        """Give items of several contents one key: that of the first that has a vector, or one for all that have."""
+        several = [row for row in self.items.values() if len(row["contents"]) > 1]
+        wanted = pa.array(sorted({sha for row in several for sha in row["contents"]}), pa.string())
+        have: set[str] = set()
+        for batch in self.lake.batches(_VECTORS, columns=["content_sha256"], where=self._where()) if several else ():
+            shas = batch.column(0).cast(pa.string())
+            have.update(shas.filter(pc.is_in(shas, wanted)).to_pylist())
+        for row in several:
+            there = [sha for sha in row["contents"] if sha in have]
+            if there:
+                row["key"] = there[0]
+            if self.pool == "mean" and len(there) > 1:
+                row["key"] = "+".join(sorted(there))  # in any order they are the same content
+                self._pooled[row["key"]] = sorted(there)
+
     def _own(self, keys: list[str]) -> dict[str, np.ndarray]:
         """Contents that have a vector -> it, of length 1."""
         found: dict[str, np.ndarray] = {}
@@ -156,15 +182,25 @@ class Neighbours:
         return mine & ds.field("content_sha256").isin(pa.array(sorted(set(keys)), pa.string()))
 
     def _vectors(self, rows: int, keys: list[str] | None = None) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Contents and their vectors of length 1, at most `rows` at a time."""
-        columns, step = ["content_sha256", "embedding"], min(rows, _ROWS)
-        for batch in self.lake.batches(_VECTORS, columns=columns, where=self._where(keys)):
+        """Contents, and several as one, and their vectors of length 1, at most `rows` at a time."""
+        step = min(rows, _ROWS)
+        yield from self._single(step, keys)
+        pooled = sorted(self._pooled.keys() if keys is None else self._pooled.keys() & set(keys))
+        for start in range(0, len(pooled), step):
+            names = pooled[start : start + step]
+            found: dict[str, np.ndarray] = {}
+            for shas, unit_BD in self._single(step, [sha for name in names for sha in self._pooled[name]]):
+                found.update(zip(shas, unit_BD, strict=True))
+            at = {sha: n for n, sha in enumerate(found)}
+            fields = [[at[sha] for sha in self._pooled[name]] for name in names]
+            yield names, _unit(pool_fields(np.array(list(found.values())), fields, self.pool)[0])
+
+    def _single(self, step: int, keys: list[str] | None) -> Iterator[tuple[list[str], np.ndarray]]:
+        for batch in self.lake.batches(_VECTORS, columns=["content_sha256", "embedding"], where=self._where(keys)):
             for start in range(0, batch.num_rows, step):
                 part = batch.slice(start, step)
                 flat = part.column(1).flatten().to_numpy(zero_copy_only=False)
-                vectors_BD = flat.reshape(part.num_rows, -1).astype(np.float64)
-                norm_B1 = np.linalg.norm(vectors_BD, axis=1, keepdims=True)
-                yield part.column(0).cast(pa.string()).to_pylist(), vectors_BD / np.maximum(norm_B1, 1e-12)
+                yield part.column(0).cast(pa.string()).to_pylist(), _unit(flat.reshape(part.num_rows, -1))
 
     def _key(self, item: str) -> str:
         if item not in self.items:
@@ -185,15 +221,26 @@ class Neighbours:
                            value=self.version, valid="an encoded content", next="mmrec embed --date D")  # fmt: skip
 
 
-def _newest(lake: Lake, modality: str, text_of: TextOf) -> dict[str, dict[str, Any]]:
+def _unit(vectors_BD: np.ndarray) -> np.ndarray:
+    vectors_BD = vectors_BD.astype(np.float64)
+    return vectors_BD / np.maximum(np.linalg.norm(vectors_BD, axis=1, keepdims=True), 1e-12)
+
+
+def _newest(lake: Lake, modality: str, text_of: TextOf, fields_of: FieldsOf | None) -> dict[str, dict[str, Any]]:
     columns = ["item_id", "available_at", "row_hash", "withdrawn_at", "title", "categories", "text"]
-    columns += [] if modality == "text" else [f"{modality}_sha256"]
+    columns += COLUMNS.get(modality, ())
     rows = lake.arrow(_ITEMS, columns=columns).sort_by([("available_at", "ascending"), ("row_hash", "ascending")])
     newest: dict[str, dict[str, Any]] = {}
     for batch in rows.to_batches(max_chunksize=4096):
         for row in batch.to_pylist():
-            key = text_key(text_of(row) or None) if modality == "text" else row[f"{modality}_sha256"]
-            newest[row["item_id"]] = {"title": row["title"], "key": key, "withdrawn": row["withdrawn_at"] is not None,
+            if modality == "text":
+                key = text_key(text_of(row) or None)
+                several = [text_key(t) for t in fields_of(row)] if fields_of else []
+            else:
+                key, several = row[f"{modality}_sha256"], row.get(f"{modality}s_sha256")
+            (own,) = contents([key], [several or None])
+            newest[row["item_id"]] = {"title": row["title"], "key": key, "contents": own,
+                                      "withdrawn": row["withdrawn_at"] is not None,
                                       "categories": frozenset(c for c in row["categories"] or () if c)}  # fmt: skip
     return newest
 

@@ -16,13 +16,16 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from mmrec.errors import QualityError
 from mmrec.lake.content import text_key
 from mmrec.lake.store import Lake
+from mmrec.named import COLUMNS
 
 TextOf = Callable[[dict[str, Any]], str | None]
+FieldsOf = Callable[[dict[str, Any]], list[str]]
 
 TEXT = ("title", "categories", "text")
 _MOST, _BYTES = 1024, 64 << 20  # contents and raw bytes of a batch
@@ -33,14 +36,20 @@ class Pending:
     """Contents of `modality` without a row at `version`. `len()` is their number."""
 
     def __init__(
-        self, lake: Lake, modality: str, version: str, text_of: TextOf, folder: Path, comments: bool = False
-    ) -> None:
-        """`folder` holds what waits, and belongs to this object alone; `comments`: texts of interactions wait too."""
+        self, lake: Lake, modality: str, version: str, text_of: TextOf, folder: Path, comments: bool = False,
+        *, fields_of: FieldsOf | None = None, first: bool = False,
+    ) -> None:  # fmt: skip
+        """`folder` holds what waits, and belongs to this object alone; `comments`: texts of interactions wait too.
+
+        `fields_of`: silver.items row -> texts that wait beside its whole text. `first`: of an item's contents its whole
+        text and its first picture alone.
+        """
         self.lake, self.modality = lake, modality
         self.con = duckdb.connect(str(folder / f"{modality}.db"))
         for setting in ("memory_limit = '512MB'", "threads = 2", "enable_progress_bar = false"):
             self.con.execute(f"SET {setting}")
-        wanted = pa.RecordBatchReader.from_batches(_WANTED, _wanted(lake, modality, text_of, comments))
+        named = _wanted(lake, modality, text_of, comments, fields_of, first)
+        wanted = pa.RecordBatchReader.from_batches(_WANTED, named)
         known = lake.batches(
             "gold.item_embeddings", columns=["content_sha256"], where=ds.field("encoder_version") == version
         )
@@ -82,7 +91,7 @@ class Pending:
                 "items name media that are not there",
                 where="bronze.media",
                 value=f"{self.n - count} of {self.n} are missing",
-                valid="a row for every image_sha256 and audio_sha256 of silver.items",
+                valid="a row for every image_sha256, audio_sha256 and entry of images_sha256 of silver.items",
                 next="mmrec verify --deep",
             )
 
@@ -108,18 +117,24 @@ class Pending:
                 yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
 
 
-def _wanted(lake: Lake, modality: str, text_of: TextOf, comments: bool) -> Iterator[pa.RecordBatch]:
+def _wanted(
+    lake: Lake, modality: str, text_of: TextOf, comments: bool, fields_of: FieldsOf | None, first: bool
+) -> Iterator[pa.RecordBatch]:
     if modality == "text":
+        apart = fields_of if fields_of and not first else lambda row: []
         for batch in lake.batches("silver.items", columns=list(TEXT)):
-            yield _texts_of([t for t in map(text_of, batch.to_pylist()) if t])
+            yield _texts_of([t for row in batch.to_pylist() for t in (text_of(row), *apart(row)) if t])
         if comments:
             said = ds.field("text").is_valid()
             for batch in lake.batches("silver.interactions", columns=["text"], where=said):
                 yield _texts_of(sorted(set(batch.column(0).to_pylist()) - {""}))
         return
-    column = f"{modality}_sha256"
-    for batch in lake.batches("silver.items", columns=[column], where=ds.field(column).is_valid()):
+    one, *several = COLUMNS[modality][: 1 if first else None]
+    for batch in lake.batches("silver.items", columns=[one, *several], where=ds.field(one).is_valid()):
         shas = batch.column(0).cast(pa.string())
+        for column in several:
+            further = pc.drop_null(pc.list_flatten(batch.column(column).cast(pa.list_(pa.string()))))
+            shas = pa.concat_arrays([shas, further])
         yield pa.record_batch([shas, pa.nulls(len(shas), pa.binary())], schema=_WANTED)
 
 

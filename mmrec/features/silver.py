@@ -140,6 +140,8 @@ def _value(c: schema.Column) -> Column:
         return number if c.default is None else F.coalesce(number, F.lit(float(c.default)))
     if c.type == "INT":
         return _whole(name)
+    if c.type == "ARRAY<STRING>" and c.nullable:
+        return F.col(name)  # hashes of media: a list since ingest
     if c.type == "ARRAY<STRING>":
         return F.coalesce(F.from_json(F.col(name), "array<string>"), F.array().cast("array<string>"))
     if c.default == "":

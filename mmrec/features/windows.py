@@ -26,6 +26,13 @@ def content_text(title: str | None, categories: Sequence[str] | None, text: str 
     return ". ".join(p for p in parts if p) or None
 
 
+def fields_of(title: str | None, categories: Sequence[str] | None, text: str | None) -> list[str]:
+    """The texts that stand for an item where fields are separate: title with categories, and text; none where either
+    is empty, because the whole text is the other. `_fields` gives their keys on the engine."""
+    head = content_text(title, categories, None)
+    return [head, text] if head and text else []
+
+
 def _text() -> Column:
     empty = F.array().cast("array<string>")
     parts = F.array(
@@ -37,14 +44,26 @@ def _text() -> Column:
     return F.when(joined != F.lit(""), joined)
 
 
+def _fields() -> Column:
+    empty = F.array().cast("array<string>")
+    parts = F.array(
+        F.coalesce(F.col("title"), F.lit("")), F.array_join(F.coalesce(F.col("categories"), empty), ", ")
+    )
+    head = F.array_join(F.filter(parts, lambda p: p != F.lit("")), ". ")
+    both = (head != F.lit("")) & (F.coalesce(F.col("text"), F.lit("")) != F.lit(""))
+    return F.when(both, F.array(F.sha2(head, 256), F.sha2(F.col("text"), 256)))
+
+
 def item_features(
-    interactions: DataFrame, items: DataFrame, run_date: date, as_of: datetime, half_life_days: float, run_id: str
-) -> DataFrame:
+    interactions: DataFrame, items: DataFrame, run_date: date, as_of: datetime, half_life_days: float, run_id: str,
+    text_fields: str = "joined",
+) -> DataFrame:  # fmt: skip
     """Rows of gold.item_features.
 
     Args:
         interactions, items: what asof.interactions and asof.items give for `as_of`.
         as_of: aware instant, exclusive. half_life_days: days after which an event counts half.
+        text_fields: "separate": the keys of two texts too. "joined": texts_sha256 is null.
 
     Returns: one row an item of `items`, unordered; popularity_micro sums floor(1e6 * 2^(-whole days / half-life))
         over the item's users, each by their latest event; windows are `[as_of - n days, as_of)`.
@@ -79,7 +98,9 @@ def item_features(
         "title",
         "categories",
         F.sha2(_text(), 256).alias("text_sha256"),
+        (_fields() if text_fields == "separate" else F.lit(None)).cast("array<string>").alias("texts_sha256"),
         "image_sha256",
+        "images_sha256",
         "audio_sha256",
         *(F.coalesce(F.col(c), F.lit(0)).alias(c) for c in zero),
         F.unix_micros("valid_from").alias("available_us"),

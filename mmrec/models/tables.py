@@ -9,56 +9,63 @@ Shape legend: N items, D vector size, B histories, L their events.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmrec.models.data import Items, Log, group_codes
+from mmrec.models.fields import USUAL, contents, pool_fields, pooling
 
 NEVER = np.iinfo(np.int64).max
 
 
 def content_of(
-    embeddings: pa.Table, versions: Mapping[str, str], keys: Mapping[str, Sequence[str | None]]
+    embeddings: pa.Table, versions: Mapping[str, str], rows: pa.Table, fields: Mapping[str, str]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Content vectors of items.
 
     Args:
         embeddings: rows of gold.item_embeddings. versions: modality -> encoder version to read.
-        keys: modality -> (N,) content_sha256 an item, None where it has no such content.
+        rows: (N,) items with <modality>_sha256 columns, texts_sha256 and images_sha256 where there are any.
+        fields: modality -> which contents stand for an item, see fields.py.
 
     Returns: modality -> (N, D) float32 (zero rows where absent or refused), modality -> (N,) bool.
     """
     content, present = {}, {}
     for modality, version in versions.items():
-        rows = embeddings.filter(pc.equal(embeddings["encoder_version"], version))
-        rows = rows.filter(pc.greater(rows["dim"], 0))
-        dim = rows["dim"][0].as_py() if rows.num_rows else 1
-        at = {sha: i for i, sha in enumerate(rows["content_sha256"].to_pylist())}
-        flat = rows["embedding"].combine_chunks()
+        held = embeddings.filter(pc.equal(embeddings["encoder_version"], version))
+        held = held.filter(pc.greater(held["dim"], 0))
+        dim = held["dim"][0].as_py() if held.num_rows else 1
+        at = {sha: i for i, sha in enumerate(held["content_sha256"].to_pylist())}
+        flat = held["embedding"].combine_chunks()
         flat = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
         vectors = flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-        position = np.array([at.get(k, -1) if k else -1 for k in keys[modality]], np.int64)
-        found = position >= 0
-        matrix = np.zeros((len(position), dim), np.float32)
-        matrix[found] = vectors[position[found]]
-        content[modality], present[modality] = matrix, found
+        own = [[at[k] for k in keys if k in at] for keys in _keys(rows, modality, fields)]
+        content[modality], present[modality] = pool_fields(vectors, own, pooling(fields, modality))
     return content, present
 
 
+def _keys(rows: pa.Table, modality: str, fields: Mapping[str, str]) -> list[list[str]]:
+    """(N,) content keys of items."""
+    several, one = f"{modality}s_sha256", rows[f"{modality}_sha256"].to_pylist()
+    taken = several in rows.column_names and (modality != "text" or pooling(fields, modality) == "mean")
+    return contents(one, rows[several].to_pylist() if taken else [None] * len(one))
+
+
 def items_from(
-    rows: pa.Table, embeddings: pa.Table, versions: Mapping[str, str], groups: Mapping[str, str] | None = None
-) -> Items:
-    """`Items` of rows with item_id, categories, available_us, withdrawn_us and <modality>_sha256 columns.
+    rows: pa.Table, embeddings: pa.Table, versions: Mapping[str, str], groups: Mapping[str, str] | None = None,
+    fields: Mapping[str, str] = USUAL,
+) -> Items:  # fmt: skip
+    """`Items` of rows with item_id, categories, available_us, withdrawn_us and the columns of `content_of`.
 
     Args:
+        fields: as of `content_of`.
         groups: item id -> group id of items that are listed twice; None: not known.
     """
     rows = rows.sort_by("item_id")
-    keys = {m: rows[f"{m}_sha256"].to_pylist() for m in versions}
-    content, present = content_of(embeddings, versions, keys)
+    content, present = content_of(embeddings, versions, rows, fields)
     category = np.array([(c or [""])[0] for c in rows["categories"].to_pylist()], object)
     ids = rows["item_id"].to_pylist()
     return Items(

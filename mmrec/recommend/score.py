@@ -64,13 +64,12 @@ def _items(
     bundle: Bundle, items: pa.Table, lake: Lake, m: Manifest, device: str, threads: int
 ) -> tuple[np.ndarray, np.ndarray]:
     versions = bundle.encoders
-    keys = {k: items[f"{k}_sha256"].to_pylist() for k in versions}
     rows = lake.arrow(
         "gold.item_embeddings",
         m.tables["gold.item_embeddings"],
         where=ds.field("encoder_version").isin(list(versions.values())),
     )
-    content, present = content_of(rows, versions, keys)
+    content, present = content_of(rows, versions, items, bundle.fields)
     dims: dict[str, int] = bundle.about["content_dims"]
     known = {item: i + 1 for i, item in enumerate(json.loads((bundle.folder / "item_map.json").read_text()))}
     feeds: dict[str, np.ndarray] = {
@@ -86,7 +85,7 @@ def _items(
                 valid=str(dim),
                 next="mmrec train --date D",
             )
-        if any(keys[k]) and not present[k].any():
+        if items[f"{k}_sha256"].null_count < items.num_rows and not present[k].any():
             there = lake.arrow("gold.item_embeddings", m.tables["gold.item_embeddings"], columns=["encoder_version"],
                                where=ds.field("modality") == k)  # fmt: skip
             found = sorted(set(there["encoder_version"].to_pylist()))

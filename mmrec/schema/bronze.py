@@ -9,18 +9,20 @@ from mmrec.schema.kinds import Table
 from mmrec.schema.kinds import column as _c
 from mmrec.schema.rules import rule as _r
 
-_TS, _STR = "TIMESTAMP", "STRING"
+_TS, _STR, _STRS = "TIMESTAMP", "STRING", "ARRAY<STRING>"
 
-# What each kind of source row carries, as strings; silver gives them their types.
+# What each kind of source row carries, as strings; silver gives them their types. Hashes of media are ingest's.
 _RAW: dict[str, tuple[str, ...]] = {
     "interactions": ("user_id", "item_id", "event_type", "event_ts", "weight", "context", "text"),
     "items": ("item_id", "valid_from", "withdrawn_at", "title", "text", "categories", "attributes", "image",
-              "image_sha256", "audio", "audio_sha256"),
+              "image_sha256", "images_sha256", "audio", "audio_sha256"),
     "users": ("user_id", "withdrawn_at", "attributes"),
     "relations": ("kind", "subject_id", "relation", "object_id"),
     "impressions": ("impression_id", "user_id", "item_id", "shown_at", "surface", "rank", "run_id", "arm",
                     "propensity"),
 }  # fmt: skip
+
+_MADE = {"images_sha256": "of each picture that image lists, in order, null where it has no bytes; null: it lists none"}
 
 
 def _bronze(kind: str) -> Table:
@@ -32,7 +34,8 @@ def _bronze(kind: str) -> Table:
         "append_new",
         ("row_hash", "occurrence"),
         (
-            *(_c(n, _STR, "as delivered", nullable=True) for n in _RAW[kind]),
+            *(_c(n, _STR if n != "images_sha256" else _STRS, _MADE.get(n, "as delivered"), nullable=True)
+              for n in _RAW[kind]),
             _c("available_at", _STR, "delivery time as the source gives it, ISO 8601 in UTC", nullable=True),
             _c("raw", _STR, "the row as text, where it could not be parsed or mends another", nullable=True),
             _c("parse_error", _STR, "why the row could not be parsed; null if it could", _r("parsed"), nullable=True),

@@ -24,7 +24,7 @@ OPS = (
             _c("file", _STR, "file within the source"),
             _c("line", "BIGINT", "line within the file, 0 where there is none"),
             _c("row_hash", _STR, "key of the row in its bronze table"),
-            _c("occurrence", "INT", "key of the row in its bronze table"),
+            _c("occurrence", "INT", "key of the row in its bronze table; of bronze.media the picture's place, from 0"),
         ),
         {"rule_named": "rule <> ''"},
     ),

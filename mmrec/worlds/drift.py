@@ -86,8 +86,9 @@ def shape(value: Any) -> str:
 
 
 def scalars(kind: str) -> frozenset[str]:
-    """Columns of a kind that hold one value, not a list or an object."""
+    """Columns of a kind that hold one value, not a list or an object; an item's pictures may be either."""
     nested = {c.name for c, r in schema.rules(f"silver.{kind}") if r.test in ("object", "names")}
+    nested |= {"image"} if kind == "items" else set()
     return frozenset(c.name for c in schema.table(f"bronze.{kind}").columns) - nested
 
 

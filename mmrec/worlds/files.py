@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from mmrec import dates, schema
 from mmrec.errors import InputError
 from mmrec.files import is_url
+from mmrec.named import references
 from mmrec.worlds.drift import Layout, scalars, shape
 from mmrec.worlds.sources import Delivery, batches, csv_rows, jsonl_rows, media_bytes
 
@@ -147,7 +148,7 @@ def _text(value: Any) -> str | None:
 
 
 def _scalar(name: str, value: Any, flat: frozenset[str]) -> str | None:
-    if name in flat and isinstance(value, list | dict):
+    if (name in flat and isinstance(value, list | dict)) or (name == "image" and isinstance(value, dict)):
         raise TypeError(f"{name} is a {shape(value)}, not a value")
     return _text(value)
 
@@ -157,10 +158,7 @@ def _standard(kind: str, day: str) -> Callable[[dict[str, Any]], dict[str, str |
 
     def convert(row: dict[str, Any]) -> dict[str, str | None]:
         made = {n: _scalar(n, row.get(n), flat) for n in names}
-        for medium in ("image", "audio"):
-            if made.get(medium) and not is_url(made[medium]):
-                made[medium] = f"{day}/{made[medium]}"
-        return made
+        return made | {m: _media(m, made[m], f"{day}/") for m in ("image", "audio") if m in made}
 
     return convert
 
@@ -175,9 +173,15 @@ def _renamed(kind: str, rule: dict[str, Any]) -> Callable[[dict[str, Any]], dict
         for n in names:
             value = _text(constants[n]) if n in constants else _scalar(n, row.get(columns.get(n, n)), flat)
             made[n] = _moment(value, form, zone) if n in _TIMES and value else value
-        return made
+        return made | {m: _media(m, made[m]) for m in ("image", "audio") if m in made}
 
     return convert
+
+
+def _media(modality: str, text: str | None, folder: str = "") -> str | None:
+    """What a row names as the source knows it, paths below `folder`; a list of one is that one, of none is null."""
+    named = [n if is_url(n) else f"{folder}{n}" for n in references(modality, text)]
+    return _text(named) if len(named) > 1 else named[0] if named else None
 
 
 def _moment(value: str, form: str, zone: ZoneInfo) -> str:

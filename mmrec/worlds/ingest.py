@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from mmrec import schema
+from mmrec import named, schema
 from mmrec.errors import QualityError
 from mmrec.files import is_url
 from mmrec.lake import evolve
@@ -30,7 +30,6 @@ from mmrec.worlds.sources import Delivery, Source, row_hash
 
 _KINDS = ("items", "users", "interactions", "relations", "impressions")
 _NEW_COLUMNS = 100  # of a delivery, that are recorded
-_MEDIA = {"image": "image", "audio": "audio"}
 
 
 def ingest(
@@ -151,8 +150,12 @@ class _Media:
         self.source, self.known = source, known
         self.rows: list[dict[str, Any]] = []
 
-    def sha256(self, reference: str | None, modality: str) -> str | None:
-        if not reference or is_url(reference):  # URLs are asked for when every delivery has been judged
+    def of(self, text: str | None, modality: str) -> list[str | None]:
+        """Hashes of what a row names in its column `modality`; None where there are no bytes."""
+        return [self._sha256(reference, modality) for reference in named.references(modality, text)]
+
+    def _sha256(self, reference: str, modality: str) -> str | None:
+        if is_url(reference):  # they are asked for when every delivery has been judged
             return None
         data = self.source.media(reference)
         if data is None:
@@ -189,7 +192,7 @@ def _read(
 ) -> tuple[int, pa.Table]:  # fmt: skip
     t = schema.table(f"bronze.{kind}")
     raw = [c.name for c in t.columns[: t.arrow.get_field_index("available_at")]]
-    hashed = [n for n in raw if n not in ("image_sha256", "audio_sha256")] + ["available_at", "raw", "parse_error"]
+    hashed = [n for n in raw if not n.endswith("_sha256")] + ["available_at", "raw", "parse_error"]
     seen: Counter[str] = Counter()
     rows = 0
     tables = [t.arrow.empty_table()]
@@ -215,8 +218,9 @@ def _read(
         lines = batch.column("line").to_pylist()
         out: dict[str, list[Any]] = {n: [columns.get(n, none)[i] for i in keep] for n in hashed}
         if kind == "items":
-            for column, modality in _MEDIA.items():
-                out[f"{column}_sha256"] = [media.sha256(r, modality) for r in out[column]]
+            for m, columns_of in named.COLUMNS.items():
+                found = [named.hashes(m, media.of(text, m)) for text in out[m]]
+                out |= {c: [h[c] for h in found] for c in columns_of}
         out |= {"source": [source] * len(keep), "file": [delivery.file] * len(keep), "line": [lines[i] for i in keep],
                 "row_hash": [hashes[i] for i in keep], "occurrence": occurrences,
                 "ingested_at": [stamp] * len(keep)}  # fmt: skip

@@ -23,9 +23,9 @@ from mmrec import schema
 from mmrec.files import is_url
 from mmrec.lake.commit import Fenced, fence, work_id, write
 from mmrec.lake.store import Lake
+from mmrec.named import COLUMNS, hashes, media, references
 from mmrec.worlds.sources import row_hash
 
-MEDIA = ("image", "audio")
 _BYTES = 64 << 20  # of fetched media that are held before they are committed
 
 
@@ -61,15 +61,15 @@ class Remote:
 
     def filled(self, rows: pa.Table) -> pa.Table:
         """New rows of bronze.items, with hashes where a URL gave bytes. Raises: Fenced: another ingest was faster."""
-        wanted = [m for m in MEDIA if any(map(is_url, rows[m].to_pylist()))]
+        wanted = [m for m in COLUMNS if any(is_url(n) for text in rows[m].to_pylist() for n in references(m, text))]
         if not wanted:
             return rows
         for m in wanted:
-            column = f"{m}_sha256"
-            wide = rows.select([m, column, "source", "row_hash", "occurrence"])
-            shas = [self._one(row, m) for row in wide.to_pylist()]
-            rows = rows.set_column(rows.schema.get_field_index(column), rows.schema.field(column),
-                                   pa.array(shas, pa.string()))  # fmt: skip
+            wide = rows.select([m, *COLUMNS[m], "source", "row_hash", "occurrence"])
+            made = [self._filled(row, m) for row in wide.to_pylist()]
+            for c in COLUMNS[m]:
+                at, field = rows.schema.get_field_index(c), rows.schema.field(c)
+                rows = rows.set_column(at, field, pa.array([h[c] for h in made], field.type))
         self._commit()
         return rows
 
@@ -81,8 +81,10 @@ class Remote:
         t = schema.table("bronze.items").arrow
         made = []
         for row in self._owed():
-            found = {f"{m}_sha256": self._one(row, m) for m in row.pop("owed")}
-            if any(found.values()):
+            found: dict[str, Any] = {}
+            for m, places in row.pop("owed").items():
+                found |= self._filled(row, m, places)
+            if _bytes(row | found) > _bytes(row):
                 made.append(row | found)
         self._commit()
         if not made:
@@ -103,14 +105,20 @@ class Remote:
             return 0
         pinned = fence(self.lake, "ops.quarantine")
         have = self._recorded()
-        fresh = {(v["row_hash"], v["rule"]): v for v in self._verdicts if (v["row_hash"], v["rule"]) not in have}
+        found = {(v["row_hash"], v["occurrence"], v["rule"]): v for v in self._verdicts}
+        fresh = {key: v for key, v in found.items() if key not in have}
         rows = pa.Table.from_pylist(list(fresh.values()), schema.table("ops.quarantine").arrow)
         return write(self.lake, "ops.quarantine", rows, run_id=work_id(self.run_id, sorted(fresh)), pinned=pinned).rows
 
-    def _one(self, row: dict[str, Any], modality: str) -> str | None:
-        url = row[modality]
-        if not is_url(url) or row["occurrence"] or row[f"{modality}_sha256"]:
-            return row[f"{modality}_sha256"]
+    def _filled(self, row: dict[str, Any], modality: str, places: set[int] | None = None) -> dict[str, Any]:
+        """The row's hashes, with those that its URLs gave (at `places`; None: at all)."""
+        shas = []
+        for n, (url, sha) in enumerate(media(row, modality)):
+            asked = is_url(url) and not row["occurrence"] and (places is None or n in places)
+            shas.append(self._one(row, modality, n, url) if asked and sha is None else sha)
+        return hashes(modality, shas)
+
+    def _one(self, row: dict[str, Any], modality: str, place: int, url: str) -> str | None:
         if self._sha is None:
             self._sha = _fetched(self.lake)
         if url not in self._sha and url not in self._why:
@@ -124,7 +132,7 @@ class Remote:
         why = self._why[url]
         self._verdicts.append({"table_name": "bronze.media", "rule": f"{modality}_url_{why.split(':')[0]}",
                                "reason": why[:200], "raw": url, "file": url, "source": row["source"], "line": 0,
-                               "row_hash": row["row_hash"], "occurrence": 0})  # fmt: skip
+                               "row_hash": row["row_hash"], "occurrence": place})  # fmt: skip
         return None
 
     def _add(self, url: str, modality: str, data: bytes) -> str:
@@ -148,21 +156,25 @@ class Remote:
         self.pinned += 1
         self.count += len(rows)
 
-    def _recorded(self) -> set[tuple[str, str]]:
-        rows = self.lake.arrow("ops.quarantine", columns=["row_hash", "rule"],
+    def _recorded(self) -> set[tuple[str, int, str]]:
+        rows = self.lake.arrow("ops.quarantine", columns=["row_hash", "occurrence", "rule"],
                                where=ds.field("table_name") == "bronze.media")  # fmt: skip
-        return set(zip(rows["row_hash"].to_pylist(), rows["rule"].to_pylist(), strict=True))
+        return set(zip(*(rows[c].to_pylist() for c in ("row_hash", "occurrence", "rule")), strict=True))
 
     def _owed(self) -> Iterator[dict[str, Any]]:
         """Rows that would mend those of bronze.items whose media may come now; `owed` says which."""
-        columns = ["row_hash", "occurrence", "raw", *MEDIA, *(f"{m}_sha256" for m in MEDIA)]
+        columns = ["row_hash", "occurrence", "raw", *COLUMNS, *(c for made in COLUMNS.values() for c in made)]
         rows = self.lake.arrow("bronze.items", columns=columns, where=ds.field("source") == self.source).to_pylist()
         mended = {_mends(r["raw"]) for r in rows}
-        told = ((h, *rule.partition("_url_")) for h, rule in self._recorded())
-        judged = {(h, m) for h, m, url, code in told if url and code not in self.fetch.passing}
+        told = ((h, n, *rule.partition("_url_")) for h, n, rule in self._recorded())
+        judged = {(h, m, n) for h, n, m, url, code in told if url and code not in self.fetch.passing}
         owed = {}
         for r in rows:
-            due = [m for m in MEDIA if is_url(r[m]) and not r[f"{m}_sha256"] and (r["row_hash"], m) not in judged]
+            due: dict[str, set[int]] = {}
+            for m in COLUMNS:
+                for n, (url, sha) in enumerate(media(r, m)):
+                    if is_url(url) and not sha and (r["row_hash"], m, n) not in judged:
+                        due.setdefault(m, set()).add(n)
             if due and not r["occurrence"] and r["row_hash"] not in mended:
                 owed[r["row_hash"]] = due
         if not owed:
@@ -181,13 +193,18 @@ class Remote:
 def _fetched(lake: Lake) -> dict[str, str]:
     """URL -> hash of its bytes, as far as the lake knows."""
     found: dict[str, str] = {}
-    for name, pairs in (("bronze.media", (("uri", "sha256"),)),
-                        ("bronze.items", tuple((m, f"{m}_sha256") for m in MEDIA))):  # fmt: skip
-        for batch in lake.batches(name, columns=[c for pair in pairs for c in pair]):
-            for uri, sha in pairs:
-                found |= {u: s for u, s in zip(batch[uri].to_pylist(), batch[sha].to_pylist(), strict=True)
-                          if s and is_url(u)}  # fmt: skip
+    for batch in lake.batches("bronze.media", columns=["uri", "sha256"]):
+        found |= {u: s for u, s in zip(batch["uri"].to_pylist(), batch["sha256"].to_pylist(), strict=True) if is_url(u)}
+    for batch in lake.batches("bronze.items", columns=[*COLUMNS, *(c for made in COLUMNS.values() for c in made)]):
+        for row in batch.to_pylist():
+            for m in COLUMNS:
+                found |= {u: s for u, s in media(row, m) if s and is_url(u)}
     return found
+
+
+def _bytes(row: dict[str, Any]) -> int:
+    """How many of the media that a row names have bytes."""
+    return sum(sha is not None for m in COLUMNS for _, sha in media(row, m))
 
 
 def _mends(raw: str | None) -> str | None:

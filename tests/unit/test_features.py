@@ -97,6 +97,7 @@ def shop(seed, n=400):
         items.append(common | {"item_id": rng.choice(item_ids), "valid_from": rng.choice(moments), "image": None,
                                "title": rng.choice(NASTY), "text": rng.choice([None, *NASTY]), "audio": None,
                                "categories": rng.choices(NASTY, k=rng.randrange(4)), "image_sha256": image,
+                               "images_sha256": [image, None, "x"] if image and audio else None,
                                "audio_sha256": audio})  # fmt: skip
         users.append(common | {"user_id": rng.choice(user_ids)})
     return interactions, items, users
@@ -159,6 +160,7 @@ def naive_item_features(interactions, items):
         text = windows.content_text(item["title"], item["categories"], item["text"])
         made.append({
             "run_date": DAY, "item_id": item["item_id"], "title": item["title"], "categories": item["categories"],
+            "texts_sha256": None, "images_sha256": item.get("images_sha256"),
             "text_sha256": text and hashlib.sha256(text.encode()).hexdigest(), "image_sha256": item["image_sha256"],
             "audio_sha256": item["audio_sha256"], "n_interactions": len(own), "n_users": len(latest),
             "n_7d": within(own, 7), "n_30d": within(own, 30), "n_90d": within(own, 90),
@@ -285,6 +287,21 @@ def test_known_answer_by_hand(spark):
     assert made_items[0]["text_sha256"] == hashlib.sha256(b"T. p, q. long").hexdigest()
 
 
+def test_a_night_whose_model_takes_texts_apart_carries_their_keys_and_every_picture(spark):
+    item = {"available_at": EPOCH, "valid_from": EPOCH, "withdrawn_at": None, "categories": ["p"], "attributes": "{}", "image": None,
+            "image_sha256": "a", "audio": None, "audio_sha256": None, "source": "s"}  # fmt: skip
+    items = [item | {"item_id": i, "row_hash": i, "title": "T", "text": text, "images_sha256": images}
+             for i, text, images in (("x", "long", ["a", None, "b"]), ("y", None, None))]  # fmt: skip
+    offered = asof.items(frame(spark, "silver.items", items), NOW)
+    seen = asof.interactions(frame(spark, "silver.interactions", []), NOW)
+    apart, joined = (rows_of("gold.item_features", windows.item_features(seen, offered, DAY, NOW, HALF_LIFE, "r", how), "item_id")
+                     for how in ("separate", "joined"))  # fmt: skip
+    key = [hashlib.sha256(t).hexdigest() for t in (b"T. p", b"long")]
+    assert [r["texts_sha256"] for r in apart] == [key, None]
+    assert [r["images_sha256"] for r in apart] == [["a", None, "b"], None]
+    assert [r | {"texts_sha256": None} for r in apart] == joined
+
+
 def test_empty_tables_give_empty_features(spark):
     assert build(spark, [], [], []) == ([], [])
 
@@ -325,6 +342,12 @@ def test_engine_and_python_agree_on_the_text_of_an_item(spark):
     assert made["key"].to_pylist() == [text_key(t) for t in want]
     assert None in want
     assert "" not in want
+    fields = df.select(windows._fields().alias("keys")).toArrow()["keys"].to_pylist()
+    apart = [windows.fields_of(**row) for row in rows]
+    assert fields == [[text_key(t) for t in ts] or None for ts in apart]
+    # one field alone is the whole text: its key stands in the other column
+    assert all(whole in (head, text) for whole, ts, (head, text) in zip(want, apart, ((windows.content_text(r["title"], r["categories"], None), r["text"] or None) for r in rows), strict=True) if not ts)
+    assert 20 < sum(map(bool, apart)) < len(rows)
 
 
 @pytest.mark.films

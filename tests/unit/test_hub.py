@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from mmrec.content import hub, hub_export, hub_prepare
 from mmrec.content.encoders import encoder
-from mmrec.content.hub import HubModel, describe, pool_fields
+from mmrec.content.hub import HubModel, describe
 from mmrec.content.hub_torch import _pool
 from mmrec.content.media import decode_audio, decode_image
 from mmrec.errors import InputError, TransientError
@@ -521,27 +521,6 @@ def test_whoever_encodes_on_the_processor_has_neither_torch_nor_transformers_in_
             "print(sorted({'torch', 'transformers'} & set(sys.modules)))")  # fmt: skip
     child = subprocess.run([sys.executable, "-c", code, str(zoo / "bert"), str(cache)], capture_output=True, text=True)
     assert (child.stdout.strip(), child.returncode) == ("[]", 0), child.stderr
-
-
-def test_fields_are_pooled_over_those_that_are_there() -> None:
-    rng = np.random.default_rng(0)
-    emb, mask = rng.normal(size=(3, 20, 4)).astype(np.float32) * 7, rng.random((3, 20)) < 0.6
-    mask[:, 0] = False
-    emb[~mask] = np.nan  # an absent field's numbers are never read
-    mean, both = pool_fields(emb, mask, "mean"), pool_fields(emb, mask, "concat")
-    assert (mean.shape, both.shape, mean.dtype, both.dtype) == ((20, 4), (20, 12), np.float32, np.float32)
-    for b in range(20):
-        there = [emb[f, b] / np.linalg.norm(emb[f, b]) for f in range(3) if mask[f, b]]
-        assert np.allclose(mean[b], np.mean(there, 0) if there else 0, atol=1e-6)
-        assert np.allclose(np.linalg.norm(both[b]), 1 if there else 0, atol=1e-6)
-        for f in range(3):
-            block = both[b, 4 * f : 4 * f + 4]
-            assert np.allclose(block * len(there) ** 0.5, emb[f, b] / np.linalg.norm(emb[f, b]), atol=1e-6) if mask[f, b] else not block.any()
-    zero = np.array([[[3.0, 4.0]], [[0.0, 0.0]]], np.float32)
-    assert np.allclose(pool_fields(zero, np.ones((2, 1), bool), "mean"), [[0.6, 0.8]])
-    for bad in (("sum", mask), ("mean", mask[:2])):
-        with pytest.raises(InputError):
-            pool_fields(emb, bad[1], bad[0])
 
 
 def test_settings_name_a_model_by_its_folder_and_get_its_encoder(zoo: Path, cache: Path) -> None:

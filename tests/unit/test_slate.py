@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
@@ -316,6 +317,36 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
     offered = items_of([str(i) for i in items.ids], np.rint(model.popularity_N * 1e6).astype(int).tolist(), shas)
     day = {"bundle": load(folder), "users": users_of(histories), "items": offered, "lake": lake, "m": manifest}
     return Scored(model, (items, log, fold), day)
+
+
+def test_the_scorer_takes_the_contents_that_its_bundle_names_and_an_old_bundle_the_usual_ones(scored: Scored, tmp_path: Path) -> None:
+    """Each item's two texts are two halves of the vector that the model was trained on: pooled, they are it again."""
+    content, rng = scored.shop[0].content["text"].astype(float), np.random.default_rng(3)
+    vector = {}
+    for n, v in enumerate(content):
+        away = rng.normal(size=6)
+        away -= v * (away @ v) / max(v @ v, 1e-9)
+        away *= np.linalg.norm(v) / np.linalg.norm(away)
+        for half, sign in (("a", 1), ("b", -1)):
+            vector[f"{half}{n}"] = (0.8 * v + sign * 0.6 * away).astype(np.float32)
+        vector[f"sha{n}"] = (content[n] if n % 2 else away).astype(np.float32)
+    lake, manifest = embeddings(tmp_path / "lake", {k: v for k, v in vector.items() if v.any()}, "toy-1")
+    present = scored.shop[0].present["text"]
+    apart = pa.array([[f"a{n}", f"b{n}"] if has else None for n, has in enumerate(present)], pa.list_(pa.string()))
+    offered = scored.day["items"].append_column("texts_sha256", apart)
+    old = scored.day["bundle"]
+    assert "fields" not in old.about
+    folder = shutil.copytree(old.folder, tmp_path / "bundle")
+    seal(folder, old.about | {"fields": {"text": "separate", "image": "first"}})
+    more: dict[str, Any] = {"device": "cpu", "threads": 1}
+    trained = item_side(old, scored.day["items"], scored.day["lake"], scored.day["m"], **more)
+    pooled = item_side(load(folder), offered, lake, manifest, **more)
+    whole = item_side(old, offered, lake, manifest, **more)
+    alone = item_side(old, scored.day["items"], lake, manifest, **more)
+    assert None not in (trained, pooled, whole, alone)
+    np.testing.assert_allclose(pooled.item_vec, trained.item_vec, atol=1e-4 * np.abs(trained.item_vec).max())
+    assert np.abs(whole.item_vec - trained.item_vec).max() > 0.01 * np.abs(trained.item_vec).max(), "it took no text's own vector"
+    np.testing.assert_array_equal(whole.item_vec, alone.item_vec)
 
 
 def test_a_dot_product_of_the_vectors_is_the_trained_models_score(scored: Scored) -> None:
