@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from mmrec.errors import QualityError, TransientError
+from mmrec.bench.sides import Side
+from mmrec.errors import QualityError
 
 PEERS = {"text": ("mmrec", "torch", "onnx_int8"), "image": ("mmrec", "torch")}
 _P1, _LEAST = 0.99, 0.98  # cosine to fp32, of one in a hundred and of all: what an encoder in few bits is held to
@@ -110,39 +110,16 @@ def _cosines(folder: Path, kind: str, who: str, rounds: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-class _Side:
+class _Side(Side):
     """A process that encodes a slice when told to."""
 
     def __init__(self, name: str, folder: Path, threads: int) -> None:
-        self.name = name
-        self.said = (folder / f"{name}.log").open("w+")
         words = [sys.executable, "-m", "mmrec.bench.encoders", name, str(folder), str(threads)]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said,
-                                        text=True)  # fmt: skip
-
-    def __enter__(self) -> _Side:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-        self.said.close()
+        super().__init__(f"bench embed, {name}", words, folder / f"{name}.log")
 
     def run(self, n: int) -> float:
         """Seconds that slice `n` took."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(json.dumps({"slice": n}) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except OSError:
-            line = ""
-        if not line.startswith("{"):
-            self.said.seek(0)
-            raise TransientError("a side failed", where=f"bench embed, {self.name}", next="mmrec doctor",
-                                 value=(line + self.said.read()).strip()[-800:])  # fmt: skip
-        return float(json.loads(line)["seconds"])
+        return float(self.ask({"slice": n})["seconds"])
 
 
 def _write(folder: Path, kind: str, n: int, part: list[Any]) -> None:
