@@ -41,25 +41,24 @@ _COLD_KS = (10, 20, 50)
 _OFFSETS = (0.0, *(float(2**n) for n in range(21)))  # the last leaves no cold item in any list
 
 
-def first_cases(fold: Fold) -> slice:
+def first_cases(fold: Fold, most: int = _CASES) -> slice:
     """The cases a search looks at."""
-    return slice(0, min(fold.n_cases, _CASES))
+    return slice(0, min(fold.n_cases, most))
 
 
-def mask(fold: Fold, log: Log, scores_BN: np.ndarray) -> np.ndarray:
-    """The same scores, -inf where a case has seen the item or it is not on offer; in place."""
-    n = len(scores_BN)
-    case = np.repeat(np.arange(n), np.diff(fold.hist_ptr[: n + 1]))
+def mask(fold: Fold, log: Log, scores_BN: np.ndarray, start: int = 0) -> np.ndarray:
+    """The same scores of cases from `start` on, -inf where one has seen the item or it is not on offer; in place."""
+    ptr = fold.hist_ptr[start : start + len(scores_BN) + 1]
+    case = np.repeat(np.arange(len(scores_BN)), np.diff(ptr))
     scores_BN[:, ~fold.catalogue] = -np.inf
-    scores_BN[case, log.item[fold.hist_row[: fold.hist_ptr[n]]]] = -np.inf
+    scores_BN[case, log.item[fold.hist_row[ptr[0] : ptr[-1]]]] = -np.inf
     return scores_BN
 
 
-def ndcg(fold: Fold, masked_BN: np.ndarray) -> float:
-    """Mean ndcg@10 of the first B cases of a fold, from masked scores."""
-    n = len(masked_BN)
-    values = metrics.ranking(_top(masked_BN, 10), fold.target_ptr[: n + 1],
-                                  fold.target_item[: fold.target_ptr[n]], (10,))  # fmt: skip
+def ndcg(fold: Fold, masked_BN: np.ndarray, start: int = 0) -> float:
+    """Mean ndcg@10 of B cases of a fold from `start` on, from masked scores."""
+    ptr = fold.target_ptr[start : start + len(masked_BN) + 1]
+    values = metrics.ranking(_top(masked_BN, 10), ptr - ptr[0], fold.target_item[ptr[0] : ptr[-1]], (10,))
     return float(values["ndcg@10"].mean())
 
 
