@@ -336,6 +336,8 @@ def monitor(night: Night) -> dict[str, Any]:
 
     Raises: QualityError: sources were late, so nothing was published; everything else is written.
     """
+    from mmrec.content.sandbox import Sandbox
+    from mmrec.content.video import still
     from mmrec.monitor import alerts, health, report
 
     m, lake = night.manifest, night.lake
@@ -356,16 +358,18 @@ def monitor(night: Night) -> dict[str, Any]:
         raise alerts.nothing_published(m, night.lake.run_dates())
     numbers = health.night_metrics(lake, m.day, m.run_id, m.model_version, m.config["k"])
     commit.append(lake, "ops.metrics", numbers, m.run_id)
-    path = report.write_report(
-        lake,
-        m.day,
-        night.config.home / "reports" / str(m.day),
-        zone=night.config.zone,
-        seconds=getattr(night, "seconds", None),
-        versions=m.tables,
-        curves=_curves(night),
-        alike=alike.page(night),
-    )
+    with Sandbox() as box:
+        path = report.write_report(
+            lake,
+            m.day,
+            night.config.home / "reports" / str(m.day),
+            zone=night.config.zone,
+            seconds=getattr(night, "seconds", None),
+            versions=m.tables,
+            curves=_curves(night),
+            alike=alike.page(night),
+            still=partial(still, box),
+        )
     return {
         "report": str(path),
         "stale": pc.sum(fresh["stale"]).as_py() or 0,

@@ -1,8 +1,8 @@
 """What is made of a medium before a model sees it: small arrays, from functions that a worker of `sandbox.py` can run.
 
 In: bytes from a shop. Out: pixels of one size, a picture's hash, or the statistics of a sound's spectrum; `BadMedia`
-where there is nothing to make them of. Nothing but numpy, Pillow, soundfile and soxr is imported, so a worker starts in
-a quarter of a second and holds no model.
+where there is nothing to make them of. Nothing but numpy, Pillow, soundfile and soxr is imported (and FFmpeg, when the
+first video comes), so a worker starts in a quarter of a second and holds no model.
 Trade-off: a picture's sides are scaled each by its own factor, so aspect is lost and nothing is cut off.
 
 Shape legend: F frames, W samples a frame, M mel bands, S side of a hashed picture, K frequencies of a side.
@@ -17,6 +17,7 @@ import soxr
 from PIL import Image
 
 from mmrec.content.media import BadMedia, decode_audio, decode_image
+from mmrec.content.video import decode_video, is_video
 
 BANDS = 64
 _RATE, _FFT, _HOP = 16_000, 1024, 256
@@ -29,11 +30,17 @@ LOG_MEL = f"logmel/{_RATE}/{_FFT}/{BANDS}/mean-std-delta/fp32"
 
 
 def pixels(data: bytes, size: int) -> np.ndarray:
-    """A picture as (size, size, 3) uint8, bicubic.
+    """A picture as (size, size, 3) uint8, bicubic; a video as (FRAMES, size, size, 3).
 
-    Raises: BadMedia, MemoryError: as `decode_image`.
+    Raises: BadMedia, MemoryError: as `decode_image` and `decode_video`.
     """
-    return np.asarray(decode_image(data).resize((size, size), Image.Resampling.BICUBIC))
+    if is_video(data):
+        return np.stack([_square(frame, size) for frame in decode_video(data)])
+    return _square(decode_image(data), size)
+
+
+def _square(image: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def phash(data: bytes) -> np.ndarray:
@@ -44,8 +51,11 @@ def phash(data: bytes) -> np.ndarray:
     discrete cosine transform, its lowest frequencies without the constant ones, each above or below their median.
     His mean filter of 7 by 7 is left out: scaling here takes every pixel into account.
 
-    Raises: BadMedia, MemoryError: as `decode_image`, and flat: a picture of one colour, whose bits would be noise.
+    Raises: BadMedia, MemoryError: as `decode_image`, and flat: a picture of one colour, whose bits would be noise;
+    video: one frame is no fingerprint of the whole, so videos are copies of each other where their bytes are equal.
     """
+    if is_video(data):
+        raise BadMedia("video: one frame would not tell it from others")
     grey = decode_image(data).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
     wave_KS = _cosines()
     frequency_KK = wave_KS @ np.asarray(grey, np.float64) @ wave_KS.T

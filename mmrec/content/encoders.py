@@ -3,7 +3,9 @@
 In: texts, picture files, sound files, as they come. Out: `emb_BD` and, a row, why it was refused.
 `version` names weights, preprocessing and dtype; vectors of two versions are never mixed. A row's vector does not
 depend on its companions: batches are padded to one fixed size, and a text's padded length depends on it alone.
-Pictures and sounds are decoded in the processes of a sandbox, ahead of the model.
+Pictures, videos and sounds are decoded in the processes of a sandbox, ahead of the model. A video is a picture of
+several frames (video.py), each encoded as a picture, and its vector their mean (batching.py); versions don't say so,
+because of pictures they promise what they always did.
 A fingerprint is an encoder too, of what a copy keeps and a model may pass over: it tells near-duplicates from things of
 a kind, and nothing else is made of its vectors.
 Trade-off: through ONNX Runtime on the processor, texts in int8 (docs/decisions/0013-int8-by-rows.md); pictures at 160
@@ -28,10 +30,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmrec.bundle.ort import session
-from mmrec.content.batching import fill
+from mmrec.content.batching import fill_media
 from mmrec.content.decode import BANDS, HASH_BITS, LOG_MEL, PHASH, log_mel, phash, pixels
 from mmrec.content.media import BadMedia
 from mmrec.content.sandbox import Sandbox
+from mmrec.content.video import FRAMES, is_video
 from mmrec.errors import InputError, TransientError
 
 IMAGE_SIZE = 160
@@ -133,16 +136,14 @@ class _EfficientNet:
         out = np.zeros((len(raw), self.dim), np.float32)
         why: list[str | None] = [None] * len(raw)
 
-        def rows() -> Iterator[tuple[int, int, np.ndarray]]:
-            for r, got in enumerate(self.sandbox.map(partial(pixels, size=IMAGE_SIZE), raw)):
-                if isinstance(got, BadMedia):
-                    why[r] = str(got)
-                    continue
-                if self.graph is None:
+        def decoded() -> Iterator[np.ndarray | BadMedia]:
+            for got in self.sandbox.map(partial(pixels, size=IMAGE_SIZE), raw):
+                if self.graph is None and not isinstance(got, BadMedia):
                     self.graph = session(self.path, self.device, threads=1)  # each of ours has its own
-                yield r, 0, got
+                yield got
 
-        fill(out, rows(), size=lambda _: _IMAGE_BATCH, run=self._run, threads=self.threads)
+        fill_media(out, why, decoded(), frames=[FRAMES * is_video(data) for data in raw], size=lambda _: _IMAGE_BATCH,
+                   run=self._run, threads=self.threads)  # fmt: skip
         return out, why
 
     def _exported(self) -> None:

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 
 from mmrec.bundle.ort import PROVIDERS, session
-from mmrec.content.batching import fill
+from mmrec.content.batching import fill, fill_media
 from mmrec.content.hub_config import Description, known, read
 from mmrec.content.hub_prepare import media
-from mmrec.content.media import BadMedia
 from mmrec.content.sandbox import Sandbox
+from mmrec.content.video import FRAMES, is_video
 from mmrec.errors import InputError, TransientError
 
 _TOKENS, _BATCH = 512, {"image": 8, "audio": 4}  # a run on the processor: tokens of texts, rows; padded to just that
@@ -108,7 +108,14 @@ class HubModel:
         """Rows to (B, D) float32, zero where refused, and the reason or None of each row."""
         conf = self._ready()
         out, why = np.zeros((len(raw), conf["dim"]), np.float32), [None] * len(raw)
-        fill(out, self._rows(raw, why), size=self._batch, run=self._run, threads=1 if self._torch_on else self.threads)
+        threads = 1 if self._torch_on else self.threads
+        if self.modality == "text":
+            fill(out, self._rows(raw, why), size=self._batch, run=self._run, threads=threads)
+            return out, why
+        work = partial(media, modality=self.modality, conf=self._conf, arrays=self._arrays)
+        frames = [FRAMES * (self.modality == "image" and is_video(data)) for data in raw]
+        fill_media(out, why, self._sandbox.map(work, raw), frames=frames, size=self._batch, run=self._run,
+                   threads=threads)  # fmt: skip
         return out, why
 
     def _ready(self) -> dict[str, Any]:
@@ -133,28 +140,20 @@ class HubModel:
                 self._graph = session(folder / "model.onnx", self.device, threads=1)  # each of ours has its own
         return self._conf
 
-    def _rows(self, raw: Sequence[Any], why: list[Any]) -> Iterator[tuple[int, int, Any]]:
-        """(row, padded length, what the graph takes); the length depends on the row alone."""
-        if self.modality == "text":
-            # far beyond max_length tokens, and tokenizing 10 MB takes seconds; half a character becomes "?"
-            longest = max(20_000, 40 * self.description.max_length)
-            texts = [(self.description.prompt + t)[:longest].encode("utf-8", "replace").decode() for t in raw]
-            if self.description.lower:
-                texts = [t.lower() for t in texts]
-            lengths = self._conf["lengths"]
-            for start in range(0, len(texts), _TEXTS):
-                for r, found in enumerate(self._tokenizer.encode_batch(texts[start : start + _TEXTS]), start):
-                    if found.ids:
-                        yield r, lengths[bisect_left(lengths, len(found.ids))], found.ids
-                    else:
-                        why[r] = "no_tokens: nothing that the tokenizer knows"
-            return
-        work = partial(media, modality=self.modality, conf=self._conf, arrays=self._arrays)
-        for r, got in enumerate(self._sandbox.map(work, raw)):
-            if isinstance(got, BadMedia):
-                why[r] = str(got)
-            else:
-                yield r, 0, got
+    def _rows(self, raw: Sequence[str], why: list[Any]) -> Iterator[tuple[int, int, list[int]]]:
+        """(row, padded length, tokens) of texts; the length depends on the row alone."""
+        # far beyond max_length tokens, and tokenizing 10 MB takes seconds; half a character becomes "?"
+        longest = max(20_000, 40 * self.description.max_length)
+        texts = [(self.description.prompt + t)[:longest].encode("utf-8", "replace").decode() for t in raw]
+        if self.description.lower:
+            texts = [t.lower() for t in texts]
+        lengths = self._conf["lengths"]
+        for start in range(0, len(texts), _TEXTS):
+            for r, found in enumerate(self._tokenizer.encode_batch(texts[start : start + _TEXTS]), start):
+                if found.ids:
+                    yield r, lengths[bisect_left(lengths, len(found.ids))], found.ids
+                else:
+                    why[r] = "no_tokens: nothing that the tokenizer knows"
 
     def _batch(self, length: int) -> int:
         if self._torch_on:

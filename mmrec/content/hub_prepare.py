@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mmrec.content.media import BadMedia, decode_audio, decode_image
+from mmrec.content.video import decode_video, is_video
 
 _AST_FRAME, _AST_HOP, _AST_FFT = 400, 160, 512  # fixed in the extractor, not in its settings
 _FRAMES = 2048  # transformed at a time
@@ -70,7 +71,10 @@ def sound(samples_T: np.ndarray, rate: int, conf: dict[str, Any], arrays: dict[s
 
 
 def media(data: bytes, modality: str, conf: dict[str, Any], arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """What a worker of sandbox.py makes of a medium's bytes: `pixels` or `sound`. Raises: BadMedia, MemoryError."""
+    """What a worker of sandbox.py makes of a medium's bytes: `pixels`, of a video those of its frames, stacked, or
+    `sound`. Raises: BadMedia, MemoryError."""
+    if modality == "image" and is_video(data):
+        return np.stack([pixels(frame, conf) for frame in decode_video(data)])
     if modality == "image":
         return pixels(decode_image(data), conf)
     return sound(*decode_audio(data), conf, arrays)

@@ -3,8 +3,8 @@
 In: bytes. Out: pixels or samples; `BadMedia(reason)` where they can't be trusted. What a file is, is decided by its
 content, not by its name; sizes are read from headers before a pixel is decoded. Memory that runs out is the caller's
 to name (`sandbox.py` does), so MemoryError goes through.
-Of an animation the first frame alone is decoded, however many there are: the rest costs nothing when nobody looks at
-it, so a long animation is no reason to refuse an item its picture.
+Videos are video.py's. Of an animation the first frame alone is decoded, however many there are: the rest costs nothing
+when nobody looks at it, so a long animation is no reason to refuse an item its picture.
 Trade-off: only the formats below are read; a shop with others converts them, and gets a row saying so.
 """
 
@@ -63,11 +63,11 @@ def decode_image(data: bytes, max_pixels: int = _MAX_PIXELS) -> Image.Image:
     except BadMedia:
         raise
     except UnidentifiedImageError:
-        raise BadMedia(f"not_an_image: none of {', '.join(FORMATS)}") from None
+        raise BadMedia(f"not_an_image: none of {', '.join(FORMATS)}, and no video that is read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadMedia("too_large: a decompression bomb") from None
     except Exception as error:  # decoders raise whatever they like on hostile bytes
-        _let_memory_through(error)
+        let_memory_through(error)
         if "could not create decoder object" in str(error):
             bytearray(8 * webp[0] * webp[1])  # broken or short of memory, it doesn't say: this raises if the latter
         if "text chunks" in str(error) or "MAX_TEXT_CHUNK" in str(error):
@@ -101,10 +101,10 @@ def decode_audio(data: bytes, max_seconds: float = _MAX_SECONDS) -> tuple[np.nda
     except BadMedia:
         raise
     except soundfile.LibsndfileError as error:  # its str() holds a memory address
-        _let_memory_through(error)
+        let_memory_through(error)
         raise BadMedia(f"not_audio: {error.error_string[:100]}") from None
     except Exception as error:  # as above
-        _let_memory_through(error)
+        let_memory_through(error)
         raise BadMedia(f"not_audio: {type(error).__name__}") from None
     if not len(samples):
         raise BadMedia("truncated: no samples")
@@ -133,8 +133,9 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
-def _let_memory_through(error: Exception) -> None:
-    """Libraries in C have texts of their own for it: "out of memory", "malloc () failed"."""
+def let_memory_through(error: Exception) -> None:
+    """Raises: MemoryError, where `error` means that: libraries in C have texts of their own for it, "out of memory",
+    "malloc () failed"."""
     if isinstance(error, MemoryError) or "memory" in str(error).lower() or "malloc" in str(error).lower():
         raise MemoryError from None
 

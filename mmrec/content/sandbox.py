@@ -33,9 +33,11 @@ from typing import Any
 import numpy as np
 
 from mmrec.content.media import BadMedia
+from mmrec.content.video import FRAMES, is_video
 from mmrec.errors import InputError, TransientError
 
-_CHUNK, _CHUNK_BYTES = 16, 1 << 20  # media sent at once: 16, or as many as are a megabyte
+# media sent at once: 16, or as many as are a megabyte; a video comes back as several pictures, and counts as those
+_CHUNK, _CHUNK_BYTES = 16, 1 << 20
 _START_S = 120.0  # imports, on a machine that is busy
 _FILES = 32
 _MEMORY_STATUS = 112  # how a worker says that its memory ran out; it can't count on more than its exit
@@ -232,13 +234,14 @@ def _end_all(workers: set[_Worker]) -> None:
 
 def _chunks(raw: Iterable[bytes]) -> Iterator[list[bytes]]:
     chunk: list[bytes] = []
-    size = 0
+    size = count = 0
     for data in raw:
-        if chunk and (len(chunk) == _CHUNK or size + len(data) > _CHUNK_BYTES):
+        own = FRAMES if is_video(data) else 1
+        if chunk and (count + own > _CHUNK or size + len(data) > _CHUNK_BYTES):
             yield chunk
-            chunk, size = [], 0
+            chunk, size, count = [], 0, 0
         chunk.append(data)
-        size += len(data)
+        size, count = size + len(data), count + own
     if chunk:
         yield chunk
 

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import warnings
+from collections.abc import Callable
 from datetime import date
 from importlib import resources
 from pathlib import Path
@@ -38,6 +39,7 @@ _PICTURE = (160, 240)  # twice the size on the page, pixels
 _POSTER = (96, 144)  # of the items that are alike, which are many
 _POSTERS = 1_000_000  # bytes of all of those, as they stand on the page
 _MAX_PIXELS = 20_000_000
+_Still = Callable[[bytes, tuple[int, int]], bytes]
 
 
 def write_report(
@@ -51,6 +53,7 @@ def write_report(
     example_users: int = 6,
     curves: list[dict[str, Any]] | None = None,
     alike: dict[str, Any] | None = None,
+    still: _Still = lambda data, size: data,
 ) -> Path:
     """Write `<folder>/report.html`, whole or not at all.
 
@@ -61,6 +64,8 @@ def write_report(
         curves: one row an epoch of the served model's training: epoch, loss, val_ndcg@10 (or ndcg).
         alike: `picks`: rows of item_id, kind, users, since, and `near`, modality -> rows of item_id, similarity, same;
             `measures`: rows of modality, items, of, k, shared, chance, difference, lo, hi, jaccard, jaccard_chance.
+        still: (a medium's bytes, a size in pixels) -> a picture file that stands for it, as a frame does for a video;
+            without it a video has no picture.
 
     Returns: the file's path. What has not been measured yet is said to be missing, and what makes it appear.
     """
@@ -79,8 +84,8 @@ def write_report(
         "quarantine": _quarantine(lake),
         "health": past,
         "seconds": _seconds(seconds),
-        "users": _examples(lake, run_date, zone, versions, example_users) if night["lists"] else [],
-        "alike": _alike(lake, alike or {"picks": [], "measures": []}),
+        "users": _examples(lake, run_date, zone, versions, example_users, still) if night["lists"] else [],
+        "alike": _alike(lake, alike or {"picks": [], "measures": []}, still),
         "tables": [(t.name, t.view, t.grain) for t in schema.TABLES.values() if t.layer in ("gold", "ops")],
     }
     env = Environment(
@@ -231,7 +236,9 @@ def _seconds(seconds: dict[str, float] | None) -> dict[str, Any] | None:
     return {"total": total, "chart": charts.bars("Seconds by step", rows, lambda v: f"{v:.1f} s")}
 
 
-def _examples(lake: Lake, day: date, zone: str, versions: dict[str, int], n: int) -> list[dict[str, Any]]:
+def _examples(
+    lake: Lake, day: date, zone: str, versions: dict[str, int], n: int, still: _Still
+) -> list[dict[str, Any]]:
     """Users spread evenly over the lengths of histories, with what they did and what they are offered."""
     listed = lake.day("gold.recommendations", day, columns=["user_id"])["user_id"].unique()
     known = lake.day("gold.user_sequences", day, columns=["user_id", "n_interactions"])
@@ -248,14 +255,14 @@ def _examples(lake: Lake, day: date, zone: str, versions: dict[str, int], n: int
         shown.append({"user_id": page.user_id, "attributes": page.attributes, "n": length.get(page.user_id, 0),
                       "history": list(once.values())[:_HISTORY], "slate": page.slate[:_OFFERED]})  # fmt: skip
     wanted = {r["image_sha256"] for u in shown for r in (*u["history"], *u["slate"]) if r["image_sha256"]}
-    pictures = _pictures(lake, wanted)
+    pictures = _pictures(lake, wanted, still)
     for user in shown:
         for row in (*user["history"], *user["slate"]):
             row["picture"] = pictures.get(row["image_sha256"])
     return shown
 
 
-def _alike(lake: Lake, alike: dict[str, Any]) -> dict[str, Any]:
+def _alike(lake: Lake, alike: dict[str, Any], still: _Still) -> dict[str, Any]:
     """The same, each row with its title, picture, categories and which of them it has in common with the pick."""
     ids = {i for p in alike["picks"] for i in (p["item_id"], *(r["item_id"] for n in p["near"].values() for r in n))}
     columns = ["item_id", "title", "categories", "image_sha256", "available_at", "row_hash"]
@@ -263,7 +270,7 @@ def _alike(lake: Lake, alike: dict[str, Any]) -> dict[str, Any]:
     known = lake.arrow("silver.items", columns=columns, where=mine)
     about = {r["item_id"]: r for r in
              known.sort_by([("available_at", "ascending"), ("row_hash", "ascending")]).to_pylist()}  # fmt: skip
-    pictures = _pictures(lake, {r["image_sha256"] for r in about.values() if r["image_sha256"]}, _POSTER)
+    pictures = _pictures(lake, {r["image_sha256"] for r in about.values() if r["image_sha256"]}, still, _POSTER)
     room = _POSTERS
 
     def told(row: dict[str, Any], pick: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -281,7 +288,9 @@ def _alike(lake: Lake, alike: dict[str, Any]) -> dict[str, Any]:
     return alike | {"picks": picks}
 
 
-def _pictures(lake: Lake, wanted: set[str], size: tuple[int, int] = _PICTURE) -> dict[str, str]:
+def _pictures(
+    lake: Lake, wanted: set[str], still: _Still, size: tuple[int, int] = _PICTURE
+) -> dict[str, str]:
     """sha256 -> data URI of a small copy. What can't be decoded safely has none."""
     made: dict[str, str] = {}
     if not wanted or not lake.exists("bronze.media"):
@@ -289,7 +298,7 @@ def _pictures(lake: Lake, wanted: set[str], size: tuple[int, int] = _PICTURE) ->
     mine = ds.field("sha256").isin(sorted(wanted)) & (ds.field("modality") == "image")
     for batch in lake.batches("bronze.media", columns=["sha256", "bytes"], where=mine):
         for row in batch.to_pylist():
-            small = _thumbnail(row["bytes"], size)
+            small = _thumbnail(still(row["bytes"], size), size)
             if small is not None:
                 made[row["sha256"]] = "data:image/jpeg;base64," + base64.b64encode(small).decode()
     return made

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from clips import clip, moving
 from PIL import Image, ImageDraw
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub's client is imported
@@ -29,6 +30,7 @@ from mmrec.content.encoders import encoder
 from mmrec.content.hub import HubModel, describe
 from mmrec.content.hub_torch import _pool
 from mmrec.content.media import decode_audio, decode_image
+from mmrec.content.video import FRAMES, decode_video
 from mmrec.errors import InputError, TransientError
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -229,6 +231,23 @@ def test_an_image_model_gives_what_its_own_processor_and_torch_give(zoo: Path, c
     assert [bool(w) for w in why] == [False, True, True, False]
     assert emb[[0, 3]].tobytes() == got[:2].tobytes()
     assert not emb[1:3].any()
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2", "clip", "siglip"])
+def test_a_videos_vector_is_the_mean_of_its_frames_as_pictures(zoo: Path, cache: Path, name: str) -> None:
+    model = opened(zoo / name, cache, "image")
+    said = describe(str(zoo / name), cache, "image", dtype="bf16")
+    if not hub._place(said, cache).is_dir():
+        hub_export.export(said, hub._place(said, cache))
+    film, other = clip(moving(30, 96, 64)), clip(moving(12)[::-1], "libvpx-vp9", "webm")
+    for by, near in ((model, 1e-6), (HubModel(said, cache, _torch_on="cpu"), 0.02)):
+        frames = vectors(by, [png(f) for data in (film, other) for f in decode_video(data)]).reshape(2, FRAMES, -1).astype(float)
+        got, why = by.encode([film, pictures()[0], other, film[:-1], film])
+        assert [w and w.split(":")[0] for w in why] == [None, None, None, "truncated", None]
+        for vector, own in zip(got[[0, 2, 4]], frames[[0, 1, 0]], strict=True):
+            assert np.abs(vector - own.mean(0) / np.linalg.norm(own.mean(0))).max() < near
+        assert np.abs(got[1] - vectors(by, pictures()[:1])[0]).max() < near
+        assert not got[3].any()
 
 
 @pytest.mark.parametrize(("name", "key"), [("ast", "input_values"), ("clap", "input_features")])

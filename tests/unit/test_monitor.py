@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
 import shutil
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from clips import clip, moving
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
 from mmrec import schema
+from mmrec.content.sandbox import Sandbox
+from mmrec.content.video import still
 from mmrec.errors import InputError
 from mmrec.lake import commit
 from mmrec.lake.store import Lake
@@ -382,6 +387,27 @@ def test_items_that_are_alike_are_shown_with_what_they_have_in_common(lake: Lake
     assert len(told.pictures) < 400
     assert told.text.count("Film") == 401
     assert told.text.count("no picture") == 401 - len(told.pictures)
+
+
+def test_a_video_is_shown_by_what_stands_for_it_and_without_that_has_no_picture(lake: Lake, tmp_path: Path) -> None:
+    film, broken = clip(moving(20, 96, 64)), clip(moving(20))[:-1]
+    put(lake, "bronze.media", [{"sha256": s, "modality": "image", "bytes": d} for s, d in (("film", film), ("broken", broken))])
+    put(lake, "silver.items", [{"item_id": s, "row_hash": s, "title": s, "attributes": "{}", "categories": [], "image_sha256": s}
+                               for s in ("film", "broken")])  # fmt: skip
+    near = {"image": [{"item_id": i, "similarity": 0.5, "same": False} for i in ("broken", "film")]}
+    alike = {"picks": [{"item_id": "film", "kind": "fresh", "users": 0, "since": D1, "near": near}], "measures": []}
+    with Sandbox() as box:
+        path = write_report(lake, D2, tmp_path / "out", versions=lake.versions(), alike=alike, still=partial(still, box))
+    told = Cards(path.read_text())
+    shown, again = told.pictures
+    assert shown == again
+    image = Image.open(io.BytesIO(base64.b64decode(shown.removeprefix("data:image/jpeg;base64,"))))
+    assert image.size == (96, 64)
+    # red counts the frames by fives, and the tenth is in the middle
+    assert np.asarray(image)[..., 0].mean() == pytest.approx(50, abs=8)
+    assert told.text.count("no picture") == 1
+    told = Cards(write_report(lake, D2, tmp_path / "again", versions=lake.versions(), alike=alike).read_text())
+    assert not told.pictures
 
 
 def test_without_pictures_the_alike_are_cards_of_text(lake: Lake, tmp_path: Path) -> None:
