@@ -56,7 +56,7 @@ def arbitrary(name: str, n: int = 60) -> pa.Table:
             return rng.choice(literals) if literals and rng.random() < 0.5 else rng.choice(TEXTS) + rng.choice(["", str(rng.randrange(10**6))])
         return rng.choice(VALUES[c.type])
 
-    drawn = pa.Table.from_pylist([{c.name: value(c) for c in t.columns} for _ in range(1500)], t.arrow)
+    drawn = pa.Table.from_pylist([{c.name: value(c) for c in t.columns} for _ in range(2500)], t.arrow)
     kept = duckdb.connect()
     kept.execute("SET TimeZone = 'UTC'")
     kept.register("drawn", drawn)
