@@ -40,7 +40,7 @@ Tell = Callable[[str, int, int], None]
 
 
 def benchmark(
-    name: str, root: Path, cache: Path, tell: Tell, *, seeds: Sequence[int] = (0, 1, 2), recipe: str = "default",
+    name: str, root: Path, cache: Path, tell: Tell, *, seeds: Sequence[int] = (0, 1, 2), recipe: str = "sparse",
     threads: int = 2, ablation: bool = True, test: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Fit, choose and measure.

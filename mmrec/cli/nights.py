@@ -138,7 +138,7 @@ def benchmark(
     name: Annotated[str, typer.Argument(help="the set, as papers name it: beauty, sports, or any other")],
     source: Annotated[Path, typer.Option(help="folder of sequences.txt and, if there, items.jsonl")],
     seeds: Annotated[int, typer.Option(min=1, help="fits of the whole, each with a seed of its own")] = 3,
-    recipe: Annotated[str, typer.Option(help="settings of a fit")] = "default",
+    recipe: Annotated[str, typer.Option(help="settings of a fit")] = "sparse",
     threads: Annotated[int, typer.Option(min=1)] = 2,
     ablation: Annotated[bool, typer.Option(help="fit once more without texts")] = True,
     test: Annotated[bool, typer.Option(help="read the test split, too")] = True,

@@ -48,19 +48,19 @@ class Recipe:
     heads: int = 2
     context: int = 64  # events the sequence tower attends to
     length: int = 1024  # events the linear head and the content profile see
-    dropout: float = 0.5
-    part_dropout: float = 0.1  # share of items that lose their id, and each modality, in a batch
-    fusion: str = "sum"  # of an item's id and content: "gate" or "sum"
-    warm: float = 0.0  # spread of id embeddings that begin at the linear head's directions; 0: they begin at random
-    negative_power: float = 0.0  # negatives are drawn by popularity to this power
-    tokens: int = 1536
+    dropout: float = 0.2
+    part_dropout: float = 0.25  # share of items that lose their id, and each modality, in a batch
+    fusion: str = "gate"  # of an item's id and content: "gate" or "sum"
+    warm: float = 0.1  # spread of id embeddings that begin at the linear head's directions; 0: they begin at random
+    negative_power: float = 0.5  # negatives are drawn by popularity to this power
+    tokens: int = 1024
     negatives: int = 1024
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: int = 200  # steps
-    epochs: int = 50  # * at most
-    every: int = 2  # epochs from one validation to the next
-    patience: int = 6  # validations without a better ndcg@10
+    lr: float = 6e-3
+    weight_decay: float = 0.05
+    warmup: int = 50  # steps
+    epochs: int = 10  # * at most
+    every: int = 1  # epochs from one validation to the next
+    patience: int = 4  # validations without a better ndcg@10
     lam: float = 400.0
     rank: int = 512
     head_content: float = 50.0  # users that an item's content counts as in the linear head
@@ -77,7 +77,7 @@ class Recipe:
     sequence_cold: float = 1.0  # * share of the sequence tower's say, items without interactions
     cold_offset: float = 0.0  # * taken off the score of items without
     image_share: float = 1.0  # * say of pictures in content likeness, against 1 for the rest
-    schedule: int = 50  # epochs the cosine is laid out for
+    schedule: int = 10  # epochs the cosine is laid out for
 
     def fixed(self, chosen: dict[str, Any]) -> Recipe:
         """The recipe with what a validation chose."""
@@ -86,10 +86,10 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(),
-    # a minute's worth for a demonstration: few steps, so they are large and begin where the linear head is
-    "small": Recipe(context=32, epochs=8, schedule=8, lam=200.0, rank=128, dropout=0.3, weight_decay=0.3, fusion="gate",
-                    warm=0.1, negative_power=0.5, part_dropout=0.25, tokens=1024, lr=6e-3, warmup=50, every=1,
-                    patience=4),
+    "small": Recipe(context=32, epochs=8, schedule=8, lam=200.0, rank=128, dropout=0.3, weight_decay=0.3),
+    # many small steps: for sequences alone, few a user, where a model learns slowly and forgets nothing
+    "sparse": Recipe(dropout=0.5, part_dropout=0.1, tokens=1536, lr=1e-3, weight_decay=0.01, warmup=200, epochs=50,
+                     schedule=50, every=2, patience=6, fusion="sum", warm=0.0, negative_power=0.0),
 }
 
 
