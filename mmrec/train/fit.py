@@ -87,9 +87,10 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(),
     "small": Recipe(context=32, epochs=8, schedule=8, lam=200.0, rank=128, dropout=0.3, weight_decay=0.3),
-    # many small steps: for sequences alone, few a user, where a model learns slowly and forgets nothing
-    "sparse": Recipe(dropout=0.5, part_dropout=0.1, tokens=1536, lr=1e-3, weight_decay=0.01, warmup=200, epochs=50,
-                     schedule=50, every=2, patience=6, fusion="sum", warm=0.0, negative_power=0.0),
+    # many small steps: for sets of short sequences, of which published protocols look at the last 50 events
+    "sparse": Recipe(context=50, length=50, dropout=0.5, part_dropout=0.1, tokens=1536, lr=1e-3, weight_decay=0.01,
+                     warmup=200, epochs=50, schedule=50, every=2, patience=6, fusion="sum", warm=0.0,
+                     negative_power=0.0),
 }
 
 
