@@ -58,7 +58,8 @@ def benchmark(
     """
     import torch
 
-    from mmrec.train.fit import RECIPES, Champion
+    from mmrec.train.fit import Champion
+    from mmrec.train.recipe import RECIPES
 
     if recipe not in RECIPES:
         raise InputError("no such recipe", where="--recipe", value=recipe, valid=sorted(RECIPES),

@@ -77,7 +77,7 @@ class TwinsConfig(_Part):
 
 class TrainConfig(_Part):
     every_days: int = Field(7, ge=1, description="the champion is retrained when it is older, days")
-    recipe: str = Field("default", description="named recipe of mmrec.train.fit")
+    recipe: str = Field("default", description="named recipe of mmrec.train.recipe")
     seed: int = Field(0, description="seed of initialisation, order and negatives")
     exclude_suspects: bool = Field(False, description="learn nothing from the interactions of suspects")
 

@@ -137,7 +137,8 @@ def train(night: Night) -> dict[str, Any]:
     """Choose settings on validation, fit what the test needs, refit what is served."""
     import torch
 
-    from mmrec.train.fit import RECIPES, Champion
+    from mmrec.train.fit import Champion
+    from mmrec.train.recipe import RECIPES
 
     config = night.config
     if config.train.recipe not in RECIPES:

@@ -78,30 +78,17 @@ def own_side(data: dict[str, np.ndarray], settings: dict[str, Any], clock: Clock
     """
     from dataclasses import replace
 
-    import torch
-
     from mmrec.bench.train import views
     from mmrec.evaluate.protocols import evaluate
-    from mmrec.train.fit import RECIPES, Champion
+    from mmrec.train.fit import Champion
+    from mmrec.train.recipe import RECIPES
 
     items, log, fold = views(data)
     same = {k: settings[k] for k in ("d", "heads", "dropout", "negatives")}
     recipe = replace(RECIPES["default"], layers=settings["blocks"], context=settings["history"], epochs=10**6,
                      tokens=settings["batch_tokens"], **same)  # fmt: skip
 
-    class Timed(Champion):
-        """A champion whose steps are told to the clock: a step is over when the next one's loss is asked for."""
-
-        before: tuple[int, float] | None = None
-
-        def _loss(self, *step: Any) -> tuple[torch.Tensor, int]:
-            if self.before is not None:
-                clock.step(*self.before)
-            loss, n = super()._loss(*step)
-            self.before = n, float(loss.detach())
-            return loss, n
-
-    model = Timed(recipe, settings["seed"])
+    model = Champion(recipe, settings["seed"], stepped=clock.step)
 
     def rank() -> np.ndarray:
         towers = (model.item_tower.eval(), model.user_tower.eval())

@@ -1,14 +1,21 @@
-"""Sampled softmax with negatives shared by a batch.
+"""Losses of next-item models: sampled softmax, the whole softmax in chunks, gBCE.
 
-In: user vectors at the positions that have a next item, vectors of their targets and of sampled negatives. Out: loss.
-Trade-off: the partition sum is estimated from the sample; logQ makes the estimate unbiased whatever the sampler.
+In: user vectors at the positions that have a next item, vectors of their targets and of sampled negatives, shared by
+the batch or drawn for each position; or vectors of all items. Out: a mean loss.
+Trade-off: a sampled partition sum is an estimate, which logQ makes unbiased whatever the sampler; the whole one is
+exact and costs the catalogue every step, though it is never held: gradients are made chunk by chunk on the way forward.
 
-Shape legend: T positions, S negatives, D vector size.
+Shape legend: T positions, S negatives, N items, D vector size, C positions of a chunk.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.nn import functional as F
+
+_CHUNK = 4 << 20  # logits held at a time
 
 
 def sampled_softmax(
@@ -23,11 +30,80 @@ def sampled_softmax(
 
     Args:
         target_T, negative_S: item indices, to mask a negative that is the target (an accidental hit).
+        negative_SD, negative_S, log_expected_S: shared by all positions; or (T, S, D), (T, S), (T, S): each its own.
         log_expected_S: log of the expected count of each negative in the sample (logQ correction, Bengio and
             Senecal, 2008; Yi et al., RecSys 2019, eq. 5); the target is not a draw and gets none.
     """
     positive_T = (user_TD * target_TD).sum(1)
-    logit_TS = user_TD @ negative_SD.T - log_expected_S
-    logit_TS = logit_TS.masked_fill(target_T.unsqueeze(1) == negative_S.unsqueeze(0), -1e9)
+    logit_TS = _masked(_logits(user_TD, negative_SD) - log_expected_S, target_T, negative_S)
     total_T = torch.logsumexp(torch.cat([positive_T.unsqueeze(1), logit_TS], 1), 1)
     return (total_T - positive_T).mean()
+
+
+def gbce(
+    user_TD: torch.Tensor,
+    target_TD: torch.Tensor,
+    target_T: torch.Tensor,
+    negative_SD: torch.Tensor,
+    negative_S: torch.Tensor,
+    n: int,
+    calibration: float = 0.75,
+) -> torch.Tensor:
+    """Mean generalised binary cross-entropy (Petrov and Macdonald, gSASRec, RecSys 2023, eq. 10 and 14).
+
+    The target's probability is taken to the power beta = a (t (1 - 1/a) + 1/a), a = S / (n - 1), which undoes what
+    sampling negatives does to confidence; t = 0 is plain binary cross-entropy, t = 1 a calibrated one.
+
+    Args:
+        negative_SD, negative_S: as in `sampled_softmax`, drawn uniformly. n: items they were drawn from.
+        calibration: t.
+    """
+    rate = negative_S.shape[-1] / max(n - 1, 1)
+    beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
+    positive_T = beta * F.logsigmoid((user_TD * target_TD).sum(1))
+    logit_TS = _masked(_logits(user_TD, negative_SD), target_T, negative_S)
+    return -(positive_T + F.logsigmoid(-logit_TS).sum(1)).mean()
+
+
+def full_softmax(user_TD: torch.Tensor, item_ND: torch.Tensor, target_T: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the target against all items. Holds some positions' logits at a time, never (T, N).
+
+    Args:
+        target_T: rows of `item_ND`.
+    """
+    return _Full.apply(user_TD, item_ND, target_T)
+
+
+class _Full(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, user_TD: torch.Tensor, item_ND: torch.Tensor, target_T: torch.Tensor) -> torch.Tensor:
+        total = user_TD.new_zeros(())
+        user_grad_TD, item_grad_ND = torch.empty_like(user_TD), torch.zeros_like(item_ND)
+        for at in torch.arange(len(user_TD), device=user_TD.device).split(max(1, _CHUNK // max(1, len(item_ND)))):
+            user_CD, target_C1 = user_TD[at], target_T[at].unsqueeze(1)
+            logit_CN = user_CD @ item_ND.T
+            log_C1 = torch.logsumexp(logit_CN, 1, keepdim=True)
+            total += (log_C1 - logit_CN.gather(1, target_C1)).sum()
+            slope_CN = logit_CN.sub_(log_C1).exp_()
+            slope_CN.scatter_add_(1, target_C1, torch.full_like(log_C1, -1.0))
+            user_grad_TD[at] = slope_CN @ item_ND
+            item_grad_ND.addmm_(slope_CN.T, user_CD)
+        ctx.save_for_backward(user_grad_TD, item_grad_ND)
+        return total / len(user_TD)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        user_grad_TD, item_grad_ND = ctx.saved_tensors
+        share = grad / len(user_grad_TD)
+        return user_grad_TD * share, item_grad_ND * share, None
+
+
+def _logits(user_TD: torch.Tensor, negative_SD: torch.Tensor) -> torch.Tensor:
+    if negative_SD.ndim == 2:
+        return user_TD @ negative_SD.T
+    return (negative_SD @ user_TD.unsqueeze(2)).squeeze(2)
+
+
+def _masked(logit_TS: torch.Tensor, target_T: torch.Tensor, negative_S: torch.Tensor) -> torch.Tensor:
+    """What is the target itself counts as no negative."""
+    return logit_TS.masked_fill(target_T.unsqueeze(1) == negative_S, -1e9)

@@ -13,9 +13,9 @@ Shape legend: B cases, L history, T targets of a batch, N items, D model size, R
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,75 +23,19 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from scipy import sparse
+from torch import nn
 
 from mmrec.errors import QualityError
 from mmrec.models.baselines import Popularity, train_matrix
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.fusion import ItemEncoder
 from mmrec.models.linear import Likeness, LinearHead, appeal_inputs, fit_appeal, fit_linear, history_weights
-from mmrec.models.losses import sampled_softmax
 from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
-from mmrec.train.batches import Batch, Batches
-from mmrec.train.blend import blend, blend_cold, first_cases, mask, ndcg
+from mmrec.train.blend import blend, blend_cold
 from mmrec.train.inputs import Tensors, blocks, event_inputs, history
-
-_VALIDATED = 8192  # cases that early stopping looks at: a standard error of .002 on sparse data
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of a fit. Those marked * are chosen on validation where a validation fold is given."""
-
-    d: int = 64
-    layers: int = 1
-    heads: int = 2
-    context: int = 64  # events the sequence tower attends to
-    length: int = 1024  # events the linear head and the content profile see
-    dropout: float = 0.2
-    part_dropout: float = 0.25  # share of items that lose their id, and each modality, in a batch
-    fusion: str = "gate"  # of an item's id and content: "gate" or "sum"
-    warm: float = 0.1  # spread of id embeddings that begin at the linear head's directions; 0: they begin at random
-    negative_power: float = 0.5  # negatives are drawn by popularity to this power
-    tokens: int = 1024
-    negatives: int = 1024
-    lr: float = 6e-3
-    weight_decay: float = 0.05
-    warmup: int = 50  # steps
-    epochs: int = 10  # * at most
-    every: int = 1  # epochs from one validation to the next
-    patience: int = 4  # validations without a better ndcg@10
-    lam: float = 400.0
-    rank: int = 512
-    head_content: float = 50.0  # users that an item's content counts as in the linear head
-    content_rank: int = 64  # principal directions kept of each modality
-    tau: float = 20.0  # *
-    base: float = 0.3  # *
-    half_life_days: float = 365.0  # *
-    linear: float = 50.0  # * weight of the linear head
-    popularity: float = 0.2  # * weight of log popularity
-    content: float = 0.0  # * weight of content likeness, items with interactions
-    content_cold: float = 4.0  # * the same, items without
-    linear_cold: float = 50.0  # * the linear head's weight, items without
-    appeal_cold: float = 1.0  # * weight of the popularity that content foretells, items without
-    sequence_cold: float = 1.0  # * share of the sequence tower's say, items without interactions
-    cold_offset: float = 0.0  # * taken off the score of items without
-    image_share: float = 1.0  # * say of pictures in content likeness, against 1 for the rest
-    schedule: int = 10  # epochs the cosine is laid out for
-
-    def fixed(self, chosen: dict[str, Any]) -> Recipe:
-        """The recipe with what a validation chose."""
-        return replace(self, **chosen)
-
-
-RECIPES: dict[str, Recipe] = {
-    "default": Recipe(),
-    "small": Recipe(context=32, epochs=8, schedule=8, lam=200.0, rank=128, dropout=0.3, weight_decay=0.3),
-    # many small steps: for sets of short sequences, of which published protocols look at the last 50 events
-    "sparse": Recipe(context=50, length=50, dropout=0.5, part_dropout=0.1, tokens=1536, lr=1e-3, weight_decay=0.01,
-                     warmup=200, epochs=50, schedule=50, every=2, patience=6, fusion="sum", warm=0.0,
-                     negative_power=0.0),
-}
+from mmrec.train.loop import train, validation_ndcg
+from mmrec.train.recipe import Recipe
 
 
 class Champion:
@@ -100,9 +44,11 @@ class Champion:
     name = "champion"
 
     def __init__(
-        self, recipe: Recipe, seed: int = 0, progress: Callable[[str, dict[str, Any]], None] | None = None
-    ) -> None:
-        self.recipe, self.seed = recipe, seed
+        self, recipe: Recipe, seed: int = 0, progress: Callable[[str, dict[str, Any]], None] | None = None,
+        stepped: Callable[[int, float], None] | None = None,
+    ) -> None:  # fmt: skip
+        """`progress` is called with ("epoch", its row), `stepped` with a step's targets and loss."""
+        self.recipe, self.seed, self.stepped = recipe, seed, stepped
         self.progress = progress or (lambda _what, _numbers: None)
         self.chosen: dict[str, Any] = {}
         self.curves: list[dict[str, Any]] = []
@@ -187,90 +133,19 @@ class Champion:
             self.item_tower.id.weight[1:, : rows.shape[1]] = torch.from_numpy(rows.astype(np.float32))
 
     def _train(self, items: Items, log: Log, fold: Fold, vals: Sequence[Fold]) -> None:
-        r = self.recipe
-        parameters = [*self.item_tower.parameters(), *self.user_tower.parameters()]
-        optimiser = torch.optim.AdamW(parameters, lr=r.lr, weight_decay=r.weight_decay, betas=(0.9, 0.98), fused=True)
-        made = Batches(log, fold.train, context=r.context, tokens=r.tokens, seed=self.seed)
-        steps = max(1, sum(1 for _ in made.epoch(0)))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1.0, (s + 1) / r.warmup) * (
-            0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * min(1.0, s / (steps * r.schedule))))))  # fmt: skip
-        tensors = self._tensors(items)
-        count_N = np.bincount(log.item[fold.train], minlength=items.n).astype(np.float64)
-        share_N = np.where(count_N > 0, count_N**r.negative_power, 0)
-        share_N /= share_N.sum()
-        rng = np.random.default_rng(self.seed)
-        best, best_state, waited = -1.0, None, 0
-        for epoch in range(r.epochs):
-            begun, total, tokens = time.monotonic(), 0.0, 0
-            self.item_tower.train()
-            self.user_tower.train()
-            for batch in made.epoch(epoch):
-                if not batch.asked_BL.any():
-                    continue
-                loss, n = self._loss(log, batch, tensors, share_N, rng)
-                if not torch.isfinite(loss):
-                    raise QualityError(
-                        "the loss is not a number: nothing is registered",
-                        where=f"epoch {epoch}",
-                        value=float(loss),
-                        next="lower the recipe's lr",
-                    )
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimiser.step()
-                scheduler.step()
-                total, tokens = total + float(loss.detach()) * n, tokens + n
-            seconds = time.monotonic() - begun
-            row: dict[str, Any] = {"epoch": epoch + 1, "loss": total / max(tokens, 1), "seconds": round(seconds, 2),
-                                   "tokens_per_s": round(tokens / seconds)}  # fmt: skip
-            if vals and ((epoch + 1) % r.every == 0 or epoch + 1 == r.epochs):
-                row["val_ndcg@10"] = self._validate(items, log, vals)
-                if row["val_ndcg@10"] > best:
-                    best, waited, best_state = row["val_ndcg@10"], 0, self._state()
-                    self.chosen["epochs"] = epoch + 1
-                else:
-                    waited += 1
-            self.curves.append(row)
-            self.progress("epoch", row)
-            if vals and waited >= r.patience:
-                break
-        if best_state is not None:
-            self._restore(best_state)
-        self.item_tower.eval()
-        self.user_tower.eval()
+        towers = nn.ModuleDict({"item": self.item_tower, "user": self.user_tower})
 
-    def _validate(self, items: Items, log: Log, vals: Sequence[Fold]) -> float:
-        self.item_tower.eval()
-        self.user_tower.eval()
-        values, weights = [], []
-        for v in vals:
-            for part in blocks(first_cases(v, _VALIDATED), 1024):
-                scores = mask(v, log, self.sequence_scores(items, log, v, part), part.start)
-                values.append(ndcg(v, scores, part.start))
-                weights.append(part.stop - part.start)
-        return float(np.average(values, weights=weights))
+        def validate() -> float:
+            return validation_ndcg(log, vals, partial(self.sequence_scores, items, log))
 
-    def _loss(
-        self, log: Log, batch: Batch, tensors: Tensors, share_N: np.ndarray, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, int]:
-        r = self.recipe
-        rows, mask = np.maximum(batch.rows_BL, 0), batch.rows_BL >= 0
-        gap = np.where(mask, log.ts_us[np.maximum(batch.next_BL, 0)] - log.ts_us[rows], 0) / 1e6
-        target = log.item[batch.next_BL[batch.asked_BL]]
-        negative = rng.choice(len(share_N), r.negatives, p=share_N)
-        needed, where = np.unique(np.concatenate([log.item[rows[mask]], target, negative]), return_inverse=True)
-        vector_ND = self.item_tower(*tensors.take(needed, rng, r.part_dropout))
-        n, t = int(mask.sum()), len(target)
-        item_BLD = torch.zeros(*mask.shape, r.d)
-        item_BLD[torch.from_numpy(mask)] = vector_ND[torch.from_numpy(where[:n])]
-        user_BLD = self.user_tower(item_BLD, *event_inputs(log.event[rows] + 1, gap, log.weight[rows], mask))
-        log_expected = torch.from_numpy(np.log(share_N[negative] * r.negatives)).float()
-        loss = sampled_softmax(
-            user_BLD[torch.from_numpy(batch.asked_BL)], vector_ND[torch.from_numpy(where[n : n + t])],
-            torch.from_numpy(target), vector_ND[torch.from_numpy(where[n + t :])], torch.from_numpy(negative),
-            log_expected)  # fmt: skip
-        return loss, t
+        best = train(towers, log, fold.train, self._tensors(items), self.recipe, seed=self.seed, told=self._told,
+                     validate=validate if vals else None, stepped=self.stepped)  # fmt: skip
+        if best is not None:
+            self.chosen["epochs"] = best
+
+    def _told(self, row: dict[str, Any]) -> None:
+        self.curves.append(row)
+        self.progress("epoch", row)
 
     # ranking
 

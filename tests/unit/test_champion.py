@@ -16,7 +16,8 @@ from mmrec.models.baselines import Popularity
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.splits import leave_one_out, per_user
 from mmrec.train.export import export, item_feeds, user_feeds
-from mmrec.train.fit import RECIPES, Champion
+from mmrec.train.fit import Champion
+from mmrec.train.recipe import RECIPES
 
 SMALL = replace(RECIPES["small"], d=16, epochs=6, schedule=6, context=16, length=24, tokens=256, negatives=64, rank=32)
 

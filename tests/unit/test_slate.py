@@ -34,7 +34,8 @@ from mmrec.recommend.slate import FALLBACK, MODEL, Stamp, Vectors, slates
 from mmrec.schema import features_fingerprint
 from mmrec.topk.exact import search
 from mmrec.train.export import export
-from mmrec.train.fit import RECIPES, Champion
+from mmrec.train.fit import Champion
+from mmrec.train.recipe import RECIPES
 
 STAMP = Stamp(date(2026, 3, 1), "run", "7")
 Row = dict[str, Any]

@@ -39,7 +39,8 @@ from mmrec.recommend.slate import FALLBACK, Stamp, Vectors, slates
 from mmrec.recommend.spread import Job, lists_of, pack, vectors_of
 from mmrec.recommend.tally import tally
 from mmrec.train.export import export
-from mmrec.train.fit import RECIPES, Champion
+from mmrec.train.fit import Champion
+from mmrec.train.recipe import RECIPES
 from tests.conftest import mmrec
 
 DAY, K = date(2026, 3, 1), 7

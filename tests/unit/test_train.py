@@ -16,17 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from shops import DAY, make_items, make_log, random_shop
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrec import metrics
 from mmrec.bundle.ort import session
-from mmrec.errors import QualityError
+from mmrec.errors import InputError, QualityError
+from mmrec.models import losses
 from mmrec.models.data import Fold, Items, Log
-from mmrec.models.losses import sampled_softmax
-from mmrec.models.splits import per_user, rolling
+from mmrec.models.losses import full_softmax, gbce, sampled_softmax
+from mmrec.models.splits import leave_one_out, per_user, rolling
 from mmrec.train import blend as room
 from mmrec.train.batches import Batch, Batches
 from mmrec.train.export import export, item_feeds, user_feeds
-from mmrec.train.fit import RECIPES, Champion
+from mmrec.train.fit import Champion
+from mmrec.train.recipe import RECIPES
 
 TINY = replace(RECIPES["small"], d=8, epochs=2, schedule=2, context=8, length=12, tokens=64, negatives=16, rank=12, lam=20.0)
 
@@ -150,6 +153,88 @@ def test_the_correction_makes_a_sample_stand_for_the_whole_softmax() -> None:
         found.append(np.exp(loss.item()) * odds[0])
     # the partition sum is unbiased; five standard errors
     assert np.mean(found) == pytest.approx(odds.sum(), abs=5 * np.std(found) / 20)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 7))
+def test_negatives_of_ones_own_are_the_shared_loss_of_each_position(seed: int, t: int, s: int) -> None:
+    rng = np.random.default_rng(seed)
+    item, user = (torch.from_numpy(rng.normal(size=(n, 3)).astype(np.float32)) for n in (6, t))
+    ids, drawn = torch.from_numpy(rng.integers(0, 6, t)), torch.from_numpy(rng.integers(0, 6, (t, s)))
+    expected = torch.from_numpy(rng.normal(size=(t, s)).astype(np.float32))
+    for loss, more in ((sampled_softmax, [(e,) for e in expected]), (gbce, [(6,)] * t)):
+        whole = (expected,) if loss is sampled_softmax else (6,)
+        got = loss(user, item[ids], ids, item[drawn], drawn, *whole)
+        each = [loss(user[i : i + 1], item[ids[i : i + 1]], ids[i : i + 1], item[drawn[i]], drawn[i], *more[i]) for i in range(t)]
+        assert got.item() == pytest.approx(float(sum(each)) / t, rel=1e-5, abs=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(2, 7), st.sampled_from([1, 5, 1 << 20]))
+def test_the_whole_softmax_in_chunks_is_cross_entropy_with_its_gradients(seed: int, t: int, n: int, chunk: int) -> None:
+    rng = np.random.default_rng(seed)
+    user, item = (torch.from_numpy(rng.normal(size=(m, 3))).requires_grad_() for m in (t, n))  # fp64: to the last digits
+    target = torch.from_numpy(rng.integers(0, n, t))
+    want = torch.nn.functional.cross_entropy(user @ item.T, target)
+    wanted = torch.autograd.grad(3 * want, (user, item))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "_CHUNK", chunk)
+        got = full_softmax(user, item, target)
+        found = torch.autograd.grad(3 * got, (user, item))
+    assert got.item() == pytest.approx(want.item(), rel=1e-12)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_the_whole_softmax_never_holds_positions_times_items() -> None:
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    user, item = torch.randn(4000, 4, requires_grad=True), torch.randn(20_000, 4, requires_grad=True)
+    with Watch():
+        full_softmax(user, item, torch.zeros(4000, dtype=torch.long)).backward()
+    assert 20_000 <= largest <= losses._CHUNK < 4000 * 20_000 / 10
+
+
+def test_gbce_by_its_formula_and_plain_where_nothing_is_calibrated() -> None:
+    user, item = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.1], [0.3, -0.4], [-1.0, 0.2]])
+    ids, drawn = torch.tensor([0]), torch.tensor([1, 2, 0])  # the last is the target: no negative
+    s = [float(user[0] @ item[i]) for i in range(3)]
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + np.exp(-x))
+
+    rate = 3 / 10
+    for t in (0.0, 0.75, 1.0):
+        beta = rate * (t * (1 - 1 / rate) + 1 / rate)
+        want = -(beta * np.log(sigmoid(s[0])) + np.log(1 - sigmoid(s[1])) + np.log(1 - sigmoid(s[2])))
+        assert gbce(user, item[ids], ids, item[drawn], drawn, 11, t).item() == pytest.approx(want, rel=1e-5)
+    assert beta == pytest.approx(rate)  # at one, the target weighs what was sampled of the rest
+
+
+@pytest.mark.parametrize("more", [{"loss": "full"}, {"loss": "gbce"}, {"own_negatives": True}, {"loss": "gbce", "own_negatives": True}])
+def test_every_loss_learns_what_follows_what(more: dict[str, Any]) -> None:
+    # a ring: item i + 1 follows item i, from wherever one begins
+    log = make_log([(u, (u + d) % 12, d) for u in range(48) for d in range(8)])
+    items = make_items(12)
+    fold = leave_one_out(log, items)
+    recipe = replace(TINY, d=16, epochs=40, schedule=40, dropout=0.0, part_dropout=0.0, lr=1e-2, tokens=128, every=100, **more)
+    model = Champion(recipe, 0).fit(items, log, fold)
+    scores = room.mask(fold, log, model.sequence_scores(items, log, fold, slice(0, fold.n_cases)))
+    assert (scores.argmax(1) == fold.target_item).mean() > 0.9
+
+
+def test_a_loss_nobody_knows_is_refused() -> None:
+    items, log = shop()
+    with pytest.raises(InputError, match="no such loss"):
+        Champion(replace(TINY, loss="hinge"), 0).fit(items, log, per_user(log, items))
 
 
 # the champion
