@@ -61,7 +61,7 @@ def written(folder: Path, kind: str, hot: int) -> pa.Table:
     pq.write_table(rows, folder / "interactions.parquet", row_group_size=len(rows) // PARTITIONS)
     users = {"user_id": ["u0", "cold"], "attributes": ["{}", '{"a": 1}']}
     items = {"item_id": [f"i{n}" for n in range(ITEMS)], "title": [f"title {n}" for n in range(ITEMS)]}
-    extra = {"categories": pa.array([[]] * ITEMS, pa.list_(pa.string())), **dict.fromkeys(("text", "image_sha256", "audio_sha256"), pa.nulls(ITEMS, pa.string()))}
+    extra = {"categories": pa.array([[]] * ITEMS, pa.list_(pa.string())), "images_sha256": pa.nulls(ITEMS, pa.list_(pa.string())), **dict.fromkeys(("text", "image_sha256", "audio_sha256"), pa.nulls(ITEMS, pa.string()))}
     pq.write_table(pa.table(users), folder / "users.parquet")
     pq.write_table(pa.table(items | extra | {"valid_from": pa.repeat(pa.scalar(NOW, pa.timestamp("us", tz="UTC")), ITEMS)}), folder / "items.parquet")
     return rows
