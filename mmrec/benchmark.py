@@ -59,11 +59,9 @@ def benchmark(
     import torch
 
     from mmrec.train.fit import Champion
-    from mmrec.train.recipe import RECIPES
+    from mmrec.train.recipe import recipe_named
 
-    if recipe not in RECIPES:
-        raise InputError("no such recipe", where="--recipe", value=recipe, valid=sorted(RECIPES),
-                         next="mmrec benchmark NAME --source FOLDER")  # fmt: skip
+    settings = recipe_named(recipe, "--recipe", "mmrec benchmark NAME --source FOLDER")
     torch.set_num_threads(threads)
     begun = time.monotonic()
     items, log = read(root, cache, threads, tell)
@@ -71,15 +69,15 @@ def benchmark(
     validation = leave_one_out(log, items, validation=True)
     fits: list[tuple[str, Any]] = []
     minutes = []
-    total = len(seeds) * len(views) * RECIPES[recipe].epochs
+    total = len(seeds) * len(views) * settings.epochs
     for seed in seeds:
         for label, view in views.items():
-            done, since = len(fits) * RECIPES[recipe].epochs, time.monotonic()
+            done, since = len(fits) * settings.epochs, time.monotonic()
 
             def told(_what: str, row: dict[str, Any], done: int = done) -> None:
                 tell("benchmark: epochs", done + row["epoch"], total)
 
-            fits.append((label, Champion(RECIPES[recipe], seed, told).fit(view, log, validation, [validation])))
+            fits.append((label, Champion(settings, seed, told).fit(view, log, validation, [validation])))
             if label == "full":
                 minutes.append((time.monotonic() - since) / 60)
     folds = {"validation": validation} | ({"test": leave_one_out(log, items)} if test else {})

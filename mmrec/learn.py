@@ -138,19 +138,12 @@ def train(night: Night) -> dict[str, Any]:
     import torch
 
     from mmrec.train.fit import Champion
-    from mmrec.train.recipe import RECIPES
+    from mmrec.train.recipe import recipe_named
 
     config = night.config
-    if config.train.recipe not in RECIPES:
-        raise InputError(
-            "no such recipe",
-            where="config: train.recipe",
-            value=config.train.recipe,
-            valid=sorted(RECIPES),
-            next="edit mmrec.toml",
-        )
     torch.set_num_threads(config.threads)
-    data, recipe = dataset(night), RECIPES[config.train.recipe]
+    recipe = recipe_named(config.train.recipe, "config: train.recipe", "edit mmrec.toml")
+    data = dataset(night)
     made = folds(night, data)
     folder = _folder(night)
     shutil.rmtree(folder, ignore_errors=True)

@@ -49,7 +49,7 @@ def gbce(
     n: int,
     calibration: float = 0.75,
 ) -> torch.Tensor:
-    """Mean generalised binary cross-entropy (Petrov and Macdonald, gSASRec, RecSys 2023, eq. 10 and 14).
+    """Mean generalised binary cross-entropy (Petrov and Macdonald, gSASRec, RecSys 2023).
 
     The target's probability is taken to the power beta = a (t (1 - 1/a) + 1/a), a = S / (n - 1), which undoes what
     sampling negatives does to confidence; t = 0 is plain binary cross-entropy, t = 1 a calibrated one.

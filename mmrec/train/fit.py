@@ -56,7 +56,7 @@ class Champion:
     # fitting
 
     def fit(self, items: Items, log: Log, fold: Fold, vals: Sequence[Fold] = ()) -> Champion:
-        """Fit on `fold.train`; with `vals`, stop early on the first and choose the blend on all.
+        """Fit on `fold.train`; with `vals`, stop early and choose the blend on all of them.
 
         Raises: QualityError: the loss is not a number, or nothing can be learned from the rows.
         """

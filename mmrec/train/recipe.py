@@ -1,13 +1,16 @@
 """Settings of a fit, by name.
 
-In: nothing. Out: `Recipe`, and `RECIPES` that a home or a benchmark names. Trade-off: a recipe is Python, reviewed like
-code; settings of a home name one and change none of its numbers. Why these: docs/decisions/0015-recipes.md.
+In: a name. Out: a `Recipe`; `RECIPES` are those that a home or a benchmark may name.
+Trade-off: a recipe is Python, reviewed like code; settings of a home name one and change none of its numbers. Why
+these: docs/decisions/0015-recipes.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
+
+from mmrec.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,10 @@ RECIPES: dict[str, Recipe] = {
                      warmup=200, epochs=50, schedule=50, every=2, patience=6, fusion="sum", warm=0.0,
                      negative_power=0.0),
 }
+
+
+def recipe_named(name: str, where: str, next_command: str) -> Recipe:
+    """The recipe of that name. Raises: InputError: there is none; `where` it was asked for and what to do are told."""
+    if name not in RECIPES:
+        raise InputError("no such recipe", where=where, value=name, valid=sorted(RECIPES), next=next_command)
+    return RECIPES[name]
