@@ -33,10 +33,12 @@ _LENGTHS = (64, 256)  # a history is padded to the first that holds it, so its b
 
 @dataclass(frozen=True)
 class ItemSide:
-    """The catalogue's half: `item_in` (N, V) is what a history is made of, `item_vec` (N, D) what is ranked."""
+    """The catalogue's half: `item_in` (N, V) is what a history is made of, `item_vec` (N, D) what is ranked;
+    `cold` (N,) bool: items that the model has not met."""
 
     item_in: np.ndarray
     item_vec: np.ndarray
+    cold: np.ndarray
 
 
 def item_side(
@@ -62,7 +64,7 @@ def item_side(
 
 def _items(
     bundle: Bundle, items: pa.Table, lake: Lake, m: Manifest, device: str, threads: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     versions = bundle.encoders
     rows = lake.arrow(
         "gold.item_embeddings",
@@ -101,7 +103,7 @@ def _items(
         feeds[f"{k}_present"] = present[k].astype(np.float32)
     graph = session(bundle.folder / "item_encoder.onnx", device, threads)
     out = _run(graph, feeds, items.num_rows)
-    return out["item_in"], out["item_vec"]
+    return out["item_in"], out["item_vec"], feeds["id_index"] == 0
 
 
 def user_vectors(

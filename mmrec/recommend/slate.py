@@ -13,15 +13,17 @@ Shape legend: B users of a block, N items, K places, H history items shown to re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from mmrec import schema
 from mmrec.topk.exact import Seen, TopK, search
+from mmrec.topk.rerank import Rerank, rerank
 
 _BLOCK = 1024
 _HISTORY = 20  # the latest items a reason may name
@@ -31,10 +33,13 @@ MODEL, FALLBACK = "model", "fallback:popularity"
 
 @dataclass(frozen=True)
 class Vectors:
-    """The two sides of the dot product: `user_UD` (rows of NaN where the model has nothing to say), `item_ND`."""
+    """The two sides of the dot product: `user_UD` (rows of NaN where the model has nothing to say), `item_ND`; `how` a
+    blend re-ranks, None: the dot product ranks; `cold_N`: (N,) bool, items that the model has not met."""
 
     user_UD: np.ndarray
     item_ND: np.ndarray
+    how: Rerank | None = None
+    cold_N: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ def slates(
     index = {item: i for i, item in enumerate(ids)}
     popularity_N1 = (items["popularity_micro"].to_numpy().astype(np.float64)[:, None] / 1e6).astype(np.float32)
     unit_ND = None if vectors is None else _unit(vectors.item_ND)
+    ranked = search
+    if vectors is not None and vectors.how is not None:
+        ranked = partial(rerank, how=vectors.how, cold=vectors.cold_N)
     counts.update(users=0, rows=0, fallback_rows=0, short_lists=0, dropped_users=0, dropped_items=0)
     for start in range(0, users.num_rows, _BLOCK):
         block = users.slice(start, _BLOCK)
@@ -81,7 +89,7 @@ def slates(
         item_BK, score_BK = popular.item.copy(), popular.score.copy()
         source_BK = np.full(item_BK.shape, MODEL if vectors is None else FALLBACK, object)
         if vectors is not None:
-            found = _best(vectors.user_UD[start : start + n], vectors.item_ND, k, (ptr, seen), group_N)
+            found = _best(vectors.user_UD[start : start + n], vectors.item_ND, k, (ptr, seen), group_N, ranked)
             counts["dropped_users"] += int(found.dropped_users)
             counts["dropped_items"] = int(found.dropped_items)
             item_BK, score_BK, source_BK = _fill(found, popular, group_N)
@@ -94,19 +102,22 @@ def slates(
         yield batch
 
 
-def _best(user_BD: np.ndarray, item_ND: np.ndarray, k: int, seen: Seen, group_N: np.ndarray | None) -> TopK:
+def _best(
+    user_BD: np.ndarray, item_ND: np.ndarray, k: int, seen: Seen, group_N: np.ndarray | None,
+    ranked: Callable[..., TopK] = search,
+) -> TopK:  # fmt: skip
     """The K best of every user, at most one of a group; exact, because a longer list begins with the shorter one."""
     if group_N is None:
-        return search(user_BD, item_ND, k, seen=seen)
+        return ranked(user_BD, item_ND, k, seen=seen)
     most = k + len(group_N) - len(np.unique(group_N))  # among so many are K groups, if there are so many
     wide = min(most, k + k // _MORE)
-    found = search(user_BD, item_ND, wide, seen=seen)
+    found = ranked(user_BD, item_ND, wide, seen=seen)
     item_BK, score_BK = _one_of_a_group(found.item, found.score, group_N, k)
     # not full, and there is more to look at
     todo = np.flatnonzero((item_BK[:, -1] < 0) & (found.item[:, -1] >= 0))
     while len(todo) and wide < most:
         wide = min(most, 2 * wide)
-        more = search(user_BD[todo], item_ND, wide, seen=_of(seen, todo))
+        more = ranked(user_BD[todo], item_ND, wide, seen=_of(seen, todo))
         item_BK[todo], score_BK[todo] = _one_of_a_group(more.item, more.score, group_N, k)
         todo = todo[(item_BK[todo, -1] < 0) & (more.item[:, -1] >= 0)]
     return TopK(item_BK, score_BK, found.dropped_users, found.dropped_items)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +26,14 @@ from mmrec.bundle import bundle as bundles
 from mmrec.models.data import group_codes
 from mmrec.recommend.score import ItemSide, user_vectors
 from mmrec.recommend.slate import Stamp, Vectors, slates
+from mmrec.topk.rerank import Rerank
+
+_SIDE = ("item_in", "item_vec", "cold")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a part of the users is scored with."""
+    """What a part of the users is scored with. `blend`: as the bundle has it, see topk/rerank.py."""
 
     bundle: str
     digest: str
@@ -39,6 +43,7 @@ class Job:
     run_date: str
     run_id: str
     model_version: str
+    blend: dict[str, Any] | None = None
 
 
 def pack(
@@ -56,7 +61,7 @@ def pack(
     if len(np.unique(codes)) < len(codes):  # else nobody on offer has a twin
         catalogue = catalogue.append_column("group", pa.array(codes, pa.int64()))
     feather.write_feather(catalogue, folder / "items.arrow")
-    for name in ("item_in", "item_vec"):
+    for name in _SIDE:
         (folder / f"{name}.npy").unlink(missing_ok=True)
         if side is not None:
             np.save(folder / f"{name}.npy", getattr(side, name), allow_pickle=False)
@@ -90,7 +95,8 @@ def lists_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
         users = pa.Table.from_batches([batch])
         found = None
         if side is not None and batch.num_rows:
-            found = Vectors(np.array(users["vector"].to_pylist(), np.float32), side.item_vec)
+            found = Vectors(np.array(users["vector"].to_pylist(), np.float32), side.item_vec, Rerank.of(job.blend),
+                            side.cold)  # fmt: skip
         yield from slates(users, items, found, job.k, stamp, {}, group_N)
 
 
@@ -101,7 +107,7 @@ def _open(folder: str) -> tuple[Job, pa.Table, ItemSide]:
     items = feather.read_table(here / "items.arrow")
     side = None
     if (here / "item_vec.npy").is_file():
-        side = ItemSide(*(np.load(here / f"{n}.npy", allow_pickle=False) for n in ("item_in", "item_vec")))
+        side = ItemSide(*(np.load(here / f"{n}.npy", allow_pickle=False) for n in _SIDE))
     return job, items, side  # type: ignore[return-value]
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ _CASES = 64
 def export(model: Champion, items: Items, log: Log, fold: Fold, folder: Path) -> dict[str, Any]:
     """Write the graphs and compare them with torch in scores and in top-K.
 
-    Returns: fields for bundle.json: length, context, event_types, content_dims, parity.
+    Returns: fields for bundle.json: length, context, event_types, content_dims, parity, blend (None: a dot product).
 
     Raises: QualityError: the graphs differ from torch, or hold what a bundle may not.
     """
@@ -54,7 +55,8 @@ def export(model: Champion, items: Items, log: Log, fold: Fold, folder: Path) ->
     (folder / "item_map.json").write_text(json.dumps(model.item_map))
     parity = _parity(model, item, user, items, log, fold, folder)
     return {"length": model.recipe.length, "context": model.recipe.context, "event_types": list(model.event_types),
-            "content_dims": model.dims, "half_life_days": model.recipe.half_life_days, "parity": parity}  # fmt: skip
+            "content_dims": model.dims, "half_life_days": model.recipe.half_life_days, "parity": parity,
+            "blend": None if model.rerank is None else asdict(model.rerank)}  # fmt: skip
 
 
 class _ItemGraph(nn.Module):
@@ -92,15 +94,17 @@ class _ItemGraph(nn.Module):
         warm_B1 = (id_index > 0).to(tower_BD.dtype).unsqueeze(1)
         content_B1 = warm_B1 * r.content + (1 - warm_B1) * r.content_cold
         linear_B1 = warm_B1 * r.linear + (1 - warm_B1) * r.linear_cold
-        sequence_BD = tower_BD * (warm_B1 + (1 - warm_B1) * r.sequence_cold)
+        cold_B1 = 1 - warm_B1
+        sequence_BD = tower_BD * (warm_B1 + cold_B1 * r.sequence_cold)
         there = [present[m].unsqueeze(1) for m in self.names]
         appeal_B1 = torch.cat([even_BC, *there, torch.ones_like(warm_B1)], 1) @ self.appeal
-        cold_B1 = (1 - warm_B1) * (r.appeal_cold * appeal_B1 - r.cold_offset)
-        bias_B1 = r.popularity * torch.log1p(popularity).unsqueeze(1) + cold_B1
+        held_B1 = cold_B1 * (r.cold_offset / 3)
+        bias_B1 = r.popularity * torch.log1p(popularity).unsqueeze(1) + cold_B1 * r.appeal_cold * appeal_B1 - held_B1
         history_BR = self.behaviour[id_index] + even_BC @ self.content
         offer_BR = history_BR / (1 - (history_BR**2).sum(1, keepdim=True)).clamp(min=1e-6)
         item_in = torch.cat([tower_BD, history_BR, like_BC], 1)
-        return item_in, torch.cat([sequence_BD, linear_B1 * offer_BR, content_B1 * like_BC, bias_B1], 1)
+        item_vec = (sequence_BD, bias_B1, linear_B1 * offer_BR, -held_B1, content_B1 * like_BC, -held_B1)
+        return item_in, torch.cat(item_vec, 1)
 
     def _part(self, m: str, vector_BM: torch.Tensor, present_B: torch.Tensor) -> torch.Tensor:
         part = (vector_BM - getattr(self, f"mean_{m}")) @ getattr(self, f"directions_{m}") * present_B.unsqueeze(1)
@@ -136,7 +140,8 @@ class _UserGraph(nn.Module):
         like_BC = (once.unsqueeze(1) @ item_in[:, :, self.d + self.rank :]).squeeze(1)
         linear_BR = linear_BR / w_BL.sum(1, keepdim=True).clamp(min=1e-6).sqrt()
         like_BC = like_BC / once.sum(1, keepdim=True).clamp(min=1e-6).sqrt()
-        return torch.cat([user_BD[:, -1], linear_BR, like_BC, torch.ones_like(like_BC[:, :1])], 1)
+        one_B1 = torch.ones_like(like_BC[:, :1])
+        return torch.cat([user_BD[:, -1], one_B1, linear_BR, one_B1, like_BC, one_B1], 1)
 
 
 def _write_item(model: Champion, graph: _ItemGraph, path: Path) -> None:
@@ -198,7 +203,8 @@ def _parity(
     if n:
         cases = slice(0, n)
         real = user_feeds(model, log, fold, cases, item_in)
-        worst["real_histories"] = _compare(model.score(items, log, fold, cases), ort_user.run(None, real)[0], item_vec,
+        wanted = model.user_side(items, log, fold, cases) @ model.item_side(items).T
+        worst["real_histories"] = _compare(wanted, ort_user.run(None, real)[0], item_vec,
                                            f"{n} users")  # fmt: skip
     return worst
 

@@ -1,13 +1,14 @@
 """The main model: a sequence tower and a linear head in one dot product, fitted, blended, saved.
 
-In: `Items`, `Log`, `Fold`s. Out: a `Champion`, which ranks like any baseline and is served like no baseline: user
-vector = [sequence | linear | content profile | 1], item vector = [fused item | linear | content | popularity].
+In: `Items`, `Log`, `Fold`s. Out: a `Champion`, which ranks like any baseline: user vector = [sequence, 1 | linear, 1 |
+content profile, 1], item vector = [fused item, popularity | linear | content], each of the three with a third of what
+holds cold items back. Their dot product ranks, or what a blend makes of the three (topk/rerank.py).
 Epochs, blend weights, half-life and history decay are chosen on a validation fold; `recipe.fixed(chosen)` repeats a
 fit with them and without one.
-Trade-off: the blend is three numbers found by coordinate search, not learned end to end; it costs seconds, can't
-overfit, and any part can be switched off to see what it adds.
+Trade-off: the blend is a few numbers chosen on validation, not learned end to end; it costs seconds, and any part can
+be switched off to see what it adds.
 
-Shape legend: B cases, L history, T targets of a batch, N items, D model size, R rank of the linear head, C content.
+Shape legend: B cases, L history, N items, D model size, R rank of the linear head, C content, V columns of a vector.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,12 @@ from mmrec.models.fusion import ItemEncoder
 from mmrec.models.linear import Likeness, LinearHead, appeal_inputs, fit_appeal, fit_linear, history_weights
 from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
+from mmrec.topk.rerank import Rerank, behind, candidates
 from mmrec.train.blend import blend, blend_cold
 from mmrec.train.inputs import Tensors, blocks, event_inputs, history
 from mmrec.train.loop import train, validation_ndcg
 from mmrec.train.recipe import Recipe
+from mmrec.train.stack import stack
 
 
 class Champion:
@@ -52,6 +56,7 @@ class Champion:
         self.progress = progress or (lambda _what, _numbers: None)
         self.chosen: dict[str, Any] = {}
         self.curves: list[dict[str, Any]] = []
+        self._side: tuple[Items, Any, tuple[np.ndarray, ...]] | None = None  # the catalogue that was last asked for
 
     # fitting
 
@@ -85,10 +90,11 @@ class Champion:
         self.refresh(items, log, fold)
         if vals:
             self.settle(self.chosen | blend(self, items, log, vals))
-            self.settle(blend_cold(self, items, log, vals)).refresh(items, log, fold)
+            self.settle(blend_cold(self, items, log, vals))
+            self.settle(stack(self, items, log, vals)).refresh(items, log, fold)
         return self
 
-    def settle(self, chosen: dict[str, float]) -> Champion:
+    def settle(self, chosen: dict[str, Any]) -> Champion:
         """Take over what a validation chose."""
         self.chosen |= chosen
         self.recipe = self.recipe.fixed(chosen)
@@ -104,6 +110,7 @@ class Champion:
         self.touched_N = users_N > 0
         self.appeal_F = fit_appeal(like_NC, self._present(items), users_N)
         self.popularity_N = Popularity(r.half_life_days).fit(items, log, fold).score_N
+        self._side = None
         return self
 
     def _sides(self, items: Items, log: Log, fold: Fold) -> None:
@@ -150,24 +157,91 @@ class Champion:
     # ranking
 
     def score(self, items: Items, log: Log, fold: Fold, cases: slice, drop: frozenset[str] = frozenset()) -> np.ndarray:
-        """(B, N) float32; `drop` names parts of an item to mask: "id" or a modality."""
+        """(B, N) float32; `drop` names parts of an item to mask: "id" or a modality.
+
+        Where the blend re-ranks, its candidates have the scores of their lists, and all else lies behind them.
+        """
+        user_BV, item_NV = self.user_side(items, log, fold, cases, drop), self.item_side(items, drop)
+        out_BN, how = user_BV @ item_NV.T, self.rerank
+        if how is None:
+            return out_BN
+        ptr = fold.hist_ptr[cases.start : cases.start + len(out_BN) + 1]
+        seen = (ptr - ptr[0], log.item[fold.hist_row[ptr[0] : ptr[-1]]])
+        found = candidates(user_BV, item_NV, how.members, how.depth, cold=~self.touched_N, seen=seen,
+                           allowed=fold.catalogue)  # fmt: skip
+        total_BC = how.combined(found.score_BCP, found.rank_BCP).astype(np.float32)
+        for b, item_C in enumerate(found.item_BC):
+            there_C = item_C >= 0
+            out_BN[b] = behind(out_BN[b], total_BC[b, there_C].min(initial=0))
+            out_BN[b, item_C[there_C]] = total_BC[b, there_C]
+        return out_BN
+
+    def user_side(
+        self, items: Items, log: Log, fold: Fold, cases: slice, drop: frozenset[str] = frozenset()
+    ) -> np.ndarray:
+        """(B, V) float32: users' half of the dot product."""
+        _, history_NR, like_NC, tower_ND = self._sides_of(items, drop)
+        parts = (self.sequence_users(log, fold, cases, torch.from_numpy(tower_ND)),
+                 self.profile(log, fold, cases, history_NR),
+                 self.profile(log, fold, cases, like_NC, flat=True))  # fmt: skip
+        return np.concatenate([x for part in parts for x in (part, np.ones((len(part), 1), np.float32))], 1)
+
+    def item_side(self, items: Items, drop: frozenset[str] = frozenset()) -> np.ndarray:
+        """(N, V) float32: items' half of the dot product."""
+        return self._sides_of(items, drop)[0]
+
+    def _sides_of(self, items: Items, drop: frozenset[str]) -> tuple[np.ndarray, ...]:
+        """(N, V) what is ranked, then what histories are made of: (N, R) linear, (N, C) content, (N, D) tower."""
+        if self._side is None or self._side[0] is not items or self._side[1] != (self.recipe, drop):
+            self._side = (items, (self.recipe, drop), self._made_sides(items, drop))
+        return self._side[2]
+
+    def _made_sides(self, items: Items, drop: frozenset[str]) -> tuple[np.ndarray, ...]:
         r = self.recipe
+        tower_ND = self.item_vectors(items, drop).numpy()
+        cold_N1 = (~self.touched_N).astype(np.float32)[:, None]
+        history_NR, like_NC, linear_NR, content_NC = self._weighed(items, drop)
+        held_N1 = cold_N1 * (r.cold_offset / 3)
+        bias_N1 = r.popularity * np.log1p(self.popularity_N)[:, None]
+        bias_N1 = bias_N1 + cold_N1 * r.appeal_cold * self.appeal(items, drop)[:, None] - held_N1
+        parts = (tower_ND * (1 - cold_N1 * (1 - r.sequence_cold)), bias_N1, linear_NR, -held_N1, content_NC, -held_N1)
+        return np.concatenate(parts, 1).astype(np.float32), history_NR, like_NC, tower_ND
+
+    def _weighed(self, items: Items, drop: frozenset[str] = frozenset()) -> tuple[np.ndarray, ...]:
+        """(N, R) and (N, C) of histories, then of offers, these in their weights."""
+        r, cold_N1 = self.recipe, ~self.touched_N[:, None]
         like_NC = self.likeness.vectors(items, drop, r.image_share)
         history_NR, offer_NR = self.head.factors(self.likeness.vectors(items, drop), "id" not in drop)
-        content_N1 = np.where(self.touched_N, r.content, r.content_cold).astype(np.float32)[:, None]
-        linear_N1 = np.where(self.touched_N, r.linear, r.linear_cold).astype(np.float32)[:, None]
-        cold_N = (~self.touched_N).astype(np.float32)
-        out = self.sequence_scores(items, log, fold, cases, drop) * (1 - cold_N * (1 - r.sequence_cold))
-        out += self.profile(log, fold, cases, history_NR) @ (linear_N1 * offer_NR).T
-        out += self.profile(log, fold, cases, like_NC, flat=True) @ (content_N1 * like_NC).T
-        cold_bias_N = r.appeal_cold * self.appeal(items, drop) - r.cold_offset
-        return out + (r.popularity * np.log1p(self.popularity_N) + cold_N * cold_bias_N).astype(np.float32)
+        linear_N1 = np.where(cold_N1, r.linear_cold, r.linear).astype(np.float32)
+        content_N1 = np.where(cold_N1, r.content_cold, r.content).astype(np.float32)
+        return history_NR, like_NC, linear_N1 * offer_NR, content_N1 * like_NC
+
+    @property
+    def members(self) -> tuple[tuple[int, int], ...]:
+        """Columns of the sequence tower with popularity, the linear head, and content where there is any."""
+        d, rank = self.recipe.d, self.head.behaviour_NR.shape[1]
+        ends = [0, d + 1, d + 1 + rank + 1]
+        if self.dims:
+            ends.append(ends[-1] + sum(b.shape[1] for _, b in self.likeness.maps.values()) + 1)
+        return tuple(pairwise(ends))
+
+    @property
+    def rerank(self) -> Rerank | None:
+        """How the blend re-ranks; None: the dot product ranks."""
+        r = self.recipe
+        return None if r.blend == "scores" else Rerank(r.blend, r.depth, self.members, tuple(r.blend_weights))
 
     @torch.no_grad()
     def sequence_scores(
         self, items: Items, log: Log, fold: Fold, cases: slice, drop: frozenset[str] = frozenset()
     ) -> np.ndarray:
+        """(B, N) float32: what the sequence tower alone says."""
         vector_ND = self.item_vectors(items, drop)
+        return self.sequence_users(log, fold, cases, vector_ND) @ vector_ND.numpy().T
+
+    @torch.no_grad()
+    def sequence_users(self, log: Log, fold: Fold, cases: slice, vector_ND: torch.Tensor) -> np.ndarray:
+        """(B, D) float32."""
         out = []
         for part in blocks(cases, 512):
             rows_BL, mask_BL = history(fold, part, self.recipe.context)
@@ -178,9 +252,8 @@ class Champion:
                 mask_BL
             ).unsqueeze(2)
             side = event_inputs(log.event[rows] + 1, gap, log.weight[rows], mask_BL)
-            user_BD = self.user_tower(item_BLD, *side)[:, -1]
-            out.append((user_BD @ vector_ND.T).numpy())
-        return np.concatenate(out) if out else np.zeros((0, items.n), np.float32)
+            out.append(self.user_tower(item_BLD, *side)[:, -1].numpy())
+        return np.concatenate(out) if out else np.zeros((0, self.recipe.d), np.float32)
 
     @torch.no_grad()
     def item_vectors(self, items: Items, drop: frozenset[str] = frozenset()) -> torch.Tensor:

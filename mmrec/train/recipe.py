@@ -52,12 +52,15 @@ class Recipe:
     appeal_cold: float = 1.0  # * weight of the popularity that content foretells, items without
     sequence_cold: float = 1.0  # * share of the sequence tower's say, items without interactions
     cold_offset: float = 0.0  # * taken off the score of items without
+    blend: str = "scores"  # * of the three parts: their sum, or a way to re-rank, see topk/rerank.py
+    blend_weights: tuple[float, ...] = ()  # * of that way
+    depth: int = 100  # best of each part that are re-ranked
     image_share: float = 1.0  # * say of pictures in content likeness, against 1 for the rest
     schedule: int = 10  # epochs the cosine is laid out for
 
     def fixed(self, chosen: dict[str, Any]) -> Recipe:
         """The recipe with what a validation chose."""
-        return replace(self, **chosen)
+        return replace(self, **{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()})
 
 
 RECIPES: dict[str, Recipe] = {
