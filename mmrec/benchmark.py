@@ -1,10 +1,11 @@
 """`mmrec benchmark`: one recipe on published sets, beside what papers report of them.
 
 In: a folder of sequences and, if there, of item descriptions, in the form that published benchmarks share. Out:
-recall and ndcg at 5, 10, 20 on validation and test, over seeds, with intervals; published rows; what each part adds.
+recall and ndcg at 5, 10, 20 on validation and test, over seeds, with intervals; published rows; what each part adds; if
+asked, the same numbers of every rival, fitted here.
 Everything is chosen on validation; test is read once, when all fits are done.
 Trade-off: nothing of a home is used or left behind, so a set is read and its texts are encoded anew each time (half a
-minute for 12,000 items).
+minute for 12,000 items); and what is fitted stays in memory until the last fit is done, of EASE a dense square.
 
 Shape legend: C cases, K places of a list.
 """
@@ -41,7 +42,7 @@ Tell = Callable[[str, int, int], None]
 
 def benchmark(
     name: str, root: Path, cache: Path, tell: Tell, *, seeds: Sequence[int] = (0, 1, 2), recipe: str = "sparse",
-    threads: int = 2, ablation: bool = True, test: bool = True,
+    threads: int = 2, ablation: bool = True, test: bool = True, rivals: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Fit, choose and measure.
 
@@ -49,10 +50,12 @@ def benchmark(
         name: what published rows are looked up by. root: folder of sequences.txt and, if there, items.jsonl.
         cache: where encoders are kept. seeds: one fit of the whole each, all reported. ablation: also fit without
             content, for what it adds. test: read the test split; False while a recipe is being worked on.
+        rivals: fit them, too, which takes long; those that a seed decides once a seed, the others once.
 
     Returns: test, validation: metric -> mean over seeds, and `interval`: metric -> [low, high], 95% over users;
         by_seed; seeds; minutes (of one fit, mean) and total_minutes; published; ablation: name -> metric -> mean, on
-        validation and test; settings; what was chosen.
+        validation and test; rivals: name -> split -> metric -> mean over its fits, `minutes` of a fit, `fits` and
+        `settings`, EASE with all its weights; settings; what was chosen.
 
     Raises: InputError: no such folder or recipe, rows that can't be read.
     """
@@ -80,6 +83,7 @@ def benchmark(
             fits.append((label, Champion(settings, seed, told).fit(view, log, validation, [validation])))
             if label == "full":
                 minutes.append((time.monotonic() - since) / 60)
+    others = _rivals(items, log, validation, seeds, tell) if rivals else {}
     folds = {"validation": validation} | ({"test": leave_one_out(log, items)} if test else {})
     found: dict[tuple[str, str], list[CaseMetrics]] = {}
     for n, (label, model) in enumerate(fits):
@@ -89,6 +93,10 @@ def benchmark(
                 got = evaluate(model, views[label], log, fold, scorer=scorer, lists=False)
                 found.setdefault((row, split), []).append(_at(got, fold))
     tell("benchmark: lists", len(fits), len(fits))
+    for n, (rival, made) in enumerate(others.items()):
+        tell(f"benchmark: lists of {rival}", n, len(others))
+        for split, fold in folds.items():
+            found[rival, split] = [_at(evaluate(m, items, log, fold, lists=False), fold) for m, _ in made]
     best = _named("full", bool(items.content), True)
     return {
         "name": name,
@@ -98,7 +106,10 @@ def benchmark(
         "total_minutes": round((time.monotonic() - begun) / 60, 2),
         "published": published(name),
         "ablation": {row: {split: _means(found[row, split]) for split in folds}
-                     for row in dict.fromkeys(row for row, _ in found)},
+                     for row in dict.fromkeys(row for row, _ in found if row not in others)},
+        "rivals": {rival: {split: _means(found[rival, split]) for split in folds}
+                   | {"minutes": round(float(np.mean([spent for _, spent in made])), 2), "fits": len(made),
+                      "settings": repr(made[0][0])} for rival, made in others.items()},
         "chosen": [model.chosen for label, model in fits if label == "full"],
         "settings": {"recipe": recipe, "threads": threads, "users": log.n_users, "items": items.n,
                      "interactions": len(log.user), "content": sorted(items.content)},
@@ -111,6 +122,26 @@ def _rows(label: str, model: Any, items: Items, log: Log, fold: Fold, ablation: 
     made: dict[str, Scorer | None] = {_named(label, text, True): None}
     if ablation:
         made[_named(label, text, False)] = lambda cases: model.sequence_scores(items, log, fold, cases)
+    return made
+
+
+def _rivals(
+    items: Items, log: Log, fold: Fold, seeds: Sequence[int], tell: Tell
+) -> dict[str, list[tuple[Any, float]]]:
+    """name -> (model, minutes) of its fits; without content-NN where nothing is described, and without EASE where it
+    can't be solved."""
+    from mmrec.models.ease import MAX_ITEMS
+    from mmrec.models.rivals import STOPPED, published_rivals
+
+    can = {"content_nn": bool(items.content), "ease": items.n <= MAX_ITEMS}
+    todo = [(name, model) for n, seed in enumerate(seeds) for name, model in published_rivals(seed).items()
+            if (n == 0 or hasattr(model, "seed")) and can.get(name, True)]  # fmt: skip
+    made: dict[str, list[tuple[Any, float]]] = {}
+    for n, (name, model) in enumerate(todo):
+        tell(f"benchmark: fit of {name}", n, len(todo))
+        since = time.monotonic()
+        fitted = model.fit(items, log, fold, *([[fold]] if name in STOPPED else []))
+        made.setdefault(name, []).append((fitted, (time.monotonic() - since) / 60))
     return made
 
 

@@ -77,7 +77,13 @@ class TwinsConfig(_Part):
 
 class TrainConfig(_Part):
     every_days: int = Field(7, ge=1, description="the champion is retrained when it is older, days")
-    recipe: str = Field("default", description="named recipe of mmrec.train.recipe")
+    model: Literal["champion", "popularity", "content_nn", "item_knn", "user_knn", "ease", "als", "bpr", "lightgcn",
+                   "gru4rec", "sasrec"] = Field(
+        "champion",
+        description="champion: mmrec's own; or a rival that is trained and registered in its place: popularity,"
+        " content_nn, item_knn, user_knn, ease, als, bpr, lightgcn, gru4rec, sasrec",
+    )  # fmt: skip
+    recipe: str = Field("default", description="named recipe of mmrec.train.recipe; of the champion alone")
     seed: int = Field(0, description="seed of initialisation, order and negatives")
     exclude_suspects: bool = Field(False, description="learn nothing from the interactions of suspects")
 

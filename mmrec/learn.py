@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import mmrec
-from mmrec import dates, schema
+from mmrec import dates, schema, trained
 from mmrec.config import Config
 from mmrec.context import Night, call, note
 from mmrec.errors import InputError, QualityError
@@ -137,12 +137,10 @@ def train(night: Night) -> dict[str, Any]:
     """Choose settings on validation, fit what the test needs, refit what is served."""
     import torch
 
-    from mmrec.train.fit import Champion
-    from mmrec.train.recipe import recipe_named
-
     config = night.config
     torch.set_num_threads(config.threads)
-    recipe = recipe_named(config.train.recipe, "config: train.recipe", "edit mmrec.toml")
+    started = trained.new(config)
+    recipe = started({}).recipe
     data = dataset(night)
     made = folds(night, data)
     folder = _folder(night)
@@ -150,9 +148,9 @@ def train(night: Night) -> dict[str, Any]:
     total = 2 + config.evaluate.rolling_fits + 2  # two validations, the tests, the refit
     done = 0
 
-    def fit(name: str, r: Any, fold: Fold, vals: list[Fold]) -> Champion:
+    def fit(name: str, settings: dict[str, Any], fold: Fold, vals: list[Fold]) -> Any:
         nonlocal done
-        model = Champion(r, config.train.seed).fit(data.items, data.log, fold, vals)
+        model = started(settings).fit(data.items, data.log, fold, vals)
         model.save(folder / name)
         done += 1
         night.progress("train", done, total)
@@ -160,12 +158,13 @@ def train(night: Night) -> dict[str, Any]:
 
     chosen: dict[str, Any] = {}
     for protocol, (validation, test) in made.items():
-        chosen[protocol] = fit(f"{protocol}-validation", recipe, validation[0], validation).chosen
+        chosen[protocol] = fit(f"{protocol}-validation", {}, validation[0], validation).chosen
         for n, group in enumerate(_groups(test, config.evaluate.rolling_fits)):
-            fit(f"{protocol}-{n}", recipe.fixed(chosen[protocol]), group[0], [])
-    final = fit("final", recipe.fixed(chosen["rolling"]), everything(data, night), [])
+            fit(f"{protocol}-{n}", chosen[protocol], group[0], [])
+    final = fit("final", chosen["rolling"], everything(data, night), [])
     run_id = _log_run(night, data, recipe, chosen, final.curves)
-    state = {"mlflow_run": run_id, "chosen": chosen, "tables": data.tables, "encoders": data.encoders}
+    state = {"mlflow_run": run_id, "model": config.train.model, "chosen": chosen, "tables": data.tables,
+             "encoders": data.encoders}  # fmt: skip
     (folder / "state.json").write_text(json.dumps(state))
     config.runs.mkdir(parents=True, exist_ok=True)
     (config.runs / "last-training.json").write_text(json.dumps({"as_of": night.as_of.isoformat()}))
@@ -189,12 +188,13 @@ def evaluate(night: Night) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for protocol, (validation, test) in made.items():
         best, _ = tune(data.items, data.log, validation, ease_items=night.config.evaluate.ease_items)
-        study = Study(data.items, data.log, [*best.values(), *([ContentNN()] if data.items.content else [])], oracle)
+        baselines = [*best.values(), *([ContentNN()] if data.items.content else [])]
+        study = Study(data.items, data.log, baselines, oracle, None if _state(night)["model"] == Champion.name else ())
         # validation numbers are those of the fit that was chosen there: for the gate, not for a report
         groups = [("validation", "validation", validation)]
         groups += [("test", str(n), group) for n, group in enumerate(_groups(test, fits))]
         for split, name, group in groups:
-            model = Champion.load(_folder(night) / f"{protocol}-{name}")
+            model = trained.kept(_folder(night) / f"{protocol}-{name}")
             for window in group:
                 study.read(split, model, window)
                 done += 1
@@ -210,24 +210,23 @@ def evaluate(night: Night) -> dict[str, Any]:
 
 
 def export(night: Night) -> dict[str, Any]:
-    """Seal the refitted model as a bundle, after it was compared with torch."""
+    """Seal the refitted model as a bundle, after its graphs were compared with torch."""
     from mmrec.bundle.bundle import seal
     from mmrec.evaluate.study import COMPARED
-    from mmrec.train.export import export as write
-    from mmrec.train.fit import Champion
 
     data, folder = dataset(night), _folder(night)
     state = _state(night)
-    model = Champion.load(folder / "final")
+    model = trained.kept(folder / "final")
     bundle = folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
-    spec = write(model, data.items, data.log, served(data, night), bundle)
-    (bundle / "curves.json").write_text(json.dumps(model.curves))
+    length = night.config.night.sequence_length
+    spec = trained.exported(model, data.items, data.log, served(data, night), bundle, length)
+    used = {m: v for m, v in data.encoders.items() if m in spec.get("content_dims", {})}
     metrics = {f"{r['protocol']}/{r['model']}/{r['metric']}": r["value"] for r in _metrics(night)
                if r["split"] == "test" and r["slice"] == "all" and r["metric"] in COMPARED}  # fmt: skip
     about = spec | {
-        "kind": "two_tower", "name": "champion", "as_of": night.as_of.isoformat(), "encoders": data.encoders,
-        "encoder_names": {m: name for m, name in night.config.encoder_names.items() if m in data.encoders},
+        "name": state["model"], "as_of": night.as_of.isoformat(),
+        "encoders": used, "encoder_names": {m: name for m, name in night.config.encoder_names.items() if m in used},
         "fields": data.fields,
         "config": state["chosen"]["rolling"], "features": schema.features_fingerprint(), "data_versions": data.tables,
         "metrics": metrics, "code": mmrec.__version__, "mlflow_run": state["mlflow_run"],
@@ -258,6 +257,7 @@ def register(night: Night) -> dict[str, Any]:
 
 def promote(night: Night) -> dict[str, Any]:
     """The gate: the challenger becomes champion, or is held with the reasons on its tags and in ops.promotions."""
+    from mmrec.bundle import bundle as bundles
     from mmrec.bundle import registry
     from mmrec.evaluate.gate import decide
 
@@ -270,7 +270,8 @@ def promote(night: Night) -> dict[str, Any]:
     import pyarrow.dataset as ds
 
     rows = night.lake.arrow("ops.metrics", where=ds.field("model_version").isin([version, before])).to_pylist()
-    decision, reason, numbers = decide(rows, version, before)
+    own = bundles.load(config.bundles / version, deep=False).about.get("name", "champion")
+    decision, reason, numbers = decide(rows, version, before, own)
     if decision == "promoted":
         registry.crown(config, version)
     registry.tag(config, version, "gate", f"{decision}: {reason}")

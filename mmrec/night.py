@@ -206,7 +206,7 @@ def recommend(night: Night) -> dict[str, Any]:
         )
     side = item_side(model, items, night.lake, m, device=config.device, threads=config.threads)
     job = spread.Job(str(folder.absolute()), m.model_digest, config.device, config.threads, m.config["k"],
-                     m.run_date, m.run_id, m.model_version, model.about.get("blend"))  # fmt: skip
+                     m.run_date, m.run_id, m.model_version, model.kind, model.about.get("blend"))  # fmt: skip
     twins = _twins(night)
     groups = None if twins is None else dict(zip(*(c.to_pylist() for c in twins), strict=True))
     packed = str(spread.pack((night.folder / f"scoring-{night.attempt}").absolute(), job, items, side, groups))

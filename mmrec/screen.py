@@ -77,7 +77,7 @@ def print_metrics(out: Console, result: dict[str, Any]) -> None:
 
 
 def print_benchmark(out: Console, told: dict[str, Any]) -> None:
-    """What was reached, between the published rows, and what each part adds."""
+    """What was reached, between the published rows and the rivals that were fitted here, and what each part adds."""
     split = "test" if "test" in told else "validation"
     grid = Table(title=f"{told['name']}, {split}: {told['settings']['users']} users, {told['settings']['items']} items")
     for head in ("model", "recall@10", "ndcg@10", "source"):
@@ -86,6 +86,9 @@ def print_benchmark(out: Console, told: dict[str, Any]) -> None:
     rows = [(r["recall@10"], r["model"], r["ndcg@10"], r["source"]) for r in told["published"]]
     about = f"{len(told['seeds'])} seeds, {told['minutes']:g} minutes a fit; 95% of users {low_high['recall@10']}"
     rows.append((own["recall@10"], "mmrec", own["ndcg@10"], about))
+    rows += [(each[split]["recall@10"], name, each[split]["ndcg@10"],
+              f"fitted here, {each['minutes']:g} minutes a fit: {each['settings']}")
+             for name, each in told["rivals"].items()]  # fmt: skip
     for recall, model, ndcg, source in sorted(rows, key=lambda r: r[0]):
         style = "bold" if model == "mmrec" else ""
         grid.add_row(model, f"{recall:.4f}", "" if ndcg is None else f"{ndcg:.4f}", Text(source), style=style)

@@ -1,11 +1,12 @@
 """Bundles: one folder per model version, sealed by one sha256 over all its files.
 
-In: a folder with `bundle.json`, an item map and ONNX graphs. Out: a `Bundle` that was checked before a byte of
-it was parsed. Nothing in it is pickled; every file is JSON, Parquet or ONNX.
+In: a folder with `bundle.json` and ONNX graphs or arrays. Out: a `Bundle` that was checked before a byte of it was
+parsed. Nothing in it is pickled; every file is JSON, safetensors or ONNX.
 Trade-off: the digest is over whole files, so a changed comment in bundle.json makes another bundle; that is the
 price of a check that needs no knowledge of what the files mean.
 
-Kinds: `popularity` (no graph: the items' decayed counts rank for everybody; version 0) and `two_tower`.
+Kinds: `popularity` (no graph: the items' decayed counts rank for everybody; version 0); `two_tower`, of ONNX graphs;
+`factors` and `sparse`, of arrays (models/stored.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mmrec.errors import InputError, QualityError
 from mmrec.models.fields import USUAL
 
 _SEAL = "digest.json"
-KINDS = ("popularity", "two_tower")
+KINDS = ("popularity", "two_tower", "factors", "sparse")
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -
     c = client(config)
     bundle = load(folder)
     if not any(m.name == NAME for m in c.search_registered_models(filter_string=f"name = '{NAME}'")):
-        c.create_registered_model(NAME, description="Two-tower models that mmrec's nights are scored with.")
+        c.create_registered_model(NAME, description="Models that mmrec's nights are scored with.")
     tags = {"sha256": bundle.digest, "kind": bundle.kind} | ({"as_of": about["as_of"]} if about["as_of"] else {})
     made = c.create_model_version(
         NAME, source=f"runs:/{run_id}/bundle", run_id=run_id, tags=tags, description=about.get("summary", "")

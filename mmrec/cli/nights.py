@@ -142,6 +142,7 @@ def benchmark(
     threads: Annotated[int, typer.Option(min=1)] = 2,
     ablation: Annotated[bool, typer.Option(help="fit once more without texts")] = True,
     test: Annotated[bool, typer.Option(help="read the test split, too")] = True,
+    rivals: Annotated[bool, typer.Option(help="fit every rival, too: many minutes a seed")] = False,
     as_json: Json = False,
 ) -> None:
     """One recipe on a published set: leave one out, all items ranked, beside what papers report."""
@@ -151,7 +152,7 @@ def benchmark(
 
     with progress(err, as_json) as tell:
         told = run(name, source, user_cache_path("mmrec") / "encoders", tell, seeds=range(seeds), recipe=recipe,
-                   threads=threads, ablation=ablation, test=test)  # fmt: skip
+                   threads=threads, ablation=ablation, test=test, rivals=rivals)  # fmt: skip
     show_json(told) if as_json else screen.print_benchmark(out, told)
 
 

@@ -17,11 +17,14 @@ _TOO_GOOD = 0.95  # an ndcg@10 above this is a leak until somebody shows that it
 _PROTOCOLS = ("rolling", "per_user")
 
 
-def decide(rows: list[dict[str, Any]], challenger: str, champion: str) -> tuple[str, str, dict[str, float]]:
+def decide(
+    rows: list[dict[str, Any]], challenger: str, champion: str, own_name: str = "champion"
+) -> tuple[str, str, dict[str, float]]:
     """("promoted" or "held", reason, numbers).
 
     Args:
         rows: ops.metrics of both versions. champion: "0" while popularity is served.
+        own_name: which model the challenger is: a baseline in its place need not be better than itself.
     """
     value = {(r["model_version"], r["protocol"], r["model"]): r["value"] for r in rows
              if r["split"] == "validation" and r["slice"] == "all" and r["metric"] == _METRIC}  # fmt: skip
@@ -35,7 +38,7 @@ def decide(rows: list[dict[str, Any]], challenger: str, champion: str) -> tuple[
         numbers[f"{protocol}/challenger"] = own
         if own > _TOO_GOOD:
             held.append(f"{protocol}: {own:.4f} is too good to be true")
-        for name in _BASELINES:
+        for name in (n for n in _BASELINES if n != own_name):
             other = value.get((challenger, protocol, name))
             if other is None:
                 held.append(f"{protocol}: no number of {name}")

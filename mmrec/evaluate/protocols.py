@@ -8,7 +8,7 @@ Trade-off: scores are computed in blocks of dense rows (cases x items), which ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from mmrec.models.neighbours import ItemKNN, UserKNN
 from mmrec.topk.exact import select
 
 KS = (10, 20)
+TUNED = ("popularity", "item_knn", "user_knn", "ease")
 Scorer = Callable[[slice], np.ndarray]
 
 
@@ -171,8 +172,9 @@ def restrict(fold: Fold, keep_target: np.ndarray, catalogue: np.ndarray | None =
 
 
 def tune(
-    items: Items, log: Log, folds: Sequence[Fold], metric: str = "ndcg@10", *, ease_items: int = MAX_ITEMS
-) -> tuple[dict[str, Recommender], dict[str, float]]:
+    items: Items, log: Log, folds: Sequence[Fold], metric: str = "ndcg@10", *, ease_items: int = MAX_ITEMS,
+    names: Collection[str] = TUNED,
+) -> tuple[dict[str, Recommender], dict[str, float]]:  # fmt: skip
     """The baselines with the setting that is best on validation folds, from a small fixed grid.
 
     Half-life 30, 90, 365 days or none; item-kNN with 20, 50, 100, 200 neighbours; user-kNN with 50, 100, 200; EASE with
@@ -181,6 +183,7 @@ def tune(
     Args:
         folds: validation folds, all of which lie before any test fold.
         ease_items: the largest catalogue that EASE is solved for; a larger one goes without it.
+        names: which of them.
 
     Returns: name -> the best candidate (the earliest of equals), to be fitted again on what it is tested on; and the
         pooled mean of `metric` of every candidate, by its repr.
@@ -188,7 +191,7 @@ def tune(
     best: dict[str, Recommender] = {}
     parts: dict[str, list[CaseMetrics]] = {}
     for fold in (f for f in folds if f.n_cases):
-        for candidate, fitted in _candidates(items, log, fold, ease_items):
+        for candidate, fitted in _candidates(items, log, fold, ease_items, names):
             best.setdefault(repr(candidate), candidate)
             parts.setdefault(repr(candidate), []).append(evaluate(fitted, items, log, fold, lists=False))
     found = {label: pool(each).mean(metric) for label, each in parts.items()}
@@ -199,15 +202,19 @@ def tune(
     return chosen, found
 
 
-def _candidates(items: Items, log: Log, fold: Fold, ease_items: int) -> Iterator[tuple[Recommender, Recommender]]:
+def _candidates(
+    items: Items, log: Log, fold: Fold, ease_items: int, names: Collection[str]
+) -> Iterator[tuple[Recommender, Recommender]]:
     """(settings, the same fitted on a fold)."""
-    for days in (30, 90, 365, float("inf")):
+    for days in (30, 90, 365, float("inf")) if "popularity" in names else ():
         yield Popularity(days), Popularity(days).fit(items, log, fold)
-    wide = ItemKNN(200).fit(items, log, fold)
-    for k in (20, 50, 100, 200):
-        yield ItemKNN(k), wide.narrow(k)
-    users = UserKNN().fit(items, log, fold)
-    for k in (50, 100, 200):
-        yield UserKNN(k), users.narrow(k)
-    for lam in (50, 100, 250, 500, 1000) if items.n <= ease_items else ():
+    if "item_knn" in names:
+        wide = ItemKNN(200).fit(items, log, fold)
+        for k in (20, 50, 100, 200):
+            yield ItemKNN(k), wide.narrow(k)
+    if "user_knn" in names:
+        users = UserKNN().fit(items, log, fold)
+        for k in (50, 100, 200):
+            yield UserKNN(k), users.narrow(k)
+    for lam in (50, 100, 250, 500, 1000) if "ease" in names and items.n <= ease_items else ():
         yield EASE(lam, max_items=ease_items), EASE(lam, max_items=ease_items).fit(items, log, fold)

@@ -41,7 +41,12 @@ class Model(Protocol):
 
 
 class Study:
-    """See the module. `oracle`: the truth as a scorer of (fold, cases), where there is one."""
+    """See the module.
+
+    Args:
+        oracle: the truth as a scorer of (fold, cases), where there is one.
+        parts: what is masked, one at a time; None: the item's identity and every modality.
+    """
 
     def __init__(
         self,
@@ -49,8 +54,10 @@ class Study:
         log: Log,
         baselines: Sequence[Recommender],
         oracle: Callable[[Fold, slice], np.ndarray] | None = None,
+        parts: Sequence[str] | None = None,
     ) -> None:
         self.items, self.log, self.baselines, self.oracle = items, log, baselines, oracle
+        self.parts = ("id", *sorted(items.content)) if parts is None else parts
         self.found: dict[str, Found] = {}
 
     def read(self, split: str, model: Model, window: Fold) -> None:
@@ -70,7 +77,7 @@ class Study:
                 ranker.fit(items, log, window)
             add(ranker.name, _scorer(ranker, items, log, window), parts, lists=True)
         if test:
-            for m in ("id", *sorted(items.content)):
+            for m in self.parts:
                 add(model.name, _scorer(model, items, log, window, frozenset([m])), {}, f"without_{m}")
             if self.oracle is not None:
                 add("oracle", lambda cases: self.oracle(window, cases), {})  # type: ignore[misc]

@@ -16,6 +16,7 @@ from mmrec.models.baselines import history_matrix, train_matrix
 from mmrec.models.data import Fold, Items, Log
 
 _ROWS, _BLOCK = 1024, 256  # items, cases at a time
+_CELLS = 1 << 24  # cosines of a block
 
 
 class ItemKNN:
@@ -86,15 +87,32 @@ class UserKNN:
 
     def score(self, items: Items, log: Log, fold: Fold, cases: slice) -> np.ndarray:
         h = history_matrix(log, fold, cases, items.n)
-        size_B = np.diff(h.indptr).astype(np.float64)
+        near_BU = near_users(h, fold.case_user[cases], self.x_NU, self.size_U, self.k)
         out = np.zeros(h.shape, np.float32)
         for start in range(0, len(out), _BLOCK):
-            s = (h[start : start + _BLOCK] @ self.x_NU).tocsr()
-            row = np.repeat(np.arange(s.shape[0]), np.diff(s.indptr)) + start
-            own = fold.case_user[cases.start + row] == s.indices
-            s.data = np.where(own, 0, s.data / np.sqrt(size_B[row] * self.size_U[s.indices])).astype(np.float32)
-            out[start : start + _BLOCK] = (_nearest(s, self.k) @ self.x_UN).toarray()
+            out[start : start + _BLOCK] = (near_BU[start : start + _BLOCK] @ self.x_UN).toarray()
         return out
+
+
+def near_users(
+    h_BN: sparse.csr_matrix, own_B: np.ndarray, x_NU: sparse.csr_matrix, size_U: np.ndarray, k: int
+) -> sparse.csr_matrix:
+    """(B, U) float32: cosines of histories to the `k` nearest users, and to those that tie with the k-th.
+
+    Args:
+        h_BN, x_NU: 1 where a history holds an item, where an item was had. own_B: the users themselves, who are not
+            among their neighbours; -1: unknown. size_U: items that a user had.
+    """
+    size_B = np.diff(h_BN.indptr).astype(np.float64)
+    parts = [sparse.csr_matrix((0, x_NU.shape[1]), dtype=np.float32)]
+    block = max(1, min(_BLOCK, _CELLS // max(x_NU.shape[1], 1)))
+    for start in range(0, h_BN.shape[0], block):
+        s = (h_BN[start : start + block] @ x_NU).tocsr()
+        row = np.repeat(np.arange(s.shape[0]), np.diff(s.indptr)) + start
+        cosine = s.data / np.sqrt(size_B[row] * size_U[s.indices])
+        s.data = np.where(own_B[row] == s.indices, 0, cosine).astype(np.float32)
+        parts.append(_nearest(s, k))
+    return sparse.vstack(parts).tocsr()
 
 
 class ContentNN:
@@ -110,11 +128,12 @@ class ContentNN:
 
     def fit(self, items: Items, log: Log, fold: Fold) -> ContentNN:
         names = self.modalities or tuple(sorted(items.content))
-        parts = []
+        parts, self.mean = [], {}
         for m in names:
             v = items.content[m].astype(np.float32)
             there = items.present[m]
-            v = np.where(there[:, None], v - (v[there].mean(0) if there.any() else 0), 0)
+            self.mean[m] = v[there].mean(0) if there.any() else np.zeros(v.shape[1], np.float32)
+            v = np.where(there[:, None], v - self.mean[m], 0)
             parts.append(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12))
         v_ND = np.concatenate(parts, 1) if parts else np.zeros((items.n, 1), np.float32)
         self.unit_ND = v_ND / np.maximum(np.linalg.norm(v_ND, axis=1, keepdims=True), 1e-12)

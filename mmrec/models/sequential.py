@@ -81,13 +81,16 @@ class _Sequential(ABC):
         self.net.eval()
         return self
 
-    @torch.no_grad()
     def score(self, items: Items, log: Log, fold: Fold, cases: slice) -> np.ndarray:
         ptr = fold.hist_ptr[cases.start : cases.stop + 1]
-        item_E = log.item[fold.hist_row[ptr[0] : ptr[-1]]]
-        start, end = ptr[:-1] - ptr[0], ptr[1:] - ptr[0]
+        return self.rank(log.item[fold.hist_row[ptr[0] : ptr[-1]]], ptr - ptr[0], items.n)
+
+    @torch.no_grad()
+    def rank(self, item_E: np.ndarray, ptr: np.ndarray, n: int) -> np.ndarray:
+        """(B, n) float32 of histories: case b has item_E[ptr[b]:ptr[b + 1]], dense indices, oldest first."""
+        start, end = ptr[:-1], ptr[1:]
         code_BL = _codes(item_E, np.maximum(start, end - self.max_len), end)
-        out = np.zeros((len(start), items.n), np.float32)
+        out = np.zeros((len(start), n), np.float32)
         for part in (slice(s, s + _BLOCK) for s in range(0, len(start), _BLOCK)):
             code = torch.from_numpy(code_BL[part])
             # without a history there is nothing to say
@@ -231,13 +234,17 @@ class _Attentive(nn.Module):
 
     def forward(self, code_BL: torch.Tensor) -> torch.Tensor:
         """(B, L, D) float32; position l has seen events 0..l."""
-        length = code_BL.shape[1]
-        mask_BL1 = (code_BL > 0).unsqueeze(2)
-        x_BLD = self.item(code_BL) * math.sqrt(self.item.embedding_dim)
+        return self.read(self.item(code_BL), code_BL > 0)
+
+    def read(self, item_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        """The same of embeddings, whatever number stands where `mask_BL` is false."""
+        length = item_BLD.shape[1]
+        mask_BL1 = mask_BL.unsqueeze(2)
+        x_BLD = item_BLD * math.sqrt(self.item.embedding_dim)
         x_BLD = self.drop(x_BLD + self.position.weight[self.max_len - length :]) * mask_BL1
         # a row of padding may look at itself, so that no softmax is empty
-        sees = torch.ones(length, length, dtype=torch.bool).tril() & mask_BL1.transpose(1, 2)
-        sees = sees | torch.eye(length, dtype=torch.bool)
+        back_LL = torch.arange(length).unsqueeze(1) - torch.arange(length)
+        sees = (back_LL >= 0) & mask_BL1.transpose(1, 2) | (back_LL == 0)
         for block in self.blocks:
             x_BLD = block(x_BLD, sees.unsqueeze(1)) * mask_BL1
         return self.norm(x_BLD)
@@ -279,11 +286,15 @@ class _Recurrent(nn.Module):
 
     def forward(self, code_BL: torch.Tensor) -> torch.Tensor:
         """(B, L, D) float32; position l has seen events 0..l."""
+        return self.read(self.item(code_BL), code_BL > 0)
+
+    def read(self, item_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        """The same of embeddings, whatever number stands where `mask_BL` is false."""
         # events first, padding behind: a state that had run over padding would depend on a batch's longest row
-        length = code_BL.shape[1]
-        pad_B1 = (code_BL == 0).sum(1, keepdim=True)
+        length = item_BLD.shape[1]
+        pad_B1 = (~mask_BL).sum(1, keepdim=True)
         there = (torch.arange(length) + pad_B1) % length
-        state_BLD, _ = self.gru(self.drop(self.item(code_BL.gather(1, there))))
+        state_BLD, _ = self.gru(self.drop(item_BLD.gather(1, there.unsqueeze(2).expand_as(item_BLD))))
         back = (torch.arange(length) - pad_B1) % length
         state_BLD = state_BLD.gather(1, back.unsqueeze(2).expand_as(state_BLD))
-        return self.drop(state_BLD) * (code_BL > 0).unsqueeze(2)
+        return self.drop(state_BLD) * mask_BL.unsqueeze(2)

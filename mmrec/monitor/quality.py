@@ -13,7 +13,7 @@ from typing import Any
 from mmrec.monitor import charts
 
 _MODELS = {
-    "champion": "mmrec's model: behaviour, text, pictures and sound together",
+    "champion": "what was trained: mmrec's model of behaviour, text, pictures and sound, or what train.model names",
     "ease": "a linear item-to-item model of behaviour (Steck, WWW 2019)",
     "item_knn": "items that the same people chose",
     "user_knn": "what people with much the same history chose",

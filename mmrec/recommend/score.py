@@ -1,9 +1,11 @@
-"""The scorer: a bundle's ONNX encoders turn a day's features into the two sides of a dot product. No torch.
+"""The scorer: a bundle turns a day's features into the two sides of a dot product, or into sums of rows. No torch.
 
 In: a checked bundle, gold.user_sequences and gold.item_features of the day, the embedding cache at the pinned
-version. Out: user and item vectors in the order of those rows; a row of NaN for a user the model can't speak for.
+version. Out: user and item vectors in the order of those rows; a row of NaN for a user the model can't speak for, or an
+item it doesn't know. A two_tower bundle has ONNX encoders for that, a factors bundle arrays; a sparse one has no
+vectors, and users are their histories.
 Batches are padded to one fixed size: a row's bits then never depend on its companions.
-Trade-off: a history item that is no longer on offer has no vector and is left out of the history.
+Trade-off: to a two_tower bundle a history item that is no longer on offer has no vector and is left out of the history.
 
 Shape legend: B users or items of a batch, L history length, D vector size, M modality vector size.
 """
@@ -11,12 +13,16 @@ Shape legend: B users or items of a batch, L history length, D vector size, M mo
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+from scipy import sparse
 
 from mmrec import schema
 from mmrec.bundle.bundle import Bundle
@@ -24,7 +30,9 @@ from mmrec.bundle.ort import session
 from mmrec.errors import QualityError
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
+from mmrec.models.stored import Stored
 from mmrec.models.tables import content_of, latest
+from mmrec.recommend.slate import Sums
 
 _BATCH = 256
 _TOKENS = 16_384  # history events of a batch: longer histories come in smaller batches
@@ -44,7 +52,7 @@ class ItemSide:
 def item_side(
     bundle: Bundle, items: pa.Table, lake: Lake, m: Manifest, *, device: str, threads: int
 ) -> ItemSide | None:
-    """Items of the day, ascending by item_id, through the bundle's item encoder; None for a popularity bundle.
+    """Items of the day, ascending by item_id, as the bundle has them; None of a popularity and of a sparse bundle.
 
     Raises: QualityError: a modality's embeddings are not the encoder version the bundle was trained on, or the
         features are not those it was trained on.
@@ -59,7 +67,55 @@ def item_side(
             valid=schema.features_fingerprint(),
             next="mmrec train --date D",
         )
-    return ItemSide(*_items(bundle, items, lake, m, device, threads))
+    if bundle.kind == "two_tower":
+        return ItemSide(*_items(bundle, items, lake, m, device, threads))
+    if bundle.kind == "sparse":
+        return None
+    stored = _stored(bundle.folder, bundle.digest)
+    at_N = _places(stored, items)
+    # a user is made of the bundle's own items, on offer or not
+    item_vec = np.where(at_N[:, None] >= 0, stored.item_MD[at_N], np.nan)
+    return ItemSide(np.zeros((len(at_N), 0), np.float32), item_vec, at_N < 0)
+
+
+def sums_over(bundle: Bundle, items: pa.Table) -> Callable[[pa.Table], Sums]:
+    """Of a sparse bundle: any part of the day's users (rows of gold.user_sequences) -> what they are made of.
+
+    Args:
+        items: the day's, ascending by item_id.
+    """
+    stored = _stored(bundle.folder, bundle.digest)
+    at_N = _places(stored, items)
+    matrix_RN = _columns(stored, at_N)
+    matrix_NR = matrix_RN.T.tocsr()
+
+    def sums(users: pa.Table) -> Sums:
+        asking_U = np.array(users["user_id"].to_pylist(), object)
+        history_UM = stored.histories(users["item_ids"].to_pylist())
+        return Sums(stored, history_UM, asking_U, matrix_RN, matrix_NR, at_N)
+
+    return sums
+
+
+@cache
+def _stored(folder: Path, digest: str) -> Stored:
+    return Stored.load(folder)
+
+
+def _places(stored: Stored, items: pa.Table) -> np.ndarray:
+    """(N,) int64: an item's place among those the bundle knows, -1 where it does not."""
+    return np.array([stored.place.get(i, -1) for i in items["item_id"].to_pylist()], np.int64)
+
+
+def _columns(stored: Stored, at_N: np.ndarray) -> sparse.csr_matrix:
+    """(R, N): the matrix with a column an item of the day, empty where the bundle does not know it."""
+    day_M = np.full(len(stored.ids), -1, np.int64)
+    day_M[at_N[at_N >= 0]] = np.flatnonzero(at_N >= 0)
+    matrix = stored.matrix_RM.tocoo()
+    column = day_M[matrix.col]
+    there = column >= 0
+    found = (matrix.data[there], (matrix.row[there], column[there]))
+    return sparse.csr_matrix(found, shape=(matrix.shape[0], len(at_N)))
 
 
 def _items(
@@ -69,7 +125,7 @@ def _items(
     rows = lake.arrow(
         "gold.item_embeddings",
         m.tables["gold.item_embeddings"],
-        where=ds.field("encoder_version").isin(list(versions.values())),
+        where=ds.field("encoder_version").isin(pa.array(versions.values(), pa.string())),
     )
     content, present = content_of(rows, versions, items, bundle.fields)
     dims: dict[str, int] = bundle.about["content_dims"]
@@ -114,6 +170,14 @@ def user_vectors(
     Args:
         users: rows of gold.user_sequences. place: item_id -> row of `item_in`.
     """
+    if bundle.kind == "factors":
+        stored = _stored(bundle.folder, bundle.digest)
+        h = stored.histories(users["item_ids"].to_pylist())
+        asked = (np.diff(h.indptr) > 0) | (stored.name == "popularity")
+        return np.where(asked[:, None], stored.users(h), np.float32(np.nan))
+    # an item without numbers is not known to the model: no history holds it
+    finite_N = np.isfinite(item_in).all(1)
+    place = {i: n for i, n in place.items() if finite_N[n]}
     about: dict[str, Any] = bundle.about
     length: int = about["length"]
     events = {e: n + 1 for n, e in enumerate(about["event_types"])}
@@ -152,7 +216,8 @@ def _encode(
              "event": event_BL, "gap_log": np.log1p(np.maximum(gap_BL, 0)).astype(np.float32),
              "weight": (weight_BL / 1e6).astype(np.float32), "mask": mask_BL.astype(np.float32),
              "once": latest(item_BL, mask_BL).astype(np.float32)}  # fmt: skip
-    return graph.run(["user_vec"], feeds)[0][: len(histories)]
+    wanted = {i.name for i in graph.get_inputs()}
+    return graph.run(["user_vec"], {k: v for k, v in feeds.items() if k in wanted})[0][: len(histories)]
 
 
 def _run(graph: Any, feeds: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:

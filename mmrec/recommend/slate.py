@@ -1,6 +1,7 @@
 """From scores to slates: one list per user, every row tagged with where it came from and why.
 
-In: a day's user sequences and item features, item and user vectors (none for popularity), a bundle's name.
+In: a day's user sequences and item features, item and user vectors, or histories and a sparse matrix, or neither
+(popularity), a bundle's name.
 Out: Arrow rows of gold.recommendations, a block of users at a time.
 A user the model can't speak for, and places it leaves empty, are filled from popularity, and the row says so.
 Of items that are one thing listed twice a list holds the best ranked: it is what a walk down the whole ranking would
@@ -8,7 +9,8 @@ give, found by asking for some more places, and for twice as many again for user
 Trade-off: the reason names the watched item closest to the offered one in the model's own item space; it is a
 true statement about the model, not a causal one about the user.
 
-Shape legend: B users of a block, N items, K places, H history items shown to reasons, D vector size.
+Shape legend: U users, B users of a block, N items, K places, H history items shown to reasons, J offered items, M
+items a bundle knows, D vector size, R rows of a matrix.
 """
 
 from __future__ import annotations
@@ -16,30 +18,95 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
+from scipy import sparse
 
 from mmrec import schema
-from mmrec.topk.exact import Seen, TopK, search
+from mmrec.models.stored import Stored
+from mmrec.topk.exact import Seen, TopK, search, select
 from mmrec.topk.rerank import Rerank, rerank
 
 _BLOCK = 1024
 _HISTORY = 20  # the latest items a reason may name
 _MORE = 4  # a quarter more places are asked for at first
 MODEL, FALLBACK = "model", "fallback:popularity"
+_Find = Callable[[slice | np.ndarray, int, Seen], TopK]  # of some of a block's users, so many places
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """The two sides of the dot product: `user_UD` (rows of NaN where the model has nothing to say), `item_ND`; `how` a
-    blend re-ranks, None: the dot product ranks; `cold_N`: (N,) bool, items that the model has not met."""
+    """The two sides of the dot product: `user_UD` (rows of NaN where the model has nothing to say), `item_ND`.
+
+    `near`: whether an item can be nearer to one of a history than to another; of popularity's one column it can't.
+    `how` a blend re-ranks, None: the dot product ranks; `cold_N`: (N,) bool, items that the model has not met.
+    """
 
     user_UD: np.ndarray
     item_ND: np.ndarray
+    near: bool = True
     how: Rerank | None = None
     cold_N: np.ndarray | None = None
+
+    def best(self, block: slice, rows: slice | np.ndarray, k: int, seen: Seen) -> TopK:
+        """The best of `rows` of a block of users."""
+        user_BD = self.user_UD[block][rows]
+        if self.how is None or self.cold_N is None:
+            return search(user_BD, self.item_ND, k, seen=seen)
+        return rerank(user_BD, self.item_ND, k, how=self.how, cold=self.cold_N, seen=seen)
+
+    @cached_property
+    def _unit_ND(self) -> np.ndarray:
+        return _unit(self.item_ND)
+
+    @cached_property
+    def speaks_N(self) -> np.ndarray:
+        """(N,) bool: items that the model knows."""
+        return np.isfinite(self.item_ND).all(1)
+
+    def closeness(self, offered_J: np.ndarray, history_H: np.ndarray) -> np.ndarray:
+        """(J, H): how near an offered item is to one of the history."""
+        return self._unit_ND[offered_J] @ self._unit_ND[history_H].T
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of a sparse bundle: users as histories of the items it knows, its matrix over the day's items, by rows and by
+    items, `place_N`: where a day's item stands among those it knows, -1 if nowhere."""
+
+    stored: Stored
+    history_UM: sparse.csr_matrix
+    user_ids: np.ndarray
+    matrix_RN: sparse.csr_matrix
+    matrix_NR: sparse.csr_matrix
+    place_N: np.ndarray
+    near = True
+
+    @property
+    def speaks_N(self) -> np.ndarray:
+        """As of `Vectors`."""
+        return self.place_N >= 0
+
+    def best(self, block: slice, rows: slice | np.ndarray, k: int, seen: Seen) -> TopK:
+        """As of `Vectors`; only a few users' scores are there at a time."""
+        history_BM, asking_B = self.history_UM[block][rows], self.user_ids[block][rows]
+        parts = []
+        for some, score_BN in self.stored.sums(history_BM, asking_B, self.matrix_RN):
+            ptr = seen[0][some.start : some.stop + 1]
+            had = (ptr - ptr[0], seen[1][ptr[0] : ptr[-1]])
+            parts.append(select(score_BN, k, seen=had, allowed=self.speaks_N))
+        return TopK(np.concatenate([p.item for p in parts]), np.concatenate([p.score for p in parts]),
+                    sum(p.dropped_users for p in parts), int((~self.speaks_N).sum()))  # fmt: skip
+
+    def closeness(self, offered_J: np.ndarray, history_H: np.ndarray) -> np.ndarray:
+        """As of `Vectors`: the weight from the one to the other; of users, the cosine of who had them."""
+        offered_JR = self.matrix_NR[offered_J]
+        if self.stored.name != "user_knn":
+            return offered_JR[:, self.place_N[history_H]].toarray()
+        had_HR = self.matrix_NR[history_H]
+        return (offered_JR @ had_HR.T).toarray() / np.sqrt(np.maximum(np.diff(had_HR.indptr), 1))
 
 
 @dataclass(frozen=True)
@@ -55,7 +122,7 @@ class Stamp:
 def slates(
     users: pa.Table,
     items: pa.Table,
-    vectors: Vectors | None,
+    vectors: Vectors | Sums | None,
     k: int,
     stamp: Stamp,
     counts: dict[str, int],
@@ -76,24 +143,21 @@ def slates(
     titles = items["title"].to_pylist()
     index = {item: i for i, item in enumerate(ids)}
     popularity_N1 = (items["popularity_micro"].to_numpy().astype(np.float64)[:, None] / 1e6).astype(np.float32)
-    unit_ND = None if vectors is None else _unit(vectors.item_ND)
-    ranked = search
-    if vectors is not None and vectors.how is not None:
-        ranked = partial(rerank, how=vectors.how, cold=vectors.cold_N)
     counts.update(users=0, rows=0, fallback_rows=0, short_lists=0, dropped_users=0, dropped_items=0)
     for start in range(0, users.num_rows, _BLOCK):
         block = users.slice(start, _BLOCK)
         ptr, seen = _csr(block["seen_item_ids"], index)
         n = block.num_rows
-        popular = _best(np.ones((n, 1), np.float32), popularity_N1, k, (ptr, seen), group_N)
+        everybody = Vectors(np.ones((n, 1), np.float32), popularity_N1)
+        popular = _best(partial(everybody.best, slice(0, n)), k, (ptr, seen), group_N)
         item_BK, score_BK = popular.item.copy(), popular.score.copy()
         source_BK = np.full(item_BK.shape, MODEL if vectors is None else FALLBACK, object)
         if vectors is not None:
-            found = _best(vectors.user_UD[start : start + n], vectors.item_ND, k, (ptr, seen), group_N, ranked)
+            found = _best(partial(vectors.best, slice(start, start + n)), k, (ptr, seen), group_N)
             counts["dropped_users"] += int(found.dropped_users)
             counts["dropped_items"] = int(found.dropped_items)
             item_BK, score_BK, source_BK = _fill(found, popular, group_N)
-        reasons = _reasons(block, index, titles, item_BK, source_BK, unit_ND)
+        reasons = _reasons(block, index, titles, item_BK, source_BK, vectors)
         batch = _rows(block["user_id"].to_pylist(), ids, item_BK, score_BK, source_BK, reasons, stamp)
         counts["users"] += n
         counts["rows"] += batch.num_rows
@@ -102,22 +166,19 @@ def slates(
         yield batch
 
 
-def _best(
-    user_BD: np.ndarray, item_ND: np.ndarray, k: int, seen: Seen, group_N: np.ndarray | None,
-    ranked: Callable[..., TopK] = search,
-) -> TopK:  # fmt: skip
+def _best(find: _Find, k: int, seen: Seen, group_N: np.ndarray | None) -> TopK:
     """The K best of every user, at most one of a group; exact, because a longer list begins with the shorter one."""
     if group_N is None:
-        return ranked(user_BD, item_ND, k, seen=seen)
+        return find(slice(None), k, seen)
     most = k + len(group_N) - len(np.unique(group_N))  # among so many are K groups, if there are so many
     wide = min(most, k + k // _MORE)
-    found = ranked(user_BD, item_ND, wide, seen=seen)
+    found = find(slice(None), wide, seen)
     item_BK, score_BK = _one_of_a_group(found.item, found.score, group_N, k)
     # not full, and there is more to look at
     todo = np.flatnonzero((item_BK[:, -1] < 0) & (found.item[:, -1] >= 0))
     while len(todo) and wide < most:
         wide = min(most, 2 * wide)
-        more = ranked(user_BD[todo], item_ND, wide, seen=_of(seen, todo))
+        more = find(todo, wide, _of(seen, todo))
         item_BK[todo], score_BK[todo] = _one_of_a_group(more.item, more.score, group_N, k)
         todo = todo[(item_BK[todo, -1] < 0) & (more.item[:, -1] >= 0)]
     return TopK(item_BK, score_BK, found.dropped_users, found.dropped_items)
@@ -174,12 +235,12 @@ def _reasons(
     titles: list[str],
     item_BK: np.ndarray,
     source_BK: np.ndarray,
-    unit_ND: np.ndarray | None,
+    vectors: Vectors | Sums | None,
 ) -> np.ndarray:
     reason_BK = np.full(item_BK.shape, "popular lately", object)
-    if unit_ND is None:
+    if vectors is None or not vectors.near:
         return reason_BK
-    speaks_N = np.isfinite(unit_ND).all(1)
+    speaks_N = vectors.speaks_N
     for b, history in enumerate(block["item_ids"].to_pylist()):
         h_H = np.array([index[i] for i in history if i in index and speaks_N[index[i]]][-_HISTORY:], np.int64)
         mine = np.flatnonzero((source_BK[b] == MODEL) & (item_BK[b] >= 0))
@@ -188,7 +249,7 @@ def _reasons(
         if not len(h_H):
             reason_BK[b, mine] = "what newcomers like"
             continue
-        closest = (unit_ND[item_BK[b, mine]] @ unit_ND[h_H].T).argmax(1)
+        closest = vectors.closeness(item_BK[b, mine], h_H).argmax(1)
         for place, h in zip(mine, h_H[closest], strict=True):
             reason_BK[b, place] = f"because of {titles[h] or 'an earlier choice'}"
     return reason_BK

@@ -10,7 +10,7 @@ the catalogue crosses no wire more than once a process.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cache
@@ -24,8 +24,8 @@ import pyarrow.feather as feather
 from mmrec import schema
 from mmrec.bundle import bundle as bundles
 from mmrec.models.data import group_codes
-from mmrec.recommend.score import ItemSide, user_vectors
-from mmrec.recommend.slate import Stamp, Vectors, slates
+from mmrec.recommend.score import ItemSide, sums_over, user_vectors
+from mmrec.recommend.slate import Stamp, Sums, Vectors, slates
 from mmrec.topk.rerank import Rerank
 
 _SIDE = ("item_in", "item_vec", "cold")
@@ -33,7 +33,7 @@ _SIDE = ("item_in", "item_vec", "cold")
 
 @dataclass(frozen=True)
 class Job:
-    """What a part of the users is scored with. `blend`: as the bundle has it, see topk/rerank.py."""
+    """What a part of the users is scored with; `kind` and `blend` are the bundle's, see topk/rerank.py."""
 
     bundle: str
     digest: str
@@ -43,6 +43,7 @@ class Job:
     run_date: str
     run_id: str
     model_version: str
+    kind: str = "two_tower"
     blend: dict[str, Any] | None = None
 
 
@@ -52,7 +53,7 @@ def pack(
     """Write what every part needs.
 
     Args:
-        items: gold.item_features of the day, ascending by item_id. side: None for a popularity bundle.
+        items: gold.item_features of the day, ascending by item_id. side: None where the bundle has no vectors.
         groups: item id -> group id of items that are listed twice, on offer or not; None: not known.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,16 +88,18 @@ def vectors_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Re
 
 
 def lists_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Rows of gold.user_sequences, with a column `vector` unless the bundle is popularity -> gold.recommendations."""
+    """Rows of gold.user_sequences, with a column `vector` where the bundle has vectors -> gold.recommendations."""
     job, items, side = _open(folder)
     stamp = Stamp(date.fromisoformat(job.run_date), job.run_id, job.model_version)
     group_N = items["group"].to_numpy() if "group" in items.column_names else None
     for batch in batches:
         users = pa.Table.from_batches([batch])
-        found = None
-        if side is not None and batch.num_rows:
-            found = Vectors(np.array(users["vector"].to_pylist(), np.float32), side.item_vec, Rerank.of(job.blend),
-                            side.cold)  # fmt: skip
+        found: Vectors | Sums | None = None
+        if job.kind == "sparse":
+            found = _sums(folder)(users)
+        elif side is not None and batch.num_rows:
+            user_UD = np.array(users["vector"].to_pylist(), np.float32)
+            found = Vectors(user_UD, side.item_vec, side.item_vec.shape[1] > 1, Rerank.of(job.blend), side.cold)
         yield from slates(users, items, found, job.k, stamp, {}, group_N)
 
 
@@ -109,6 +112,12 @@ def _open(folder: str) -> tuple[Job, pa.Table, ItemSide]:
     if (here / "item_vec.npy").is_file():
         side = ItemSide(*(np.load(here / f"{n}.npy", allow_pickle=False) for n in _SIDE))
     return job, items, side  # type: ignore[return-value]
+
+
+@cache
+def _sums(folder: str) -> Callable[[pa.Table], Sums]:
+    job, items, _ = _open(folder)
+    return sums_over(_bundle(job.bundle, job.digest), items)
 
 
 @cache

@@ -16,13 +16,11 @@ Shape legend: B rows, L history, I history side, V dot product side, M modality 
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import nn
 
@@ -31,13 +29,9 @@ from mmrec.errors import QualityError
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.linear import history_weights
 from mmrec.models.tables import latest
-from mmrec.topk.exact import search
 from mmrec.train.fit import Champion
-from mmrec.train.inputs import history
+from mmrec.train.graphs import compare, history_feeds, write_graph
 
-_OPSET = 17
-_SCALE = 2e-4  # of the scores' spread: fp32 in another order of operations; measured 2e-6 on the films
-_K = 20
 _CASES = 64
 
 
@@ -150,7 +144,7 @@ def _write_item(model: Champion, graph: _ItemGraph, path: Path) -> None:
     for m in sorted(model.dims):
         inputs += [torch.zeros(2, model.dims[m]), torch.ones(2)]
         names += [m, f"{m}_present"]
-    _write(graph, tuple(inputs), names, ["item_in", "item_vec"], {}, path)
+    write_graph(graph, tuple(inputs), names, ["item_in", "item_vec"], {}, path)
 
 
 def _write_user(model: Champion, item: _ItemGraph, user: _UserGraph, path: Path) -> None:
@@ -160,27 +154,7 @@ def _write_user(model: Champion, item: _ItemGraph, user: _UserGraph, path: Path)
     inputs = (torch.zeros(*shape, width), torch.zeros(shape, dtype=torch.int64), torch.zeros(shape), torch.zeros(shape),
               torch.ones(shape), torch.ones(shape))  # fmt: skip
     names = ["item_in", "event", "gap_log", "weight", "mask", "once"]
-    _write(user, inputs, names, ["user_vec"], {1: "L"}, path)
-
-
-def _write(graph: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], outputs: list[str],
-           more: dict[int, str], path: Path) -> None:  # fmt: skip
-    axes = {n: {0: "B"} | (more if n in names else {}) for n in (*names, *outputs)}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(graph, inputs, str(path), input_names=names, output_names=outputs, dynamic_axes=axes,
-                          opset_version=_OPSET, dynamo=False)  # fmt: skip
-    made = onnx.load(str(path), load_external_data=False)
-    outside = [t.name for t in made.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-    foreign = sorted({node.domain for node in made.graph.node} - {"", "ai.onnx"})
-    if outside or foreign:
-        raise QualityError(
-            "the graph holds what a bundle may not",
-            where=path.name,
-            value=outside or foreign,
-            valid="no external data, operators of ONNX itself",
-            next="mmrec train --date D",
-        )
+    write_graph(user, inputs, names, ["user_vec"], {1: "L"}, path)
 
 
 def _parity(
@@ -198,34 +172,14 @@ def _parity(
     with torch.no_grad():
         wanted = user(*(torch.from_numpy(v) for v in hard.values())).numpy() @ torch_vec.numpy().T
     user_vec = ort_user.run(None, hard)[0]
-    worst["hard_histories"] = _compare(wanted, user_vec, item_vec, "empty, one-item, full-length, all-masked")
+    worst["hard_histories"] = compare(wanted, user_vec, item_vec, "empty, one-item, full-length, all-masked")
     n = min(_CASES, fold.n_cases)
     if n:
         cases = slice(0, n)
         real = user_feeds(model, log, fold, cases, item_in)
         wanted = model.user_side(items, log, fold, cases) @ model.item_side(items).T
-        worst["real_histories"] = _compare(wanted, ort_user.run(None, real)[0], item_vec,
+        worst["real_histories"] = compare(wanted, ort_user.run(None, real)[0], item_vec,
                                            f"{n} users")  # fmt: skip
-    return worst
-
-
-def _compare(wanted_BN: np.ndarray, user_BV: np.ndarray, item_NV: np.ndarray, where: str) -> float:
-    got_BN = user_BV @ item_NV.T
-    spread = max(float(wanted_BN.std()), 1e-9)
-    worst = float(np.abs(got_BN - wanted_BN).max()) / spread
-    top = search(user_BV, item_NV, _K).item
-    for b, row in enumerate(top):
-        # what either side lists must be, for the other, no worse than its own last place less the tolerance
-        kth = np.sort(wanted_BN[b])[::-1][:_K][-1]
-        worst = max(worst, float(kth - wanted_BN[b][row[row >= 0]].min()) / spread)
-    if not np.isfinite(worst) or worst > _SCALE:
-        raise QualityError(
-            "ONNX and torch disagree: the model is not registered",
-            where=where,
-            value=worst,
-            valid=f"at most {_SCALE} of the scores' spread",
-            next="mmrec train --date D",
-        )
     return worst
 
 
@@ -241,18 +195,7 @@ def item_feeds(model: Champion, items: Items) -> dict[str, np.ndarray]:
 
 def user_feeds(model: Champion, log: Log, fold: Fold, cases: slice, item_in: np.ndarray) -> dict[str, np.ndarray]:
     """Inputs of the user graph for cases of a fold, as a scorer makes them."""
-    rows, mask = history(fold, cases, model.recipe.length, model.recipe.context)
-    safe = np.maximum(rows, 0)
-    after = np.concatenate([log.ts_us[safe[:, 1:]], fold.case_at_us[cases, None]], 1)
-    gap = np.where(mask, np.maximum(after - log.ts_us[safe], 0) / 1e6, 0)
-    return {
-        "item_in": np.where(mask[..., None], item_in[log.item[safe]], 0).astype(np.float32),
-        "event": np.where(mask, log.event[safe] + 1, 0).astype(np.int64),
-        "gap_log": np.log1p(gap).astype(np.float32),
-        "weight": np.where(mask, log.weight[safe], 0).astype(np.float32),
-        "mask": mask.astype(np.float32),
-        "once": latest(log.item[safe], mask).astype(np.float32),
-    }
+    return history_feeds(log, fold, cases, item_in, model.recipe.length, model.recipe.context)
 
 
 def _hard(model: Champion, width: int, item_in: np.ndarray) -> dict[str, np.ndarray]:

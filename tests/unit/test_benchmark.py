@@ -1,18 +1,23 @@
 """`mmrec benchmark`: the protocol by a naive count, what is read when, and rows that can't be read."""
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from mmrec import benchmark as room
 from mmrec.cli import app
 from mmrec.errors import InputError
 from mmrec.evaluate.published import published
+from mmrec.models.rivals import published_rivals
 from mmrec.models.splits import leave_one_out
+from mmrec.screen import print_benchmark
 
 
 def folder(root: Path, *, described: bool = True, users: int = 30, items: int = 25) -> Path:
@@ -85,6 +90,7 @@ def test_test_is_not_read_where_nobody_asks(tmp_path: Path) -> None:
     source = folder(tmp_path, described=False)
     found = room.benchmark("mine", source, tmp_path / "cache", nobody, seeds=[3], recipe="small", threads=1, test=False)
     assert "test" not in found
+    assert found["rivals"] == {}, "nobody asked for them"
     assert set(found["ablation"]) == {"id", "id +blend"}  # nothing is described
     assert set(found["ablation"]["id"]) == {"validation"}
     assert found["published"] == []
@@ -102,6 +108,49 @@ def test_what_is_chosen_does_not_depend_on_the_test_item(tmp_path: Path) -> None
     assert one["chosen"] == two["chosen"]
     assert one["validation"] == two["validation"]
     assert one["test"] != two["test"]
+
+
+def test_rivals_stand_in_the_same_table_each_by_its_own_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, told = folder(tmp_path, described=False), []
+    quick = {"lightgcn": 5, "gru4rec": 2, "sasrec": 2}
+
+    def small(seed: int) -> dict[str, Any]:
+        made = published_rivals(seed)
+        for name, epochs in quick.items():
+            made[name].epochs = epochs
+        return made
+
+    monkeypatch.setattr("mmrec.models.rivals.published_rivals", small)
+    found = room.benchmark("mine", source, tmp_path / "cache", lambda *a: told.append(a), seeds=[4, 5], recipe="small", threads=1,
+                           ablation=False, rivals=True)  # fmt: skip
+    names = [n for n in published_rivals() if n != "content_nn"]  # nothing is described
+    assert list(found["rivals"]) == names
+    twice = {"als", "bpr", "lightgcn", "gru4rec", "sasrec"}
+    assert {n: r["fits"] for n, r in found["rivals"].items()} == {n: 1 + (n in twice) for n in names}
+    items, log = room.read(source, tmp_path / "cache", 1, nobody)
+    folds = {"validation": leave_one_out(log, items, validation=True), "test": leave_one_out(log, items)}
+    for name in ("ease", "lightgcn"):
+        more = ([folds["validation"]],) if name in quick else ()
+        fits = [small(s)[name].fit(items, log, folds["validation"], *more) for s in ((4, 5) if name in twice else (4,))]
+        for split, fold in folds.items():
+            want = [room._at(room.evaluate(m, items, log, fold, lists=False), fold) for m in fits]
+            assert found["rivals"][name][split] == room._means(want)
+    assert set(found["ablation"]) == {"id +blend"}
+    fitted = [what for what, _, _ in told if what.startswith("benchmark: fit of")]
+    assert len(fitted) == len(names) + len(twice)
+    screen = io.StringIO()
+    print_benchmark(Console(file=screen, width=300), found)
+    for name, each in found["rivals"].items():
+        assert re.search(rf"\b{name}\b.*{each['test']['recall@10']:.4f}.*fitted here", screen.getvalue())
+
+
+def test_rivals_that_cannot_be_fitted_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items, log = room.read(folder(tmp_path, described=False), tmp_path / "cache", 1, nobody)
+    cheap = ("popularity", "content_nn", "item_knn", "ease", "als")
+    monkeypatch.setattr("mmrec.models.rivals.published_rivals", lambda seed: {n: published_rivals(seed)[n] for n in cheap})
+    monkeypatch.setattr("mmrec.models.ease.MAX_ITEMS", items.n - 1)
+    made = room._rivals(items, log, leave_one_out(log, items, validation=True), [0, 1], nobody)
+    assert {name: len(fits) for name, fits in made.items()} == {"popularity": 1, "item_knn": 1, "als": 2}
 
 
 def test_bad_input_says_what_and_where(tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ def test_an_export_that_differs_from_torch_is_refused(
     board: tuple[Items, Log, Fold, Champion], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items, log, fold, model = board
-    honest = model.score
-    monkeypatch.setattr(model, "score", lambda *a, **k: honest(*a, **k)[:, ::-1].copy())
+    honest = model.item_side
+    monkeypatch.setattr(model, "item_side", lambda *a, **k: honest(*a, **k)[::-1].copy())
     with pytest.raises(QualityError, match="disagree"):
         export(model, items, log, fold, tmp_path)
 
