@@ -1,0 +1,161 @@
+"""Re-ranking against a loop over users and items, and what learning a blend's weights must find."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrec.errors import InputError
+from mmrec.topk.exact import search
+from mmrec.topk.rerank import Rerank, candidates, rerank
+from mmrec.train.stack import _Cases, _fields, _fit, _ndcg
+
+MEMBERS = ((0, 3), (3, 5))
+
+
+def _vectors(rng: np.random.Generator, b: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    # small whole numbers: every sum is exact, and ties abound
+    return rng.integers(-3, 4, (b, 5)).astype(np.float32), rng.integers(-3, 4, (n, 5)).astype(np.float32)
+
+
+def _oracle(user: np.ndarray, items: np.ndarray, how: Rerank, cold: set[int], hidden: set[int]) -> list[int]:
+    """One user's whole list, the plain way."""
+    offer = [i for i in range(len(items)) if i not in hidden]
+    named: set[int] = set(sorted((i for i in offer if i in cold), key=lambda i: (-(items[i] @ user), i))[: how.depth])
+    best: list[list[int]] = []
+    for a, b in how.members:
+        ranked = sorted((i for i in offer if i not in cold), key=lambda i: (-(items[i, a:b] @ user[a:b]), i))
+        ranked = ranked[: how.depth]
+        scores = {float(items[i, a:b] @ user[a:b]) for i in ranked}
+        best.append([] if len(scores) == 1 and len(ranked) == how.depth else ranked)
+        named |= set(best[-1])
+
+    def total(i: int) -> float:
+        parts = []
+        for (a, b), ranked in zip(how.members, best, strict=True):
+            score = float(items[i, a:b] @ user[a:b])
+            if i in ranked:
+                rank = ranked.index(i)
+            elif i in cold:
+                rank = sum(float(items[j, a:b] @ user[a:b]) >= score for j in ranked)
+            else:
+                rank = how.depth
+            parts.append((score, rank))
+        w, p = how.weights, len(parts)
+        if how.kind == "vote":
+            return sum(how.depth - r for _, r in parts)
+        if how.kind == "ranks":
+            return sum(w[n] / (60 + r) if r < how.depth else 0.0 for n, (_, r) in enumerate(parts))
+        return sum(w[n] * s + w[p + n] * float(np.log1p(r)) for n, (s, r) in enumerate(parts))
+
+    front = sorted(named, key=lambda i: (-np.float32(total(i)), i))
+    return front + sorted((i for i in offer if i not in named), key=lambda i: (-(items[i] @ user), i))
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(["ranks", "vote", "stacking"]), depth=st.integers(1, 8),
+       k=st.integers(1, 30))  # fmt: skip
+def test_lists_are_those_of_a_plain_loop(seed: int, kind: str, depth: int, k: int) -> None:
+    rng = np.random.default_rng(seed)
+    users, items = _vectors(rng, 4, 25)
+    weights = {"ranks": (1.0, 0.5), "vote": (), "stacking": (1.0, 1.0, -0.7, -0.3)}[kind]
+    how = Rerank(kind, depth, MEMBERS, weights)
+    cold, allowed = rng.random(25) < 0.3, rng.random(25) < 0.9
+    had = [np.flatnonzero(rng.random(25) < 0.2).astype(np.int32) for _ in users]
+    seen = (np.concatenate([[0], np.cumsum([len(h) for h in had])]).astype(np.int64), np.concatenate(had))
+    found = rerank(users, items, k, how=how, cold=cold, seen=seen, allowed=allowed)
+    for u, user in enumerate(users):
+        hidden = set(had[u].tolist()) | set(np.flatnonzero(~allowed).tolist())
+        want = _oracle(user, items, how, set(np.flatnonzero(cold).tolist()), hidden)[:k]
+        assert found.item[u][found.item[u] >= 0].tolist() == want
+        score = found.score[u][: len(want)]
+        assert (np.diff(score) <= 0).all()
+        assert np.isneginf(found.score[u][len(want) :]).all()
+
+
+def test_a_longer_list_begins_with_the_shorter_one_and_blocks_change_nothing() -> None:
+    rng = np.random.default_rng(3)
+    users, items = rng.standard_normal((50, 5)).astype(np.float32), rng.standard_normal((300, 5)).astype(np.float32)
+    how, cold = Rerank("stacking", 20, MEMBERS, (1.0, 1.0, -0.5, -0.5)), rng.random(300) < 0.1
+    long = rerank(users, items, 120, how=how, cold=cold)
+    for k in (1, 15, 60):
+        np.testing.assert_array_equal(rerank(users, items, k, how=how, cold=cold).item, long.item[:, :k])
+    alone = [rerank(users[u : u + 1], items, 120, how=how, cold=cold, threads=1) for u in range(50)]
+    np.testing.assert_array_equal(np.concatenate([a.item for a in alone]), long.item)
+    np.testing.assert_array_equal(np.concatenate([a.score for a in alone]), long.score)
+
+
+def test_weighted_scores_of_whole_depth_are_the_dot_product() -> None:
+    rng = np.random.default_rng(5)
+    users, items = rng.standard_normal((8, 5)).astype(np.float32), rng.standard_normal((40, 5)).astype(np.float32)
+    how = Rerank("stacking", 40, MEMBERS, (1.0, 1.0, 0.0, 0.0))
+    found = rerank(users, items, 10, how=how, cold=np.zeros(40, bool))
+    np.testing.assert_array_equal(found.item, search(users, items, 10).item)
+
+
+def test_rows_that_are_not_numbers_are_dropped_and_counted() -> None:
+    rng = np.random.default_rng(7)
+    users, items = _vectors(rng, 3, 20)
+    users[1, 4], items[6, 0] = np.nan, np.inf
+    how = Rerank("vote", 5, MEMBERS)
+    found = rerank(users, items, 6, how=how, cold=np.zeros(20, bool))
+    assert (found.dropped_users, found.dropped_items) == (1, 1)
+    assert (found.item[1] == -1).all() and not (found.item == 6).any()
+    clean = rerank(users[[0, 2]], items, 6, how=how, cold=np.zeros(20, bool))
+    np.testing.assert_array_equal(found.item[[0, 2]], clean.item)
+
+
+def test_a_member_that_tells_nothing_apart_names_nobody() -> None:
+    items = np.array([[1, 0], [2, 0], [3, 0], [4, 0]], np.float32)
+    found = candidates(np.ones((1, 2), np.float32), items, ((0, 1), (1, 2)), 2, cold=np.zeros(4, bool))
+    assert found.item_BC.tolist() == [[2, 3]]
+    assert found.rank_BCP[0].tolist() == [[1, 2], [0, 2]]
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("borda", ()), ("ranks", (1.0,)), ("stacking", (1.0, 1.0))])
+def test_what_does_not_fit_is_refused(kind: str, weights: tuple[float, ...]) -> None:
+    with pytest.raises(InputError):
+        Rerank(kind, 5, MEMBERS, weights)
+
+
+def _planted(rng: np.random.Generator, weights: np.ndarray) -> tuple[_Cases, np.ndarray]:
+    """Cases whose wanted candidate is drawn by the softmax of a known weighted sum."""
+    x_BCF = rng.standard_normal((4000, 30, len(weights)))
+    score_BC = x_BCF @ weights + rng.gumbel(size=x_BCF.shape[:2])
+    wanted_BC = score_BC == score_BC.max(1, keepdims=True)
+    cases = _Cases(x_BCF.astype(np.float32), np.zeros(x_BCF.shape, np.int32), np.ones(wanted_BC.shape, bool), wanted_BC,
+                   np.ones(4000, np.int64), rng.random(4000) < 0.5)  # fmt: skip
+    return cases, np.moveaxis(x_BCF, 2, 0).astype(np.float32)
+
+
+def test_planted_weights_are_found() -> None:
+    truth = np.array([1.0, 0.4, 2.0])
+    cases, x_FBC = _planted(np.random.default_rng(0), truth)
+    found = _fit(x_FBC, [(0.1, None)] * 3, cases, np.ones(4000, bool))
+    # 4,000 draws: a standard error of about .03 a weight, and the ridge pulls by less
+    np.testing.assert_allclose(found, truth, atol=0.12)
+    fields = _fields("scores", found, 3)
+    assert fields == {"linear": pytest.approx(0.4, abs=0.1), "content": pytest.approx(2.0, abs=0.25)}
+
+
+def test_padding_has_no_say() -> None:
+    cases, x_FBC = _planted(np.random.default_rng(1), np.array([1.0, 0.5]))
+    wide = np.concatenate([x_FBC, np.full((2, 4000, 5), 100, np.float32)], 2)
+    pad = np.zeros((4000, 5), bool)
+    padded = _Cases(np.moveaxis(wide, 0, 2), np.zeros((*wide.shape[1:], 2), np.int32),
+                    np.concatenate([cases.there_BC, pad], 1), np.concatenate([cases.wanted_BC, pad], 1),
+                    cases.targets_B, cases.half_B)  # fmt: skip
+    bounds, used = [(0.1, None)] * 2, np.ones(4000, bool)
+    np.testing.assert_allclose(_fit(wide, bounds, padded, used), _fit(x_FBC, bounds, cases, used), rtol=1e-4)
+    np.testing.assert_array_equal(_ndcg(padded, wide[0]), _ndcg(cases, x_FBC[0]))
+
+
+def test_ndcg_of_known_lists() -> None:
+    wanted = np.array([[True, False, True, False], [False, False, False, False]])
+    cases = _Cases(np.zeros((2, 4, 1), np.float32), np.zeros((2, 4, 1), np.int32), np.ones((2, 4), bool), wanted,
+                   np.array([3, 1]), np.zeros(2, bool))  # fmt: skip
+    got = _ndcg(cases, np.array([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]]))
+    ideal = 1 + 1 / np.log2(3) + 1 / np.log2(4)  # three are wanted, one of them is no candidate
+    np.testing.assert_allclose(got, [(1 + 1 / np.log2(4)) / ideal, 0])
