@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from shops import make_items, make_log, random_shop
 
 from mmrec.bundle.ort import session
-from mmrec.errors import QualityError
+from mmrec.errors import InputError, QualityError
 from mmrec.evaluate.protocols import evaluate
 from mmrec.models.baselines import Popularity
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.splits import leave_one_out, per_user
+from mmrec.topk.rerank import Rerank, rerank
 from mmrec.train.export import export, item_feeds, user_feeds
 from mmrec.train.fit import Champion
 from mmrec.train.recipe import RECIPES
@@ -96,6 +98,55 @@ def test_the_graphs_agree_with_torch_and_hold_nothing_foreign(
     user = session(tmp_path / "user_encoder.onnx").run(None, user_feeds(model, log, fold, cases, item_in))[0]
     want = model.score(items, log, fold, cases)
     np.testing.assert_allclose(user @ item_vec.T, want, atol=2e-4 * want.std())
+
+
+@pytest.mark.parametrize("kind", ["ranks", "vote", "stacking"])
+def test_a_re_ranked_list_is_the_same_in_evaluation_and_at_night(
+    board: tuple[Items, Log, Fold, Champion], tmp_path: Path, kind: str
+) -> None:
+    items, log, fold, fitted = board
+    fitted.save(tmp_path / "model")
+    weights = {"ranks": (1.0, 0.5, 0.25), "vote": (), "stacking": (1.0, 1.0, 1.0, -0.4, -0.2, -0.1)}[kind]
+    model = Champion.load(tmp_path / "model").settle({"blend": kind, "blend_weights": weights, "depth": 4})
+    spec = export(model, items, log, fold, tmp_path / "bundle")
+    how = Rerank.of(json.loads(json.dumps(spec["blend"])))
+    assert how == model.rerank
+    graphs = [session(tmp_path / "bundle" / f"{side}_encoder.onnx") for side in ("item", "user")]
+    feeds = item_feeds(model, items)
+    item_in, item_vec = graphs[0].run(["item_in", "item_vec"], feeds)
+    n = fold.n_cases
+    user_vec = graphs[1].run(None, user_feeds(model, log, fold, slice(0, n), item_in))[0]
+    seen = (fold.hist_ptr, log.item[fold.hist_row])
+    cold = feeds["id_index"] == 0
+    served = rerank(user_vec, item_vec, 20, how=how, cold=cold, seen=seen, allowed=fold.catalogue)
+    ranked = evaluate(model, items, log, fold).ranked
+    # graphs and torch differ by rounding, so two items that all but tie may change places
+    assert (served.item == ranked).mean() > 0.99
+    plain = Champion.load(tmp_path / "model")
+    assert (evaluate(plain, items, log, fold).ranked != ranked).any()
+
+
+@pytest.mark.parametrize("fusion", ["sum", "gate", "attention", "concat", "late"])
+def test_every_fusion_learns_exports_and_places_what_lacks_a_part(fusion: str, tmp_path: Path) -> None:
+    items, log = checkerboard()
+    items = replace(items, present={"text": np.arange(items.n) % 5 > 0})
+    fold = per_user(log, items)
+    recipe, vals = replace(SMALL, fusion=fusion), [per_user(log, items, validation=True)]
+    model = Champion(recipe, seed=1).fit(items, log, fold, vals)
+    ranked = evaluate(model, items, log, fold).ranked[:, :8]
+    assert (ranked % 2 == (fold.case_user % 2)[:, None]).mean() > 0.7  # chance is .5; six epochs are few
+    assert max(export(model, items, log, fold, tmp_path)["parity"].values()) < 1e-4
+    with torch.no_grad():
+        nothing = model.item_vectors(replace(items, present={"text": np.zeros(items.n, bool)}), frozenset(["id"]))
+        assert np.abs(nothing.numpy()).max() == 0
+        by_id = model.item_vectors(items, frozenset(["text"]))
+    assert np.linalg.norm(by_id.numpy(), axis=1).min() > 0
+
+
+def test_an_unknown_fusion_is_refused() -> None:
+    items, log = checkerboard()
+    with pytest.raises(InputError, match="no such fusion"):
+        Champion(replace(SMALL, fusion="mean")).fit(items, log, per_user(log, items))
 
 
 def test_an_export_that_differs_from_torch_is_refused(

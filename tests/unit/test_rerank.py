@@ -102,7 +102,8 @@ def test_rows_that_are_not_numbers_are_dropped_and_counted() -> None:
     how = Rerank("vote", 5, MEMBERS)
     found = rerank(users, items, 6, how=how, cold=np.zeros(20, bool))
     assert (found.dropped_users, found.dropped_items) == (1, 1)
-    assert (found.item[1] == -1).all() and not (found.item == 6).any()
+    assert (found.item[1] == -1).all()
+    assert not (found.item == 6).any()
     clean = rerank(users[[0, 2]], items, 6, how=how, cold=np.zeros(20, bool))
     np.testing.assert_array_equal(found.item[[0, 2]], clean.item)
 
