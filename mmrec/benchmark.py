@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmrec import metrics
+from mmrec.cold import cold_study
 from mmrec.encoding import text_of
 from mmrec.errors import InputError
 from mmrec.evaluate.protocols import CaseMetrics, Scorer, evaluate
@@ -43,6 +45,7 @@ Tell = Callable[[str, int, int], None]
 def benchmark(
     name: str, root: Path, cache: Path, tell: Tell, *, seeds: Sequence[int] = (0, 1, 2), recipe: str = "sparse",
     threads: int = 2, ablation: bool = True, test: bool = True, rivals: bool = False,
+    cold: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Fit, choose and measure.
 
@@ -51,11 +54,12 @@ def benchmark(
         cache: where encoders are kept. seeds: one fit of the whole each, all reported. ablation: also fit without
             content, for what it adds. test: read the test split; False while a recipe is being worked on.
         rivals: fit them, too, which takes long; those that a seed decides once a seed, the others once.
+        cold: also hide a tenth of the items and rank them, two more fits; see cold.py.
 
     Returns: test, validation: metric -> mean over seeds, and `interval`: metric -> [low, high], 95% over users;
         by_seed; seeds; minutes (of one fit, mean) and total_minutes; published; ablation: name -> metric -> mean, on
         validation and test; rivals: name -> split -> metric -> mean over its fits, `minutes` of a fit, `fits` and
-        `settings`, EASE with all its weights; settings; what was chosen.
+        `settings`, EASE with all its weights; cold: see cold.py, None where not asked; settings; what was chosen.
 
     Raises: InputError: no such folder or recipe, rows that can't be read.
     """
@@ -97,6 +101,8 @@ def benchmark(
         tell(f"benchmark: lists of {rival}", n, len(others))
         for split, fold in folds.items():
             found[rival, split] = [_at(evaluate(m, items, log, fold, lists=False), fold) for m, _ in made]
+    hidden = cold_study(items, log, settings, seed=seeds[0], progress=partial(_told_cold, tell, 2 * settings.epochs)
+                        ) if cold else None  # fmt: skip
     best = _named("full", bool(items.content), True)
     return {
         "name": name,
@@ -110,6 +116,7 @@ def benchmark(
         "rivals": {rival: {split: _means(found[rival, split]) for split in folds}
                    | {"minutes": round(float(np.mean([spent for _, spent in made])), 2), "fits": len(made),
                       "settings": repr(made[0][0])} for rival, made in others.items()},
+        "cold": hidden,
         "chosen": [model.chosen for label, model in fits if label == "full"],
         "settings": {"recipe": recipe, "threads": threads, "users": log.n_users, "items": items.n,
                      "interactions": len(log.user), "content": sorted(items.content)},
@@ -145,6 +152,10 @@ def _rivals(
     return made
 
 
+def _told_cold(tell: Tell, total: int, _what: str, row: dict[str, Any]) -> None:
+    tell("benchmark: epochs with items hidden", row["epoch"], total)
+
+
 def _named(label: str, text: bool, blend: bool) -> str:
     return "id" + " +text" * (label == "full" and text) + " +blend" * blend
 
@@ -162,11 +173,14 @@ def read(root: Path, cache: Path, threads: int, tell: Tell) -> tuple[Items, Log]
     categories = [json.loads(c or "[]") for c in rows["categories"].to_pylist()]
     texts = [text_of({"title": t, "categories": c, "text": None})
              for t, c in zip(rows["title"].to_pylist(), categories, strict=True)]  # fmt: skip
+    group = {text: n for n, text in enumerate(dict.fromkeys(t for t in texts if t))}
     items = Items(
         ids=np.array(rows["item_id"].to_pylist(), object),
         available_us=_us(rows["available_at"]),
         withdrawn_us=np.full(rows.num_rows, NEVER),
         category=np.array([(c or [""])[0] for c in categories], object),
+        # described in the same words: the same thing listed twice
+        group=np.array([group[t] if t else len(group) + n for n, t in enumerate(texts)], np.int64),
         **_text(texts, cache, threads, tell),
     )
     events = events.append_column("event_us", pa.array(_us(events["event_ts"])))

@@ -96,6 +96,10 @@ def print_benchmark(out: Console, told: dict[str, Any]) -> None:
     for row, each in told["ablation"].items():
         numbers = ", ".join(f"{m} {each[split][m]:.4f}" for m in ("recall@10", "ndcg@10"))
         out.print(f"{row}: {numbers}", highlight=False)
+    if (cold := told["cold"]) is not None:
+        out.print(f"{cold['items']} items hidden, {cold['cases']} users asked: recall@20 "
+                  f"{cold['champion']['recall@20']:.4f}, content nearest neighbours "
+                  f"{cold['content_nn']['recall@20']:.4f}, {cold['ratio']:g} times", highlight=False)  # fmt: skip
 
 
 def print_demo(out: Console, home: Path, result: dict[str, Any]) -> None:

@@ -143,6 +143,7 @@ def benchmark(
     ablation: Annotated[bool, typer.Option(help="fit once more without texts")] = True,
     test: Annotated[bool, typer.Option(help="read the test split, too")] = True,
     rivals: Annotated[bool, typer.Option(help="fit every rival, too: many minutes a seed")] = False,
+    cold: Annotated[bool, typer.Option(help="also hide a tenth of the items and rank those: two more fits")] = False,
     as_json: Json = False,
 ) -> None:
     """One recipe on a published set: leave one out, all items ranked, beside what papers report."""
@@ -152,7 +153,7 @@ def benchmark(
 
     with progress(err, as_json) as tell:
         told = run(name, source, user_cache_path("mmrec") / "encoders", tell, seeds=range(seeds), recipe=recipe,
-                   threads=threads, ablation=ablation, test=test, rivals=rivals)  # fmt: skip
+                   threads=threads, ablation=ablation, test=test, rivals=rivals, cold=cold)  # fmt: skip
     show_json(told) if as_json else screen.print_benchmark(out, told)
 
 

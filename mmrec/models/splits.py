@@ -1,7 +1,7 @@
 """Folds: which interactions a model may be fitted on, and what it is then asked.
 
 In: `Log` and `Items`. Out: `Fold`s of the protocols `rolling` (global time cuts, the default), `per_user` (each
-user's last share) and `leave_one_out` (published benchmarks).
+user's last share), `leave_one_out` (published benchmarks) and `hidden` (items nobody has had yet).
 A target is an item the user has not had before and that is on offer; others are left out, as no list could hold
 them, and counted. Which items a fold hides from what is fitted on it: `Fold.cold_items`.
 Trade-off: `per_user` lets a model be fitted on other users' later interactions; it has many more cases on small data,
@@ -10,7 +10,7 @@ which is why it is kept, and it is not how a night works, which is why it is not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -96,6 +96,41 @@ def leave_one_out(log: Log, items: Items, *, validation: bool = False) -> Counte
     name = "leave_one_out/validation" if validation else "leave_one_out"
     offer_us = int(log.ts_us.max(initial=0)) + 1
     return _fold(name, log, items, back > 1, back > place, back == place, 1, None, offer_us)
+
+
+def hidden(
+    log: Log, items: Items, *, share: float = 0.1, seed: int = 0, validation: bool = False
+) -> CountedFold:
+    """A share of the items hidden, twins with them: no row of theirs is in train or in a history, and every user who
+    had one is asked for it among the hidden items alone.
+
+    With `validation` another share is hidden, too, and asked for together with each user's last other item among all
+    items but those the test hides: what ranks cold items among themselves, and how they stand among all, can be chosen.
+
+    Args:
+        share: of the items that anybody had. seed: of the draw; both variants must have the same.
+
+    Raises: InputError: share not above 0 and below a half.
+    """
+    if not 0 < share < 0.5:
+        raise InputError("This share of items can't be hidden.", value=share, valid="0 < share < 0.5")
+    group = np.arange(items.n) if items.group is None else items.group
+    order = np.random.default_rng(seed).permutation(np.unique(group[np.unique(log.item)]))
+    n = max(1, round(share * len(order)))
+    test_N, val_N = np.isin(group, order[:n]), np.isin(group, order[n : 2 * n])
+    name, end_us = "hidden/validation" if validation else "hidden", int(log.ts_us.max(initial=0)) + 1
+    if validation:
+        rest = np.flatnonzero(~(test_N | val_N)[log.item])
+        last = np.zeros(len(log.user), bool)
+        last[rest[np.append(np.diff(log.user[rest]) > 0, True)]] = True
+        train, test = ~(test_N | val_N)[log.item] & ~last, val_N[log.item] | last
+    else:
+        train, test = ~test_N[log.item], test_N[log.item]
+    made = _fold(name, log, items, train, train, test, 1, None, end_us)
+    # a list is made after all that a history holds
+    made = replace(made, case_at_us=np.maximum.reduceat(log.ts_us[made.hist_row], made.hist_ptr[:-1]) + 1
+                   if made.n_cases else made.case_at_us)  # fmt: skip
+    return replace(made, catalogue=made.catalogue & (~test_N if validation else test_N))
 
 
 def _first(size: np.ndarray, share: float) -> np.ndarray:
