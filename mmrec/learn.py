@@ -28,6 +28,7 @@ from mmrec import dates, schema
 from mmrec.config import Config
 from mmrec.context import Night, call, note
 from mmrec.errors import InputError, QualityError
+from mmrec.files import put
 from mmrec.lake import commit
 from mmrec.lake.session import session
 from mmrec.models import splits
@@ -134,26 +135,30 @@ def folds(night: Night, data: Data) -> dict[str, tuple[list[Fold], list[Fold]]]:
 
 
 def train(night: Night) -> dict[str, Any]:
-    """Choose settings on validation, fit what the test needs, refit what is served."""
+    """Choose settings on validation, fit what the test needs, refit what is served; go on from what a kill left."""
     import torch
 
+    from mmrec.train.checkpoint import fit_once
     from mmrec.train.fit import Champion
     from mmrec.train.recipe import recipe_named
+    from mmrec.train.world import alone
 
     config = night.config
+    alone(f"mmrec train --date {night.run_date}")
     torch.set_num_threads(config.threads)
     recipe = recipe_named(config.train.recipe, "config: train.recipe", "edit mmrec.toml")
     data = dataset(night)
     made = folds(night, data)
     folder = _folder(night)
-    shutil.rmtree(folder, ignore_errors=True)
+    if (folder / "state.json").is_file():
+        shutil.rmtree(folder)
     total = 2 + config.evaluate.rolling_fits + 2  # two validations, the tests, the refit
     done = 0
 
     def fit(name: str, r: Any, fold: Fold, vals: list[Fold]) -> Champion:
         nonlocal done
-        model = Champion(r, config.train.seed).fit(data.items, data.log, fold, vals)
-        model.save(folder / name)
+        model = Champion(r, config.train.seed, device=config.device, processes=config.train.processes)
+        model = fit_once(model, folder / name, data.items, data.log, fold, vals)
         done += 1
         night.progress("train", done, total)
         return model
@@ -166,7 +171,7 @@ def train(night: Night) -> dict[str, Any]:
     final = fit("final", recipe.fixed(chosen["rolling"]), everything(data, night), [])
     run_id = _log_run(night, data, recipe, chosen, final.curves)
     state = {"mlflow_run": run_id, "chosen": chosen, "tables": data.tables, "encoders": data.encoders}
-    (folder / "state.json").write_text(json.dumps(state))
+    put(folder / "state.json", json.dumps(state))
     config.runs.mkdir(parents=True, exist_ok=True)
     (config.runs / "last-training.json").write_text(json.dumps({"as_of": night.as_of.isoformat()}))
     told = {"mlflow_run": run_id, "fits": done, "chosen": chosen["rolling"]}

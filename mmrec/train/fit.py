@@ -13,6 +13,7 @@ Shape legend: B cases, L history, T targets of a batch, N items, D model size, R
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -33,9 +34,13 @@ from mmrec.models.linear import Likeness, LinearHead, appeal_inputs, fit_appeal,
 from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
 from mmrec.train.blend import blend, blend_cold
+from mmrec.train.checkpoint import Checkpoint, fingerprint
+from mmrec.train.device import device_named
 from mmrec.train.inputs import Tensors, blocks, event_inputs, history
 from mmrec.train.loop import train, validation_ndcg
+from mmrec.train.parallel import hand_over
 from mmrec.train.recipe import Recipe
+from mmrec.train.world import World
 
 
 class Champion:
@@ -45,10 +50,19 @@ class Champion:
 
     def __init__(
         self, recipe: Recipe, seed: int = 0, progress: Callable[[str, dict[str, Any]], None] | None = None,
-        stepped: Callable[[int, float], None] | None = None,
+        stepped: Callable[[int, float], None] | None = None, *, state: Path | None = None, device: str = "cpu",
+        processes: int = 1,
     ) -> None:  # fmt: skip
-        """`progress` is called with ("epoch", its row), `stepped` with a step's targets and loss."""
+        """What a fit is made with.
+
+        Args:
+            progress: called with ("epoch", its row). stepped: with a step's targets and loss.
+            state: folder of the fit's checkpoint; a fit that was killed goes on from there. It is gone after the fit.
+            device: where the towers train, as config.device; everything else is done on the CPU.
+            processes: that share the towers' training.
+        """
         self.recipe, self.seed, self.stepped = recipe, seed, stepped
+        self.state, self.device, self.processes = state, device, processes
         self.progress = progress or (lambda _what, _numbers: None)
         self.chosen: dict[str, Any] = {}
         self.curves: list[dict[str, Any]] = []
@@ -86,6 +100,8 @@ class Champion:
         if vals:
             self.settle(self.chosen | blend(self, items, log, vals))
             self.settle(blend_cold(self, items, log, vals)).refresh(items, log, fold)
+        if self.state is not None:
+            shutil.rmtree(self.state, ignore_errors=True)
         return self
 
     def settle(self, chosen: dict[str, float]) -> Champion:
@@ -133,15 +149,36 @@ class Champion:
             self.item_tower.id.weight[1:, : rows.shape[1]] = torch.from_numpy(rows.astype(np.float32))
 
     def _train(self, items: Items, log: Log, fold: Fold, vals: Sequence[Fold]) -> None:
+        if self.processes > 1:
+            best = hand_over(self, items, log, fold, vals)
+        else:
+            best = self.train(items, log, fold, vals, device_named(self.device))
+        if best is not None:
+            self.chosen["epochs"] = best
+
+    def fingerprint(self, items: Items, log: Log, fold: Fold, vals: Sequence[Fold] = ()) -> str:
+        """Of all that a fit depends on, before it: equal where it would give the same."""
+        return fingerprint(self.recipe, self.seed, self.device, self.processes, items, log, fold, list(vals))
+
+    def train(
+        self, items: Items, log: Log, fold: Fold, vals: Sequence[Fold], device: torch.device, world: World | None = None
+    ) -> int | None:
+        """The loop over the towers as they are, see loop.py; they end on the CPU. Part of `fit`, or of one process of
+        `world` that does this part of it."""
         towers = nn.ModuleDict({"item": self.item_tower, "user": self.user_tower})
 
         def validate() -> float:
-            return validation_ndcg(log, vals, partial(self.sequence_scores, items, log))
+            vector_ND = self.item_vectors(items)
+            return validation_ndcg(log, vals, partial(self.sequence_scores, items, log, vector_ND=vector_ND))
 
-        best = train(towers, log, fold.train, self._tensors(items), self.recipe, seed=self.seed, told=self._told,
-                     validate=validate if vals else None, stepped=self.stepped)  # fmt: skip
-        if best is not None:
-            self.chosen["epochs"] = best
+        checkpoint = None
+        if self.state is not None:
+            checkpoint = Checkpoint(self.state, self.fingerprint(items, log, fold, vals))
+        best = train(towers, log, fold.train, self._tensors(items).to(device), self.recipe, seed=self.seed,
+                     told=self._told, validate=validate if vals else None, stepped=self.stepped,
+                     checkpoint=checkpoint, world=world)  # fmt: skip
+        towers.cpu()
+        return best
 
     def _told(self, row: dict[str, Any]) -> None:
         self.curves.append(row)
@@ -165,27 +202,30 @@ class Champion:
 
     @torch.no_grad()
     def sequence_scores(
-        self, items: Items, log: Log, fold: Fold, cases: slice, drop: frozenset[str] = frozenset()
-    ) -> np.ndarray:
-        vector_ND = self.item_vectors(items, drop)
-        out = []
-        for part in blocks(cases, 512):
-            rows_BL, mask_BL = history(fold, part, self.recipe.context)
+        self, items: Items, log: Log, fold: Fold, cases: slice, drop: frozenset[str] = frozenset(),
+        vector_ND: torch.Tensor | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """(B, N) float32 of the sequence tower alone; `vector_ND`: what `item_vectors` gave, if it was asked before."""
+        vector_ND = self.item_vectors(items, drop) if vector_ND is None else vector_ND
+        device, score_BN = vector_ND.device, np.empty((cases.stop - cases.start, items.n), np.float32)
+        # those of a block are alike in length: little is padding
+        order_B = np.argsort(np.diff(fold.hist_ptr[cases.start : cases.stop + 1]), kind="stable")
+        for part in blocks(slice(0, len(order_B)), 512):
+            own = cases.start + order_B[part]
+            rows_BL, mask_BL = history(fold, own, self.recipe.context)
             rows = np.maximum(rows_BL, 0)
-            after = np.concatenate([log.ts_us[rows[:, 1:]], fold.case_at_us[part, None]], 1)
+            after = np.concatenate([log.ts_us[rows[:, 1:]], fold.case_at_us[own, None]], 1)
             gap = np.where(mask_BL, after - log.ts_us[rows], 0) / 1e6
-            item_BLD = vector_ND[torch.from_numpy(log.item[rows].astype(np.int64))] * torch.from_numpy(
-                mask_BL
-            ).unsqueeze(2)
-            side = event_inputs(log.event[rows] + 1, gap, log.weight[rows], mask_BL)
+            side = [x.to(device) for x in event_inputs(log.event[rows] + 1, gap, log.weight[rows], mask_BL)]
+            item_BLD = vector_ND[torch.from_numpy(log.item[rows].astype(np.int64)).to(device)] * side[-1].unsqueeze(2)
             user_BD = self.user_tower(item_BLD, *side)[:, -1]
-            out.append((user_BD @ vector_ND.T).numpy())
-        return np.concatenate(out) if out else np.zeros((0, items.n), np.float32)
+            score_BN[order_B[part]] = (user_BD @ vector_ND.T).cpu().numpy()
+        return score_BN
 
     @torch.no_grad()
     def item_vectors(self, items: Items, drop: frozenset[str] = frozenset()) -> torch.Tensor:
         """(N, D): fused vectors of a catalogue, whatever part of it the model has met."""
-        index, content, present = self._tensors(items).all()
+        index, content, present = self._tensors(items).to(self.item_tower.scale.device).all()
         index = torch.zeros_like(index) if "id" in drop else index
         present = {m: torch.zeros_like(p) if m in drop else p for m, p in present.items()}
         return self.item_tower(index, content, present)
