@@ -85,6 +85,7 @@ class TrainConfig(_Part):
     )  # fmt: skip
     recipe: str = Field("default", description="named recipe of mmrec.train.recipe; of the champion alone")
     seed: int = Field(0, description="seed of initialisation, order and negatives")
+    processes: int = Field(1, ge=1, description="processes that share the training of a model; with cuda, GPUs")
     exclude_suspects: bool = Field(False, description="learn nothing from the interactions of suspects")
 
 
@@ -154,7 +155,7 @@ class Config(BaseSettings):
 
     home: Path = Field(description="folder of the lake, models, runs and reports")
     engine: Literal["local", "spark"] = Field("local", description="what computes table code: local (Sail) or spark")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where encoders and scoring run")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where encoders, training and scoring run")
     threads: int = Field(2, ge=1, description="threads of encoders and scoring")
     zone: str = Field("UTC", description="the shop's time zone, IANA name")
     max_age_hours: float = Field(36, gt=0, description="an input older than this is stale, hours")

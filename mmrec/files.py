@@ -16,14 +16,21 @@ def put(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")
     try:
-        with part.open("wb") as out:
-            out.write(content.encode() if isinstance(content, str) else content)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(path)
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        settle(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def settle(part: Path, path: Path) -> None:
+    """A file written beside `path` takes its place, and is on disk when this returns."""
+    fd = os.open(part, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    part.replace(path)
     sync_folder(path.parent)
 
 

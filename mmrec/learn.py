@@ -28,6 +28,7 @@ from mmrec import dates, schema, trained
 from mmrec.config import Config
 from mmrec.context import Night, call, note
 from mmrec.errors import InputError, QualityError
+from mmrec.files import put
 from mmrec.lake import commit
 from mmrec.lake.session import session
 from mmrec.models import splits
@@ -134,24 +135,27 @@ def folds(night: Night, data: Data) -> dict[str, tuple[list[Fold], list[Fold]]]:
 
 
 def train(night: Night) -> dict[str, Any]:
-    """Choose settings on validation, fit what the test needs, refit what is served."""
+    """Choose settings on validation, fit what the test needs, refit what is served; go on from what a kill left."""
     import torch
 
+    from mmrec.train.world import alone
+
     config = night.config
+    alone(f"mmrec train --date {night.run_date}")
     torch.set_num_threads(config.threads)
     started = trained.new(config)
     recipe = started({}).recipe
     data = dataset(night)
     made = folds(night, data)
     folder = _folder(night)
-    shutil.rmtree(folder, ignore_errors=True)
+    if (folder / "state.json").is_file():
+        shutil.rmtree(folder)
     total = 2 + config.evaluate.rolling_fits + 2  # two validations, the tests, the refit
     done = 0
 
     def fit(name: str, settings: dict[str, Any], fold: Fold, vals: list[Fold]) -> Any:
         nonlocal done
-        model = started(settings).fit(data.items, data.log, fold, vals)
-        model.save(folder / name)
+        model = trained.fitted(started(settings), folder / name, data.items, data.log, fold, vals)
         done += 1
         night.progress("train", done, total)
         return model
@@ -165,7 +169,7 @@ def train(night: Night) -> dict[str, Any]:
     run_id = _log_run(night, data, recipe, chosen, final.curves)
     state = {"mlflow_run": run_id, "model": config.train.model, "chosen": chosen, "tables": data.tables,
              "encoders": data.encoders}  # fmt: skip
-    (folder / "state.json").write_text(json.dumps(state))
+    put(folder / "state.json", json.dumps(state))
     config.runs.mkdir(parents=True, exist_ok=True)
     (config.runs / "last-training.json").write_text(json.dumps({"as_of": night.as_of.isoformat()}))
     told = {"mlflow_run": run_id, "fits": done, "chosen": chosen["rolling"]}

@@ -9,6 +9,7 @@ in its bundle.json and in MLflow.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,21 @@ def new(config: Config) -> Callable[[dict[str, Any]], Any]:
     told = config.train
     if told.model == Champion.name:
         recipe = recipe_named(told.recipe, "config: train.recipe", "edit mmrec.toml")
-        return lambda chosen: Champion(recipe.fixed(chosen), told.seed)
+        return lambda chosen: Champion(recipe.fixed(chosen), told.seed, device=config.device, processes=told.processes)
     most = config.evaluate.ease_items
     return lambda chosen: Rival(Plan(told.model, chosen), told.seed, partial(tune, ease_items=most), ease_items=most)
+
+
+def fitted(model: Any, folder: Path, items: Items, log: Log, fold: Fold, vals: list[Fold]) -> Any:
+    """Fit a model and save it, or read it, if it is mmrec's own and the same fit had ended there; that goes on, too."""
+    from mmrec.train.checkpoint import fit_once
+    from mmrec.train.fit import Champion
+
+    if isinstance(model, Champion):
+        return fit_once(model, folder, items, log, fold, vals)
+    shutil.rmtree(folder, ignore_errors=True)
+    model.fit(items, log, fold, vals).save(folder)
+    return model
 
 
 def kept(folder: Path) -> Any:

@@ -3,7 +3,8 @@
 In: user vectors at the positions that have a next item, vectors of their targets and of sampled negatives, shared by
 the batch or drawn for each position; or vectors of all items. Out: a mean loss.
 Trade-off: a sampled partition sum is an estimate, which logQ makes unbiased whatever the sampler; the whole one is
-exact and costs the catalogue every step, though it is never held: gradients are made chunk by chunk on the way forward.
+exact and costs the catalogue every step. Neither is ever held as a whole: gradients are made chunk by chunk on the way
+forward, so nobody can ask for a second derivative.
 
 Shape legend: T positions, S negatives, N items, D vector size, C positions of a chunk.
 """
@@ -16,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 _CHUNK = 4 << 20  # logits held at a time
+_BLOCK = 1 << 19  # of a sample: what stays in a core's cache from one pass to the next
 
 
 def sampled_softmax(
@@ -26,7 +28,7 @@ def sampled_softmax(
     negative_S: torch.Tensor,
     log_expected_S: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean cross-entropy of the target against the target and the negatives.
+    """Mean cross-entropy of the target against the target and the negatives. Holds some positions' logits at a time.
 
     Args:
         target_T, negative_S: item indices, to mask a negative that is the target (an accidental hit).
@@ -34,10 +36,46 @@ def sampled_softmax(
         log_expected_S: log of the expected count of each negative in the sample (logQ correction, Bengio and
             Senecal, 2008; Yi et al., RecSys 2019, eq. 5); the target is not a draw and gets none.
     """
-    positive_T = (user_TD * target_TD).sum(1)
-    logit_TS = _masked(_logits(user_TD, negative_SD) - log_expected_S, target_T, negative_S)
-    total_T = torch.logsumexp(torch.cat([positive_T.unsqueeze(1), logit_TS], 1), 1)
-    return (total_T - positive_T).mean()
+    return _Sampled.apply(user_TD, target_TD, target_T, negative_SD, negative_S, log_expected_S)
+
+
+class _Sampled(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, user_TD: torch.Tensor, target_TD: torch.Tensor, target_T: torch.Tensor, negative_SD: torch.Tensor,
+        negative_S: torch.Tensor, log_expected_S: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        shared, total = negative_SD.ndim == 2, user_TD.new_zeros(())
+        user_grad_TD, target_grad_TD = torch.empty_like(user_TD), torch.empty_like(target_TD)
+        negative_grad_SD = torch.zeros_like(negative_SD)
+        step = max(1, _BLOCK // max(1, negative_S.shape[-1]))
+        for start in range(0, len(user_TD), step):
+            at = slice(start, start + step)
+            user_CD, target_CD, own = user_TD[at], target_TD[at], slice(None) if shared else at
+            vector, index, expected = negative_SD[own], negative_S[own], log_expected_S[own]
+            logit_CS = _masked(_logits(user_CD, vector).sub_(expected), target_T[at], index)
+            positive_C1 = (user_CD * target_CD).sum(1, keepdim=True)
+            high_C1 = torch.maximum(logit_CS.amax(1, keepdim=True), positive_C1) if logit_CS.numel() else positive_C1
+            odds_CS, own_odds_C1 = logit_CS.sub_(high_C1).exp_(), (positive_C1 - high_C1).exp_()
+            sum_C1 = odds_CS.sum(1, keepdim=True) + own_odds_C1
+            total += (sum_C1.log() + high_C1 - positive_C1).sum()
+            slope_C1, user_share_CD = own_odds_C1 / sum_C1 - 1, user_CD / sum_C1
+            target_grad_TD[at] = slope_C1 * user_CD
+            if shared:
+                pulled_CD = odds_CS @ vector
+                negative_grad_SD.addmm_(odds_CS.T, user_share_CD)
+            else:
+                pulled_CD = (odds_CS.unsqueeze(1) @ vector).squeeze(1)
+                negative_grad_SD[at] = odds_CS.unsqueeze(2) * user_share_CD.unsqueeze(1)
+            user_grad_TD[at] = pulled_CD.div_(sum_C1).addcmul_(slope_C1, target_CD)
+        ctx.save_for_backward(user_grad_TD, target_grad_TD, negative_grad_SD)
+        return total / len(user_TD)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        user_grad_TD, target_grad_TD, negative_grad_SD = ctx.saved_tensors
+        share = grad / len(user_grad_TD)
+        return user_grad_TD * share, target_grad_TD * share, None, negative_grad_SD * share, None, None
 
 
 def gbce(
@@ -106,4 +144,4 @@ def _logits(user_TD: torch.Tensor, negative_SD: torch.Tensor) -> torch.Tensor:
 
 def _masked(logit_TS: torch.Tensor, target_T: torch.Tensor, negative_S: torch.Tensor) -> torch.Tensor:
     """What is the target itself counts as no negative."""
-    return logit_TS.masked_fill(target_T.unsqueeze(1) == negative_S, -1e9)
+    return logit_TS.masked_fill_(target_T.unsqueeze(1) == negative_S, -1e9)

@@ -11,15 +11,18 @@ Shape legend: B windows, L inputs (targets are one further on).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import Queue
-from threading import Thread
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import TypeVar
 
 import numpy as np
 
 from mmrec.models.data import Log
 
-_AHEAD = 4  # batches made before they are asked for
+Made = TypeVar("Made")
+_AHEAD = 4  # made before they are asked for
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,21 @@ class Batches:
         inputs = np.maximum(np.diff(ptr) - 1, 0)
         self.start, self.inputs = ptr[:-1][inputs > 0], inputs[inputs > 0]
 
+    def count(self, n: int) -> int:
+        """Batches of epoch `n`; none of them is made."""
+        return len(self._plan(n)[2])
+
     def epoch(self, n: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of epoch `n` from number `start` on, made ahead in a thread."""
+        """Batches of epoch `n` from number `start` on."""
+        begin, size, groups = self._plan(n)
+        return (self._batch(begin[group], size[group]) for group in groups[start:])
+
+    def _plan(self, n: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """(places in `rows` where windows begin, their inputs, the windows of each batch in order)."""
         rng = np.random.default_rng([self.seed, n])
         begin, size = self._windows(rng)
         groups = self._groups(size, rng)
-        order = rng.permutation(len(groups))[start:]
-        return _ahead(self._batch(begin[groups[g]], size[groups[g]]) for g in order)
+        return begin, size, [groups[g] for g in rng.permutation(len(groups))]
 
     def _windows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """(places in `rows` where windows begin, their inputs)."""
@@ -90,20 +101,33 @@ class Batches:
         return Batch(np.where(real_BL, self.rows[place_BL], -1), next_BL, real_BL & self.first[next_BL])
 
 
-def _ahead(made: Iterator[Batch]) -> Iterator[Batch]:
-    """The same, made by a thread a few ahead; an error there is raised here."""
-    queue: Queue[Batch | BaseException | None] = Queue(_AHEAD)
+def ahead(made: Iterator[Made]) -> Iterator[Made]:
+    """The same, made by a thread a few ahead; an error there is raised here. The thread ends with the iterator."""
+    queue: Queue[tuple[Made | None, BaseException | None]] = Queue(_AHEAD)
+    left = Event()
 
     def work() -> None:
         try:
-            for batch in made:
-                queue.put(batch)
-            queue.put(None)
+            for one in made:
+                queue.put((one, None))
+                if left.is_set():
+                    return
+            queue.put((None, None))
         except BaseException as error:
-            queue.put(error)
+            queue.put((None, error))
 
-    Thread(target=work, daemon=True, name="batches").start()
-    while (got := queue.get()) is not None:
-        if isinstance(got, BaseException):
-            raise got
-        yield got
+    thread = Thread(target=work, daemon=True, name="batches")
+    thread.start()
+    try:
+        while True:
+            one, error = queue.get()
+            if error is not None:
+                raise error
+            if one is None:
+                return
+            yield one
+    finally:
+        left.set()
+        while thread.is_alive():  # it may wait for room
+            with suppress(Empty):
+                queue.get(timeout=0.01)

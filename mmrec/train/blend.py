@@ -56,10 +56,21 @@ def mask(fold: Fold, log: Log, scores_BN: np.ndarray, start: int = 0) -> np.ndar
 
 
 def ndcg(fold: Fold, masked_BN: np.ndarray, start: int = 0) -> float:
-    """Mean ndcg@10 of B cases of a fold from `start` on, from masked scores."""
+    """Mean ndcg@10 of B cases of a fold from `start` on, from masked scores.
+
+    A case with one target needs no list: before it stand as many items as score higher, or the same at a smaller index.
+    """
     ptr = fold.target_ptr[start : start + len(masked_BN) + 1]
-    values = metrics.ranking(_top(masked_BN, 10), ptr - ptr[0], fold.target_item[ptr[0] : ptr[-1]], (10,))
-    return float(values["ndcg@10"].mean())
+    target = fold.target_item[ptr[0] : ptr[-1]]
+    if (np.diff(ptr) != 1).any():
+        values = metrics.ranking(_top(masked_BN, 10), ptr - ptr[0], target, (10,))
+        return float(values["ndcg@10"].mean())
+    score_B1 = masked_BN[np.arange(len(target)), target][:, None]
+    before_B = np.count_nonzero(masked_BN > score_B1, axis=1)
+    for b in np.flatnonzero(np.count_nonzero(masked_BN == score_B1, axis=1) > 1):
+        before_B[b] += np.count_nonzero(masked_BN[b, : target[b]] == score_B1[b])
+    listed_B = (before_B < 10) & (score_B1[:, 0] > -np.inf)  # nor is one listed whose score is no number
+    return float(np.where(listed_B, 1 / np.log2(before_B + 2.0), 0.0).mean())
 
 
 def _top(scores_BN: np.ndarray, k: int) -> np.ndarray:

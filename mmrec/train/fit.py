@@ -14,6 +14,7 @@ Shape legend: B cases, L history, N items, D model size, R rank of the linear he
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -36,10 +37,14 @@ from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
 from mmrec.topk.rerank import Rerank, behind, candidates
 from mmrec.train.blend import blend, blend_cold
+from mmrec.train.checkpoint import Checkpoint, fingerprint
+from mmrec.train.device import device_named
 from mmrec.train.inputs import Tensors, blocks, event_inputs, history
 from mmrec.train.loop import train, validation_ndcg
+from mmrec.train.parallel import hand_over
 from mmrec.train.recipe import Recipe
 from mmrec.train.stack import stack
+from mmrec.train.world import World
 
 
 class Champion:
@@ -49,10 +54,19 @@ class Champion:
 
     def __init__(
         self, recipe: Recipe, seed: int = 0, progress: Callable[[str, dict[str, Any]], None] | None = None,
-        stepped: Callable[[int, float], None] | None = None,
+        stepped: Callable[[int, float], None] | None = None, *, state: Path | None = None, device: str = "cpu",
+        processes: int = 1,
     ) -> None:  # fmt: skip
-        """`progress` is called with ("epoch", its row), `stepped` with a step's targets and loss."""
+        """What a fit is made with.
+
+        Args:
+            progress: called with ("epoch", its row). stepped: with a step's targets and loss.
+            state: folder of the fit's checkpoint; a fit that was killed goes on from there. It is gone after the fit.
+            device: where the towers train, as config.device; everything else is done on the CPU.
+            processes: that share the towers' training.
+        """
         self.recipe, self.seed, self.stepped = recipe, seed, stepped
+        self.state, self.device, self.processes = state, device, processes
         self.progress = progress or (lambda _what, _numbers: None)
         self.chosen: dict[str, Any] = {}
         self.curves: list[dict[str, Any]] = []
@@ -92,6 +106,8 @@ class Champion:
             self.settle(self.chosen | blend(self, items, log, vals))
             self.settle(blend_cold(self, items, log, vals))
             self.settle(stack(self, items, log, vals)).refresh(items, log, fold)
+        if self.state is not None:
+            shutil.rmtree(self.state, ignore_errors=True)
         return self
 
     def settle(self, chosen: dict[str, Any]) -> Champion:
@@ -140,15 +156,36 @@ class Champion:
             self.item_tower.id.weight[1:, : rows.shape[1]] = torch.from_numpy(rows.astype(np.float32))
 
     def _train(self, items: Items, log: Log, fold: Fold, vals: Sequence[Fold]) -> None:
+        if self.processes > 1:
+            best = hand_over(self, items, log, fold, vals)
+        else:
+            best = self.train(items, log, fold, vals, device_named(self.device))
+        if best is not None:
+            self.chosen["epochs"] = best
+
+    def fingerprint(self, items: Items, log: Log, fold: Fold, vals: Sequence[Fold] = ()) -> str:
+        """Of all that a fit depends on, before it: equal where it would give the same."""
+        return fingerprint(self.recipe, self.seed, self.device, self.processes, items, log, fold, list(vals))
+
+    def train(
+        self, items: Items, log: Log, fold: Fold, vals: Sequence[Fold], device: torch.device, world: World | None = None
+    ) -> int | None:
+        """The loop over the towers as they are, see loop.py; they end on the CPU. Part of `fit`, or of one process of
+        `world` that does this part of it."""
         towers = nn.ModuleDict({"item": self.item_tower, "user": self.user_tower})
 
         def validate() -> float:
-            return validation_ndcg(log, vals, partial(self.sequence_scores, items, log))
+            vector_ND = self.item_vectors(items)
+            return validation_ndcg(log, vals, partial(self.sequence_scores, items, log, vector_ND=vector_ND))
 
-        best = train(towers, log, fold.train, self._tensors(items), self.recipe, seed=self.seed, told=self._told,
-                     validate=validate if vals else None, stepped=self.stepped)  # fmt: skip
-        if best is not None:
-            self.chosen["epochs"] = best
+        checkpoint = None
+        if self.state is not None:
+            checkpoint = Checkpoint(self.state, self.fingerprint(items, log, fold, vals))
+        best = train(towers, log, fold.train, self._tensors(items).to(device), self.recipe, seed=self.seed,
+                     told=self._told, validate=validate if vals else None, stepped=self.stepped,
+                     checkpoint=checkpoint, world=world)  # fmt: skip
+        towers.cpu()
+        return best
 
     def _told(self, row: dict[str, Any]) -> None:
         self.curves.append(row)
@@ -233,32 +270,34 @@ class Champion:
 
     @torch.no_grad()
     def sequence_scores(
-        self, items: Items, log: Log, fold: Fold, cases: slice, drop: frozenset[str] = frozenset()
-    ) -> np.ndarray:
-        """(B, N) float32: what the sequence tower alone says."""
-        vector_ND = self.item_vectors(items, drop)
-        return self.sequence_users(log, fold, cases, vector_ND) @ vector_ND.numpy().T
+        self, items: Items, log: Log, fold: Fold, cases: slice, drop: frozenset[str] = frozenset(),
+        vector_ND: torch.Tensor | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """(B, N) float32 of the sequence tower alone; `vector_ND`: what `item_vectors` gave, if it was asked before."""
+        vector_ND = self.item_vectors(items, drop) if vector_ND is None else vector_ND
+        return self.sequence_users(log, fold, cases, vector_ND) @ vector_ND.cpu().numpy().T
 
     @torch.no_grad()
     def sequence_users(self, log: Log, fold: Fold, cases: slice, vector_ND: torch.Tensor) -> np.ndarray:
-        """(B, D) float32."""
-        out = []
-        for part in blocks(cases, 512):
-            rows_BL, mask_BL = history(fold, part, self.recipe.context)
+        """(B, D) float32 of cases whose histories' items have the vectors `vector_ND` (N, D)."""
+        device, user_BD = vector_ND.device, np.empty((cases.stop - cases.start, self.recipe.d), np.float32)
+        # those of a block are alike in length: little is padding
+        order_B = np.argsort(np.diff(fold.hist_ptr[cases.start : cases.stop + 1]), kind="stable")
+        for part in blocks(slice(0, len(order_B)), 512):
+            own = cases.start + order_B[part]
+            rows_BL, mask_BL = history(fold, own, self.recipe.context)
             rows = np.maximum(rows_BL, 0)
-            after = np.concatenate([log.ts_us[rows[:, 1:]], fold.case_at_us[part, None]], 1)
+            after = np.concatenate([log.ts_us[rows[:, 1:]], fold.case_at_us[own, None]], 1)
             gap = np.where(mask_BL, after - log.ts_us[rows], 0) / 1e6
-            item_BLD = vector_ND[torch.from_numpy(log.item[rows].astype(np.int64))] * torch.from_numpy(
-                mask_BL
-            ).unsqueeze(2)
-            side = event_inputs(log.event[rows] + 1, gap, log.weight[rows], mask_BL)
-            out.append(self.user_tower(item_BLD, *side)[:, -1].numpy())
-        return np.concatenate(out) if out else np.zeros((0, self.recipe.d), np.float32)
+            side = [x.to(device) for x in event_inputs(log.event[rows] + 1, gap, log.weight[rows], mask_BL)]
+            item_BLD = vector_ND[torch.from_numpy(log.item[rows].astype(np.int64)).to(device)] * side[-1].unsqueeze(2)
+            user_BD[order_B[part]] = self.user_tower(item_BLD, *side)[:, -1].cpu().numpy()
+        return user_BD
 
     @torch.no_grad()
     def item_vectors(self, items: Items, drop: frozenset[str] = frozenset()) -> torch.Tensor:
         """(N, D): fused vectors of a catalogue, whatever part of it the model has met."""
-        index, content, present = self._tensors(items).all()
+        index, content, present = self._tensors(items).to(self.item_tower.scale.device).all()
         index = torch.zeros_like(index) if "id" in drop else index
         present = {m: torch.zeros_like(p) if m in drop else p for m, p in present.items()}
         return self.item_tower(index, content, present)
@@ -333,7 +372,7 @@ class Champion:
     def load(cls, folder: Path) -> Champion:
         """What `save` wrote."""
         about = json.loads((folder / "model.json").read_text())
-        made = cls(Recipe(**about["recipe"]), about["seed"])
+        made = cls(Recipe().fixed(about["recipe"]), about["seed"])
         made.chosen, made.curves, made.item_map = about["chosen"], about["curves"], about["item_map"]
         made.event_types, made.dims = tuple(about["event_types"]), about["dims"]
         state = load_file(folder / "model.safetensors")

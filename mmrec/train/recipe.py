@@ -57,6 +57,9 @@ class Recipe:
     depth: int = 100  # best of each part that are re-ranked
     image_share: float = 1.0  # * say of pictures in content likeness, against 1 for the rest
     schedule: int = 10  # epochs the cosine is laid out for
+    ema: float = 0.0  # decay of a moving average of the weights, which is validated and kept; 0: none
+    accumulate: int = 1  # batches a step
+    precision: str = "auto"  # of the towers in training: "fp32"; "bf16"; "auto": bf16 on a GPU that has it
 
     def fixed(self, chosen: dict[str, Any]) -> Recipe:
         """The recipe with what a validation chose."""
