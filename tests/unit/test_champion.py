@@ -107,7 +107,9 @@ def test_a_re_ranked_list_is_the_same_in_evaluation_and_at_night(
     items, log, fold, fitted = board
     fitted.save(tmp_path / "model")
     weights = {"ranks": (1.0, 0.5, 0.25), "vote": (), "stacking": (1.0, 1.0, 1.0, -0.4, -0.2, -0.1)}[kind]
-    model = Champion.load(tmp_path / "model").settle({"blend": kind, "blend_weights": weights, "depth": 4})
+    model = Champion.load(tmp_path / "model")
+    parts = {"linear": 50.0, "content": 0.5}  # each has a say
+    model.settle(parts | {"blend": kind, "blend_weights": weights, "depth": 4})
     spec = export(model, items, log, fold, tmp_path / "bundle")
     how = Rerank.of(json.loads(json.dumps(spec["blend"])))
     assert how == model.rerank
@@ -122,7 +124,7 @@ def test_a_re_ranked_list_is_the_same_in_evaluation_and_at_night(
     ranked = evaluate(model, items, log, fold).ranked
     # graphs and torch differ by rounding, so two items that all but tie may change places
     assert (served.item == ranked).mean() > 0.99
-    plain = Champion.load(tmp_path / "model")
+    plain = Champion.load(tmp_path / "model").settle(parts | {"blend": "scores", "blend_weights": ()})
     assert (evaluate(plain, items, log, fold).ranked != ranked).any()
 
 
