@@ -28,7 +28,7 @@ from mmrec.train.blend import first_cases, mask, ndcg
 from mmrec.train.inputs import Tensors, blocks, event_inputs
 from mmrec.train.recipe import Recipe
 
-_LOSSES = ("sampled", "full", "gbce")
+LOSSES = ("sampled", "full", "gbce")
 _VALIDATED = 8192  # cases that early stopping looks at: a standard error of .002 on sparse data
 
 
@@ -49,8 +49,8 @@ def train(
 
     Raises: QualityError: the loss is not a number. InputError: no such loss.
     """
-    if recipe.loss not in _LOSSES:
-        raise InputError("no such loss", where="recipe: loss", value=recipe.loss, valid=_LOSSES, next="edit the recipe")
+    if recipe.loss not in LOSSES:
+        raise InputError("no such loss", where="recipe: loss", value=recipe.loss, valid=LOSSES, next="edit the recipe")
     r, parameters = recipe, list(towers.parameters())
     optimiser = torch.optim.AdamW(parameters, lr=r.lr, weight_decay=r.weight_decay, betas=(0.9, 0.98), fused=True)
     made = Batches(log, rows, context=r.context, tokens=r.tokens, seed=seed)
