@@ -51,8 +51,9 @@ def benchmark(
 
     Args:
         name: what published rows are looked up by. root: folder of sequences.txt and, if there, items.jsonl.
-        cache: where encoders are kept. seeds: one fit of the whole each, all reported. ablation: also fit without
-            content, for what it adds. test: read the test split; False while a recipe is being worked on.
+        cache: where encoders are kept. seeds: one fit of the whole each, all reported. recipe: a name, or FILE.toml.
+        ablation: also fit without content, for what it adds. test: read the test split; False while a recipe is being
+            worked on.
         rivals: fit them, too, which takes long; those that a seed decides once a seed, the others once.
         cold: also hide a tenth of the items and rank them, two more fits; see cold.py.
 

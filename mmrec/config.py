@@ -83,7 +83,9 @@ class TrainConfig(_Part):
         description="champion: mmrec's own; or a rival that is trained and registered in its place: popularity,"
         " content_nn, item_knn, user_knn, ease, als, bpr, lightgcn, gru4rec, sasrec",
     )  # fmt: skip
-    recipe: str = Field("default", description="named recipe of mmrec.train.recipe; of the champion alone")
+    recipe: str = Field(
+        "default", description="of the champion alone: default, small, sparse, or NAME of the home's recipes/NAME.toml"
+    )
     seed: int = Field(0, description="seed of initialisation, order and negatives")
     processes: int = Field(1, ge=1, description="processes that share the training of a model; with cuda, GPUs")
     exclude_suspects: bool = Field(False, description="learn nothing from the interactions of suspects")
@@ -204,6 +206,11 @@ class Config(BaseSettings):
     @property
     def cache(self) -> Path:
         return self.home / "cache"
+
+    @property
+    def recipes(self) -> Path:
+        """Recipes of this home, NAME.toml each."""
+        return self.home / "recipes"
 
     @property
     def tracking(self) -> str:

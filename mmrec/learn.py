@@ -350,9 +350,7 @@ def _log_run(night: Night, data: Data, recipe: Any, chosen: dict[str, Any], curv
     from mmrec.bundle import registry
 
     client = registry.client(night.config)
-    found = client.get_experiment_by_name("mmrec/train")
-    place = (night.config.home / "mlartifacts").absolute().as_uri()
-    experiment = found.experiment_id if found else client.create_experiment("mmrec/train", artifact_location=place)
+    experiment = registry.experiment(night.config, "mmrec/train")
     tags = {"run_date": str(night.run_date), "as_of": night.as_of.isoformat(), "mmrec": mmrec.__version__}
     tags |= {f"table.{n}": str(v) for n, v in data.tables.items()}
     tags |= {f"encoder.{m}": v for m, v in data.encoders.items()}

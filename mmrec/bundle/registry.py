@@ -33,6 +33,14 @@ def client(config: Config) -> MlflowClient:
     return MlflowClient(tracking_uri=config.tracking, registry_uri=config.tracking)
 
 
+def experiment(config: Config, name: str) -> str:
+    """The id of the experiment of that name; made on first use, with its artifacts in the home."""
+    c = client(config)
+    found = c.get_experiment_by_name(name)
+    place = (config.home / "mlartifacts").absolute().as_uri()
+    return found.experiment_id if found else c.create_experiment(name, artifact_location=place)
+
+
 def _quiet() -> None:
     """What MLflow looks at when it is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

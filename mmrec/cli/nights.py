@@ -138,7 +138,7 @@ def benchmark(
     name: Annotated[str, typer.Argument(help="the set, as papers name it: beauty, sports, or any other")],
     source: Annotated[Path, typer.Option(help="folder of sequences.txt and, if there, items.jsonl")],
     seeds: Annotated[int, typer.Option(min=1, help="fits of the whole, each with a seed of its own")] = 3,
-    recipe: Annotated[str, typer.Option(help="settings of a fit")] = "sparse",
+    recipe: Annotated[str, typer.Option(help="settings of a fit: a name or FILE.toml")] = "sparse",
     threads: Annotated[int, typer.Option(min=1)] = 2,
     ablation: Annotated[bool, typer.Option(help="fit once more without texts")] = True,
     test: Annotated[bool, typer.Option(help="read the test split, too")] = True,
@@ -155,6 +155,38 @@ def benchmark(
         told = run(name, source, user_cache_path("mmrec") / "encoders", tell, seeds=range(seeds), recipe=recipe,
                    threads=threads, ablation=ablation, test=test, rivals=rivals, cold=cold)  # fmt: skip
     show_json(told) if as_json else screen.print_benchmark(out, told)
+
+
+@app.command()
+def tune(
+    minutes: Annotated[float, typer.Option(help="of the whole search")] = 30,
+    home: Home = HOME,
+    day: Annotated[str | None, typer.Option("--date", help="run_date of the home, YYYY-MM-DD")] = None,
+    source: Annotated[Path | None, typer.Option(help="in place of a home: folder of sequences.txt and, if there, "
+                                                     "items.jsonl")] = None,
+    seed: Annotated[int, typer.Option(help="of what is drawn, and of every fit")] = 0,
+    recipe: Annotated[str | None, typer.Option(help="settings to start from: a name or FILE.toml; none: the home's, or "
+                                                    "sparse of a folder")] = None,
+    name: Annotated[str | None, typer.Option(help="of the recipe that is found: recipes/NAME.toml of the home, "
+                                                  "NAME.toml here of a folder; none: tuned, or the next free")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="file of that recipe, in place of a name")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="at most, the start among them")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="none: as in mmrec.toml")] = None,
+    engine: Engine = None,
+    as_json: Json = False,
+) -> None:
+    """Search for a better recipe on validation alone; every trial goes to MLflow, the best into a file."""
+    from platformdirs import user_cache_path
+
+    from mmrec.tuning import tune as run
+
+    kept = user_cache_path("mmrec")
+    cfg = settings.load(home if source is None else kept / "tune", engine=engine)
+    when = None if day is None else dates.parse(day)
+    with progress(err, as_json) as tell:
+        told = run(cfg, tell, minutes=minutes, when=when, source=source, cache=kept / "encoders", start=recipe,
+                   seed=seed, name=name, out=to, threads=threads, trials=trials)  # fmt: skip
+    show_json(told) if as_json else screen.print_counts(out, "tune", told)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from torch import nn
 
 from mmrec.errors import InputError
 
-_FUSIONS = ("sum", "gate", "attention", "concat", "late")
+FUSIONS = ("sum", "gate", "attention", "concat", "late")
 
 
 class ItemEncoder(nn.Module):
@@ -29,8 +29,8 @@ class ItemEncoder(nn.Module):
 
     def __init__(self, n_items: int, modalities: dict[str, int], d: int, fusion: str = "gate") -> None:
         super().__init__()
-        if fusion not in _FUSIONS:
-            raise InputError("no such fusion", where="recipe: fusion", value=fusion, valid=_FUSIONS,
+        if fusion not in FUSIONS:
+            raise InputError("no such fusion", where="recipe: fusion", value=fusion, valid=FUSIONS,
                              next="edit the recipe")  # fmt: skip
         self.fusion = fusion
         self.names = sorted(modalities)

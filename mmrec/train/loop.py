@@ -35,7 +35,7 @@ from mmrec.train.inputs import Tensors, blocks
 from mmrec.train.recipe import Recipe
 from mmrec.train.world import World
 
-_LOSSES = ("sampled", "full", "gbce")
+LOSSES = ("sampled", "full", "gbce")
 _VALIDATED = 8192  # cases that early stopping looks at: a standard error of .002 on sparse data
 
 
@@ -267,7 +267,7 @@ class _Fit:
 
 
 def _checked(recipe: Recipe) -> None:
-    valid = {"loss": (recipe.loss in _LOSSES, ", ".join(_LOSSES)), "accumulate": (recipe.accumulate >= 1, "from 1"),
+    valid = {"loss": (recipe.loss in LOSSES, ", ".join(LOSSES)), "accumulate": (recipe.accumulate >= 1, "from 1"),
              "ema": (0 <= recipe.ema < 1, "from 0, below 1")}  # fmt: skip
     for name, (fits, which) in valid.items():
         if not fits:

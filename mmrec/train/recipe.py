@@ -1,13 +1,18 @@
-"""Settings of a fit, by name.
+"""Settings of a fit, by name or from a file.
 
-In: a name. Out: a `Recipe`; `RECIPES` are those that a home or a benchmark may name.
-Trade-off: a recipe is Python, reviewed like code; settings of a home name one and change none of its numbers. Why
-these: docs/decisions/0015-recipes.md.
+In: a name, or a TOML file that says which recipe it starts from and which fields it changes. Out: a `Recipe`;
+`RECIPES` are those that a home or a benchmark may name without a file.
+Trade-off: a recipe is Python or a file of its own, reviewed like code; settings of a home name one and change none of
+its numbers. Why these: docs/decisions/0015-recipes.md.
 """
 
 from __future__ import annotations
 
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mmrec.errors import InputError
@@ -76,8 +81,106 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe_named(name: str, where: str, next_command: str) -> Recipe:
-    """The recipe of that name. Raises: InputError: there is none; `where` it was asked for and what to do are told."""
-    if name not in RECIPES:
-        raise InputError("no such recipe", where=where, value=name, valid=sorted(RECIPES), next=next_command)
-    return RECIPES[name]
+# what a file may set, and from where to where; `blend` and `blend_weights` are for a validation alone to choose
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "d": (8, 1024), "layers": (1, 12), "heads": (1, 16), "context": (1, 4096), "length": (1, 65_536),
+    "dropout": (0, 0.95), "part_dropout": (0, 0.95), "warm": (0, 10), "negative_power": (0, 1), "tokens": (16, 2**20),
+    "negatives": (1, 2**20), "lr": (1e-6, 1), "weight_decay": (0, 10), "warmup": (1, 10**6), "epochs": (1, 10_000),
+    "every": (1, 1000), "patience": (1, 10_000), "lam": (1e-3, 1e6), "rank": (1, 8192), "head_content": (0, 1e6),
+    "content_rank": (1, 4096), "tau": (1e-3, 1e6), "base": (0, 1), "half_life_days": (1e-3, 1e5), "linear": (0, 1e6),
+    "popularity": (0, 1e6), "content": (0, 1e6), "content_cold": (0, 1e6), "linear_cold": (0, 1e6),
+    "appeal_cold": (0, 1e6), "sequence_cold": (0, 1), "cold_offset": (0, 1e6), "depth": (1, 10_000),
+    "image_share": (0, 1000), "schedule": (1, 10_000), "ema": (0, 0.999999), "accumulate": (1, 1024),
+}  # fmt: skip
+_OTHERS = ("fusion", "loss", "own_negatives", "precision")
+
+
+def recipe_named(name: str, where: str, next_command: str, folder: Path | None = None) -> Recipe:
+    """The recipe of that name.
+
+    Args:
+        name: one of `RECIPES`, NAME of a file NAME.toml in `folder`, or a path that ends in .toml; a relative one is
+            looked for in `folder`. folder: None: there are no files by name, and a path begins here.
+
+    Raises: InputError: there is none, with `where` it was asked for and what to do; a file that can't be read, with a
+        field that recipes don't have, or with a value that is of another type or out of range.
+    """
+    file = (folder or Path()) / (name if name.endswith(".toml") else f"{name}.toml")
+    by_name = folder is not None or name.endswith(".toml")
+    there = by_name and file.is_file()
+    if name in RECIPES:
+        if there:
+            raise InputError("a file has the name of a recipe that mmrec has", where=str(file), value=name,
+                             valid="a name of its own", next=f"rename {file}")  # fmt: skip
+        return RECIPES[name]
+    if not there:
+        own = sorted(p.stem for p in folder.glob("*.toml")) if folder else ["FILE.toml"]
+        raise InputError("no such recipe", where=where, value=name, valid=sorted(RECIPES) + own, next=next_command)
+    return _read(file)
+
+
+def recipe_text(recipe: Recipe, start: str, was: Recipe, about: Sequence[str]) -> str:
+    """A recipe as a file that `recipe_named` reads.
+
+    Args:
+        start: name of the recipe that the search began at; of a file, whose fields are then written out against
+            "default". was: that recipe, whose values stand in comments. about: lines of the header.
+    """
+    base = start if start in RECIPES else "default"
+    head = ["# " + "".join(c if c.isprintable() else "?" for c in line) for line in about]
+    lines = [*head, f"start = {json.dumps(base)}"]
+    for field in (*_BOUNDS, *_OTHERS):
+        value, before = getattr(recipe, field), getattr(was, field)
+        if value != getattr(RECIPES[base], field):
+            lines.append(f"{field} = {_toml(value)}" + (f"  # was {_toml(before)}" if value != before else ""))
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: bool | float | str) -> str:
+    return json.dumps(value) if isinstance(value, bool | str) else repr(value)
+
+
+def _read(file: Path) -> Recipe:
+    edit = f"edit {file}"
+    try:
+        told = tomllib.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError("a recipe can't be read", where=str(file), value=str(error), valid="TOML", next=edit) from None
+    name = told.pop("start", "")
+    if not isinstance(name, str) or name not in RECIPES:
+        raise InputError("a recipe starts from one that mmrec has", where=f"{file}: start", value=name,
+                         valid=sorted(RECIPES), next=edit)  # fmt: skip
+    start = RECIPES[name]
+    found = replace(start, **{field: _checked(field, value, start, file) for field, value in told.items()})
+    if found.d % found.heads:
+        raise InputError("heads share a model's width", where=f"{file}: d", value=found.d,
+                         valid=f"a multiple of heads, {found.heads}", next=edit)  # fmt: skip
+    return found
+
+
+def _checked(field: str, value: Any, start: Recipe, file: Path) -> Any:
+    if field not in _BOUNDS and field not in _OTHERS:
+        raise InputError("no such field of a recipe", where=f"{file}: {field}", value=value,
+                         valid=sorted([*_BOUNDS, *_OTHERS]), next=f"edit {file}")  # fmt: skip
+    kind: Any = type(getattr(start, field))
+    if field in _BOUNDS:
+        low, high = _BOUNDS[field]
+        # to Python true is a number, and 1 is one for a field that counts in fractions
+        right = type(value) in ((int,) if kind is int else (int, float)) and low <= value <= high
+        valid = f"a {'whole ' if kind is int else ''}number from {low:g} to {high:g}"
+    elif kind is bool:
+        right, valid = isinstance(value, bool), "true or false"
+    else:
+        choices = _choices()[field]
+        right, valid = value in choices, ", ".join(choices)
+    if not right:
+        raise InputError("a recipe's value is wrong", where=f"{file}: {field}", value=value, valid=valid,
+                         next=f"edit {file}")  # fmt: skip
+    return kind(value)
+
+
+def _choices() -> Mapping[str, Sequence[str]]:
+    from mmrec.models.fusion import FUSIONS
+    from mmrec.train.loop import LOSSES  # which imports this module
+
+    return {"fusion": FUSIONS, "loss": LOSSES}
