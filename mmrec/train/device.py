@@ -15,7 +15,7 @@ import torch
 
 from mmrec.errors import InputError
 
-_DEVICES, _PRECISIONS = ("cpu", "cuda"), ("auto", "fp32", "bf16")
+_DEVICES, PRECISIONS = ("cpu", "cuda"), ("auto", "fp32", "bf16")
 
 
 def device_named(name: str, place: int = 0) -> torch.device:
@@ -41,8 +41,8 @@ def device_named(name: str, place: int = 0) -> torch.device:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """What the forward pass of the towers runs in. Raises: InputError: no such precision."""
-    if precision not in _PRECISIONS:
-        raise InputError("no such precision", where="recipe: precision", value=precision, valid=_PRECISIONS,
+    if precision not in PRECISIONS:
+        raise InputError("no such precision", where="recipe: precision", value=precision, valid=PRECISIONS,
                          next="edit the recipe")  # fmt: skip
     auto = precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16) if auto or precision == "bf16" else nullcontext()

@@ -29,7 +29,7 @@ class Recipe:
     length: int = 1024  # events the linear head and the content profile see
     dropout: float = 0.2
     part_dropout: float = 0.25  # share of items that lose their id, and each modality, in a batch
-    fusion: str = "gate"  # of an item's id and content: "gate" or "sum"
+    fusion: str = "gate"  # of an item's id and content, see models/fusion.py
     warm: float = 0.1  # spread of id embeddings that begin at the linear head's directions; 0: they begin at random
     loss: str = "sampled"  # softmax over a sample; "full": over all items; "gbce"
     own_negatives: bool = False  # drawn for each position, not for the batch
@@ -181,6 +181,7 @@ def _checked(field: str, value: Any, start: Recipe, file: Path) -> Any:
 
 def _choices() -> Mapping[str, Sequence[str]]:
     from mmrec.models.fusion import FUSIONS
+    from mmrec.train.device import PRECISIONS
     from mmrec.train.loop import LOSSES  # which imports this module
 
-    return {"fusion": FUSIONS, "loss": LOSSES}
+    return {"fusion": FUSIONS, "loss": LOSSES, "precision": PRECISIONS}
