@@ -31,19 +31,20 @@ from mmrec.errors import InputError
 from mmrec.evaluate.protocols import CaseMetrics, Scorer, evaluate
 from mmrec.evaluate.published import published
 from mmrec.evaluate.significance import paired_bootstrap
-from mmrec.models.data import Fold, Items, Log
+from mmrec.models.data import Fold, Items, Log, events_a_user
 from mmrec.models.splits import leave_one_out
 from mmrec.models.tables import NEVER, log_from
 from mmrec.worlds.sources import Delivery
 
 KS = (5, 10, 20)
+_HISTORY = 50  # events that published numbers look at
 _TOLD = tuple(f"{m}@{k}" for k in KS for m in ("recall", "ndcg"))
 _TEXTS = 1024  # encoded between two looks at the clock
 Tell = Callable[[str, int, int], None]
 
 
 def benchmark(
-    name: str, root: Path, cache: Path, tell: Tell, *, seeds: Sequence[int] = (0, 1, 2), recipe: str = "sparse",
+    name: str, root: Path, cache: Path, tell: Tell, *, seeds: Sequence[int] = (0, 1, 2), recipe: str = "default",
     threads: int = 2, ablation: bool = True, test: bool = True, rivals: bool = False,
     cold: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
@@ -75,6 +76,9 @@ def benchmark(
     items, log = read(root, cache, threads, tell)
     views = {"full": items} | ({"id": replace(items, content={}, present={})} if ablation and items.content else {})
     validation = leave_one_out(log, items, validation=True)
+    # the protocol's histories; the pace is known before, for the time left
+    settings = replace(settings, context=min(settings.context, _HISTORY), length=min(settings.length, _HISTORY))
+    settings = settings.fixed(settings.pace(events_a_user(log, validation.train)))
     fits: list[tuple[str, Any]] = []
     minutes = []
     total = len(seeds) * len(views) * settings.epochs

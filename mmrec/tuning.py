@@ -29,7 +29,7 @@ from mmrec.config import Config
 from mmrec.errors import InputError, QualityError
 from mmrec.evaluate.protocols import CaseMetrics, evaluate, pool
 from mmrec.evaluate.significance import paired_bootstrap
-from mmrec.models.data import Fold, Items, Log
+from mmrec.models.data import Fold, Items, Log, events_a_user
 
 if TYPE_CHECKING:
     from mmrec.train.recipe import Recipe
@@ -86,7 +86,7 @@ def tune(
             epoch; only the blend of a last trial may run over.
         when, source: one of the two: the run_date of the home, or a folder as `mmrec benchmark` reads it, with
             `cache` for its encoders.
-        start: a recipe's name or file; None: the home's own, of a folder "sparse". seed: of draws and of every fit.
+        start: a recipe's name or file; None: the home's own, of a folder "default". seed: of draws and of every fit.
         name, out: of the recipe file: NAME.toml among the home's recipes, of a folder here; or a path. Neither: the
             next free of tuned, tuned-2, ...
         trials: at most. clock: seconds that only go up.
@@ -111,12 +111,13 @@ def tune(
     if source is None and config.train.model != "champion":
         raise InputError("only mmrec's own model has recipes", where="config: train.model", value=config.train.model,
                          valid="champion", next="edit mmrec.toml")  # fmt: skip
-    asked = start or ("sparse" if source else config.train.recipe)
+    asked = start or ("default" if source else config.train.recipe)
     begins = recipe_named(asked, "--recipe", "mmrec tune --recipe NAME", None if source else config.recipes)
     target = _target(Path() if source else config.recipes, name, out)
     torch.set_num_threads(threads or config.threads)
     begun = clock()
     data = _of_home(config, when, tell) if when else _of_folder(source, cache, threads or config.threads, tell)
+    begins = begins.fixed(begins.pace(events_a_user(data.log, data.folds[0].train)) | {"sparse_under": 0.0})
     record = _Record(config, target.stem, data.tags | {"start": asked, "seed": str(seed), "minutes": f"{minutes:g}"})
     search = _Search(data, begins, seed, record, tell, clock, begun, minutes * 60)
     status = "KILLED"

@@ -138,7 +138,7 @@ def benchmark(
     name: Annotated[str, typer.Argument(help="the set, as papers name it: beauty, sports, or any other")],
     source: Annotated[Path, typer.Option(help="folder of sequences.txt and, if there, items.jsonl")],
     seeds: Annotated[int, typer.Option(min=1, help="fits of the whole, each with a seed of its own")] = 3,
-    recipe: Annotated[str, typer.Option(help="settings of a fit: a name or FILE.toml")] = "sparse",
+    recipe: Annotated[str, typer.Option(help="settings of a fit: a name or FILE.toml")] = "default",
     threads: Annotated[int, typer.Option(min=1)] = 2,
     ablation: Annotated[bool, typer.Option(help="fit once more without texts")] = True,
     test: Annotated[bool, typer.Option(help="read the test split, too")] = True,
@@ -166,7 +166,7 @@ def tune(
                                                      "items.jsonl")] = None,
     seed: Annotated[int, typer.Option(help="of what is drawn, and of every fit")] = 0,
     recipe: Annotated[str | None, typer.Option(help="settings to start from: a name or FILE.toml; none: the home's, or "
-                                                    "sparse of a folder")] = None,
+                                                    "default of a folder")] = None,
     name: Annotated[str | None, typer.Option(help="of the recipe that is found: recipes/NAME.toml of the home, "
                                                   "NAME.toml here of a folder; none: tuned, or the next free")] = None,
     to: Annotated[Path | None, typer.Option("--out", help="file of that recipe, in place of a name")] = None,

@@ -133,6 +133,11 @@ class Fold:
         return ~items.with_twins(touched) & self.catalogue
 
 
+def events_a_user(log: Log, train: np.ndarray) -> float:
+    """Mean rows of users that have one. `train`: (E,) bool."""
+    return float(train.sum()) / max(len(np.unique(log.user[train])), 1)
+
+
 def group_codes(ids: Sequence[str], groups: Mapping[str, str]) -> np.ndarray:
     """(N,) int64 of items, equal where `groups`, item id -> group id, puts two into one group."""
     at: dict[tuple[bool, str], int] = {}

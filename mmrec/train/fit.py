@@ -30,7 +30,7 @@ from torch import nn
 
 from mmrec.errors import QualityError
 from mmrec.models.baselines import Popularity, train_matrix
-from mmrec.models.data import Fold, Items, Log
+from mmrec.models.data import Fold, Items, Log, events_a_user
 from mmrec.models.fusion import ItemEncoder
 from mmrec.models.linear import Likeness, LinearHead, appeal_inputs, fit_appeal, fit_linear, history_weights
 from mmrec.models.tables import latest
@@ -96,6 +96,7 @@ class Champion:
                     where=f"gold.item_embeddings, {modality}, item {items.ids[row]}",
                     next='mmrec sql "select encoder_version, count(*) from item_embeddings group by 1"',
                 )
+        self.settle(self.recipe.pace(events_a_user(log, fold.train)))
         self._sides(items, log, fold)
         self._build(len(self.item_map), len(log.event_types))
         self.item_tower.centre({m: mean for m, (mean, _) in self.likeness.maps.items()})

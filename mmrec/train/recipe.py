@@ -28,8 +28,8 @@ class Recipe:
     context: int = 64  # events the sequence tower attends to
     length: int = 1024  # events the linear head and the content profile see
     dropout: float = 0.2
-    part_dropout: float = 0.25  # share of items that lose their id, and each modality, in a batch
-    fusion: str = "gate"  # of an item's id and content, see models/fusion.py
+    part_dropout: float = 0.1  # share of items that lose their id, and each modality, in a batch
+    fusion: str = "sum"  # of an item's id and content, see models/fusion.py
     warm: float = 0.1  # spread of id embeddings that begin at the linear head's directions; 0: they begin at random
     loss: str = "sampled"  # softmax over a sample; "full": over all items; "gbce"
     own_negatives: bool = False  # drawn for each position, not for the batch
@@ -62,6 +62,7 @@ class Recipe:
     depth: int = 100  # best of each part that are re-ranked
     image_share: float = 1.0  # * say of pictures in content likeness, against 1 for the rest
     schedule: int = 10  # epochs the cosine is laid out for
+    sparse_under: float = 30.0  # train events a user below which learning takes many small steps; 0: it never does
     ema: float = 0.0  # decay of a moving average of the weights, which is validated and kept; 0: none
     accumulate: int = 1  # batches a step
     precision: str = "auto"  # of the towers in training: "fp32"; "bf16"; "auto": bf16 on a GPU that has it
@@ -70,14 +71,20 @@ class Recipe:
         """The recipe with what a validation chose."""
         return replace(self, **{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()})
 
+    def pace(self, events: float) -> dict[str, Any]:
+        """Fields that data of so many train events a user asks for; none where this recipe goes at its own pace."""
+        return _SPARSE | {"sparse_under": 0.0} if events < self.sparse_under else {}
 
+
+# of short histories a model learns more, and overfits later, in many small steps from a random start
+_SPARSE: dict[str, Any] = {
+    "dropout": 0.5, "tokens": 1536, "lr": 1e-3, "weight_decay": 0.01, "warmup": 200, "epochs": 50, "schedule": 50,
+    "every": 2, "patience": 6, "warm": 0.0, "negative_power": 0.0,
+}  # fmt: skip
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(),
-    "small": Recipe(context=32, epochs=8, schedule=8, lam=200.0, rank=128, dropout=0.3, weight_decay=0.3),
-    # many small steps: for sets of short sequences, of which published protocols look at the last 50 events
-    "sparse": Recipe(context=50, length=50, dropout=0.5, part_dropout=0.1, tokens=1536, lr=1e-3, weight_decay=0.01,
-                     warmup=200, epochs=50, schedule=50, every=2, patience=6, fusion="sum", warm=0.0,
-                     negative_power=0.0),
+    "small": Recipe(context=32, epochs=8, schedule=8, lam=200.0, rank=128, dropout=0.3, weight_decay=0.3,
+                    sparse_under=0.0),
 }
 
 
@@ -91,6 +98,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "popularity": (0, 1e6), "content": (0, 1e6), "content_cold": (0, 1e6), "linear_cold": (0, 1e6),
     "appeal_cold": (0, 1e6), "sequence_cold": (0, 1), "cold_offset": (0, 1e6), "depth": (1, 10_000),
     "image_share": (0, 1000), "schedule": (1, 10_000), "ema": (0, 0.999999), "accumulate": (1, 1024),
+    "sparse_under": (0, 1e6),
 }  # fmt: skip
 _OTHERS = ("fusion", "loss", "own_negatives", "precision")
 
@@ -151,6 +159,8 @@ def _read(file: Path) -> Recipe:
         raise InputError("a recipe starts from one that mmrec has", where=f"{file}: start", value=name,
                          valid=sorted(RECIPES), next=edit)  # fmt: skip
     start = RECIPES[name]
+    if set(_SPARSE) & set(told):  # what says how fast to learn is meant for any data
+        start = replace(start, sparse_under=0.0)
     found = replace(start, **{field: _checked(field, value, start, file) for field, value in told.items()})
     if found.d % found.heads:
         raise InputError("heads share a model's width", where=f"{file}: d", value=found.d,

@@ -222,7 +222,7 @@ def test_six_of_seven_tokens_of_batches_of_beautys_lengths_are_real() -> None:
     share = np.array([0, 0, 0.32, 0.19, *(2 / np.arange(4, 200) ** 2)])
     sizes = 1 + rng.choice(len(share), 10_000, p=share / share.sum())
     log = make_log([(u, int(i), d) for u, n in enumerate(sizes) for d, i in enumerate(rng.integers(0, 500, n))])
-    r = RECIPES["sparse"]
+    r = RECIPES["default"].fixed(RECIPES["default"].pace(8.0))
     made = list(Batches(log, np.ones(len(log.user), bool), context=r.context, tokens=r.tokens, seed=0).epoch(0))
     real, places = sum(int((b.rows_BL >= 0).sum()) for b in made), sum(b.rows_BL.size for b in made)
     assert real == int((sizes - 1).sum())

@@ -26,6 +26,7 @@ from mmrec.models.data import Fold, Items, Log
 from mmrec.models.losses import full_softmax, gbce, sampled_softmax
 from mmrec.models.splits import leave_one_out, per_user, rolling
 from mmrec.train import blend as room
+from mmrec.train import recipe as recipes
 from mmrec.train.batches import Batch, Batches
 from mmrec.train.export import export, item_feeds, user_feeds
 from mmrec.train.fit import Champion
@@ -434,3 +435,26 @@ def test_a_shop_without_any_content_can_be_fitted_and_exported(tmp_path: Path) -
     spec = export(model, items, log, fold, tmp_path)
     assert spec["content_dims"] == {}
     assert session(tmp_path / "item_encoder.onnx").get_inputs()[-1].name == "popularity"
+
+
+def test_the_pace_follows_the_data_once() -> None:
+    r = RECIPES["default"]
+    paced = r.fixed(r.pace(8.0))
+    assert (paced.dropout, paced.epochs, paced.sparse_under) == (0.5, 50, 0.0)
+    # what it learns with is the same on all data
+    for field in ("d", "layers", "heads", "context", "length", "fusion", "part_dropout", "loss", "rank"):
+        assert getattr(paced, field) == getattr(r, field)
+    assert r.pace(30.0) == {}
+    assert paced.pace(8.0) == {}
+    assert RECIPES["small"].pace(1.0) == {}
+
+
+def test_a_fit_on_short_histories_keeps_its_pace_for_the_refit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recipes._SPARSE, "epochs", 2)
+    monkeypatch.setitem(recipes._SPARSE, "schedule", 2)
+    items, log = random_shop(0)
+    fold = leave_one_out(log, items, validation=True)
+    start = replace(TINY, sparse_under=1e6)
+    chosen = Champion(start).fit(items, log, fold, [fold]).chosen
+    assert chosen["sparse_under"] == 0.0
+    assert Champion(start.fixed(chosen)).recipe.dropout == 0.5
