@@ -27,7 +27,8 @@ from mmrec.topk.rerank import KINDS, candidates, features
 if TYPE_CHECKING:
     from mmrec.train.fit import Champion
 
-_CASES = 8192  # of a fold, evenly spaced: users come in the order of their names, and early ones may be early customers
+# of all folds together, evenly spaced: users come in the order of their names, and early ones may be early customers
+_CASES = 8192
 _BLOCK = 512
 _CLEARLY = 1.01
 _RIDGE = 1e-3  # per case, on features of unit spread
@@ -105,7 +106,7 @@ def _gather(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> _C
     for v in vals:
         model.refresh(items, log, v)
         item_NV = model.item_side(items)
-        picked = np.unique(np.linspace(0, v.n_cases - 1, min(v.n_cases, _CASES)).astype(np.int64))
+        picked = np.unique(np.linspace(0, v.n_cases - 1, min(v.n_cases, _CASES // len(vals))).astype(np.int64))
         for start in range(0, v.n_cases, _BLOCK):
             mine = picked[(picked >= start) & (picked < start + _BLOCK)]
             if not len(mine):
