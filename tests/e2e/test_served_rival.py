@@ -21,7 +21,9 @@ DAY = "2026-03-06"
 
 
 @pytest.mark.usefixtures("spark")
-def test_ease_is_trained_judged_registered_and_serves_a_night_of_its_own_lists(lived: Lived, tmp_path: Path) -> None:
+def test_ease_is_trained_judged_registered_and_serves_a_night_of_its_own_lists(
+    lived: Lived, engine: str, tmp_path: Path
+) -> None:
     home = tmp_path / "home"
     shutil.copytree(lived.home, home, symlinks=True)
     text = (home / "mmrec.toml").read_text()
@@ -41,8 +43,9 @@ def test_ease_is_trained_judged_registered_and_serves_a_night_of_its_own_lists(l
     registry.crown(settings, version)  # whatever the gate thinks of a model of so small a shop
     night = json.loads(mmrec("run", "--home", str(home), "--date", DAY, "--no-train", "--json").stdout)
     assert (night["published"], night["model_version"], night["lists"]) == (True, version, 60)
-    data = learn.dataset(Night(settings, date.fromisoformat(NIGHTS[-1])))
-    every = learn.everything(data, Night(settings, date.fromisoformat(NIGHTS[-1])))
+    then = Night(config.load(home, engine=engine), date.fromisoformat(NIGHTS[-1]))
+    data = learn.dataset(then)
+    every = learn.everything(data, then)
     model = EASE(bundle.about["config"]["lam"]).fit(data.items, data.log, every)
     assert data.items.n <= 200, "what is stored of a row is all of it"
     lake, day = Lake(home / "lake"), date.fromisoformat(DAY)
