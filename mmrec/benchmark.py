@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmrec import metrics
-from mmrec.cold import cold_study
+from mmrec.cold import cold_study, hideable
 from mmrec.encoding import text_of
 from mmrec.errors import InputError
 from mmrec.evaluate.protocols import CaseMetrics, Scorer, evaluate
@@ -74,6 +74,8 @@ def benchmark(
     torch.set_num_threads(threads)
     begun = time.monotonic()
     items, log = read(root, cache, threads, tell)
+    if cold:
+        hideable(items)
     views = {"full": items} | ({"id": replace(items, content={}, present={})} if ablation and items.content else {})
     validation = leave_one_out(log, items, validation=True)
     # the protocol's histories; the pace is known before, for the time left

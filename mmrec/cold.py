@@ -23,6 +23,13 @@ from mmrec.models.data import Items, Log
 _TOLD = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 
 
+def hideable(items: Items) -> None:
+    """Raises: InputError: nothing is described, so that nothing could be said of a hidden item."""
+    if not items.content:
+        raise InputError("hidden items have no content to be ranked by", where="--cold", value=0,
+                         valid="a modality at least", next="leave --cold out")  # fmt: skip
+
+
 def cold_study(
     items: Items, log: Log, recipe: Any, *, seed: int = 0, share: float = 0.1,
     progress: Callable[[str, dict[str, Any]], None] | None = None,
@@ -41,9 +48,7 @@ def cold_study(
     from mmrec.models.splits import hidden
     from mmrec.train.fit import Champion
 
-    if not items.content:
-        raise InputError("hidden items have no content to be ranked by", where="--cold", value=0,
-                         valid="a modality at least", next="leave --cold out")  # fmt: skip
+    hideable(items)
     validation = hidden(log, items, share=share, seed=seed, validation=True)
     test = hidden(log, items, share=share, seed=seed)
     chosen = Champion(recipe, seed, progress).fit(items, log, validation, [validation]).chosen

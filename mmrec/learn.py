@@ -229,7 +229,7 @@ def export(night: Night) -> dict[str, Any]:
     metrics = {f"{r['protocol']}/{r['model']}/{r['metric']}": r["value"] for r in _metrics(night)
                if r["split"] == "test" and r["slice"] == "all" and r["metric"] in COMPARED}  # fmt: skip
     about = spec | {
-        "name": state["model"], "as_of": night.as_of.isoformat(),
+        "name": state.get("model", "champion"), "as_of": night.as_of.isoformat(),
         "encoders": used, "encoder_names": {m: name for m, name in night.config.encoder_names.items() if m in used},
         "fields": data.fields,
         "config": state["chosen"]["rolling"], "features": schema.features_fingerprint(), "data_versions": data.tables,

@@ -117,9 +117,9 @@ def tune(
     torch.set_num_threads(threads or config.threads)
     begun = clock()
     data = _of_home(config, when, tell) if when else _of_folder(source, cache, threads or config.threads, tell)
-    begins = begins.fixed(begins.pace(events_a_user(data.log, data.folds[0].train)) | {"sparse_under": 0.0})
+    begins = begins.fixed(begins.pace(events_a_user(data.log, data.folds[0].train)))
     record = _Record(config, target.stem, data.tags | {"start": asked, "seed": str(seed), "minutes": f"{minutes:g}"})
-    search = _Search(data, begins, seed, record, tell, clock, begun, minutes * 60)
+    search = _Search(data, begins, seed, record, tell, clock, begun, minutes * 60, config.device)
     status = "KILLED"
     try:
         while search.goes_on(trials):
@@ -145,7 +145,7 @@ class _Search:
 
     def __init__(
         self, data: _Data, start: Recipe, seed: int, record: _Record, tell: Tell, clock: Callable[[], float],
-        begun: float, seconds: float,
+        begun: float, seconds: float, device: str,
     ) -> None:  # fmt: skip
         import optuna
 
@@ -153,7 +153,7 @@ class _Search:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.data, self.start, self.seed, self.record, self.tell = data, start, seed, record, tell
-        self.clock, self.begun, self.seconds = clock, begun, seconds
+        self.clock, self.begun, self.seconds, self.device = clock, begun, seconds, device
         self.done: list[_Done] = []
         self.study = optuna.create_study(
             direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=_DRAWN_BLINDLY),
@@ -205,7 +205,7 @@ class _Search:
                 raise TrialPruned(f"the minutes were over after {row['epoch']} of {recipe.epochs} epochs")
 
         run, since = self.record.begin(trial.number, recipe), self.clock()
-        model, fault = Champion(recipe, self.seed, watch), None
+        model, fault = Champion(recipe, self.seed, watch, device=self.device), None
         made: dict[str, Any] = {"state": "complete"}
         try:
             model.fit(data.items, data.log, data.folds[0], data.folds)

@@ -122,7 +122,7 @@ def hidden(
     if validation:
         rest = np.flatnonzero(~(test_N | val_N)[log.item])
         last = np.zeros(len(log.user), bool)
-        last[rest[np.append(np.diff(log.user[rest]) > 0, True)]] = True
+        last[rest[np.append(np.diff(log.user[rest]) > 0, True)[: len(rest)]]] = True
         train, test = ~(test_N | val_N)[log.item] & ~last, val_N[log.item] | last
     else:
         train, test = ~test_N[log.item], test_N[log.item]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def sums_over(bundle: Bundle, items: pa.Table) -> Callable[[pa.Table], Sums]:
     return sums
 
 
-@cache
+@lru_cache(maxsize=1)
 def _stored(folder: Path, digest: str) -> Stored:
     return Stored.load(folder)
 

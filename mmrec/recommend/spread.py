@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def lists_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
         yield from slates(users, items, found, job.k, stamp, {}, group_N)
 
 
-@cache
+@lru_cache(maxsize=1)  # of one night: a backfill has many
 def _open(folder: str) -> tuple[Job, pa.Table, ItemSide]:
     here = Path(folder)
     job = Job(**json.loads((here / "job.json").read_text()))
@@ -114,12 +114,12 @@ def _open(folder: str) -> tuple[Job, pa.Table, ItemSide]:
     return job, items, side  # type: ignore[return-value]
 
 
-@cache
+@lru_cache(maxsize=1)  # of one night: a backfill has many
 def _sums(folder: str) -> Callable[[pa.Table], Sums]:
     job, items, _ = _open(folder)
     return sums_over(_bundle(job.bundle, job.digest), items)
 
 
-@cache
+@lru_cache(maxsize=1)  # of one night: a backfill has many
 def _bundle(folder: str, digest: str) -> bundles.Bundle:
     return bundles.load(Path(folder), digest)

@@ -15,15 +15,14 @@ Shape legend: B users, N items, M items that may be shown, K places, D vector si
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from mmrec.errors import InputError
+from mmrec.topk.compiled import jit
 
 Seen = tuple[np.ndarray, np.ndarray]
 
@@ -205,14 +204,7 @@ def _search_block(
     _finish(user_BD, item_MD, seen_ptr, seen_idx, buf_item, count_B, out_item, out_score)
 
 
-def _jit(function: Callable) -> Callable:
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # no writable place for the cache, as in a read-only image
-        return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-@_jit
+@jit
 def _is_seen(idx: np.ndarray, low: int, high: int, value: int) -> bool:
     while low < high:
         mid = (low + high) >> 1
@@ -225,7 +217,7 @@ def _is_seen(idx: np.ndarray, low: int, high: int, value: int) -> bool:
     return False
 
 
-@_jit
+@jit
 def _push(heap_score: np.ndarray, heap_item: np.ndarray, size: int, score: float, item: int) -> int:
     """Keep the best of what came, worst at the root: lower score, then greater index. Returns the new size."""
     k = len(heap_score)
@@ -246,7 +238,7 @@ def _push(heap_score: np.ndarray, heap_item: np.ndarray, size: int, score: float
     return size
 
 
-@_jit
+@jit
 def _sink(heap_score: np.ndarray, heap_item: np.ndarray, size: int, score: float, item: int) -> None:
     """Replace the root by (score, item) and restore the order."""
     at = 0
@@ -268,7 +260,7 @@ def _sink(heap_score: np.ndarray, heap_item: np.ndarray, size: int, score: float
     heap_score[at], heap_item[at] = score, item
 
 
-@_jit
+@jit
 def _unheap(heap_score: np.ndarray, heap_item: np.ndarray, size: int) -> None:
     """Sort in place, best first: take the worst off the root, put it last."""
     for end in range(size - 1, 0, -1):
@@ -277,7 +269,7 @@ def _unheap(heap_score: np.ndarray, heap_item: np.ndarray, size: int) -> None:
         _sink(heap_score, heap_item, end, score, item)
 
 
-@_jit
+@jit
 def _select(
     score_BN: np.ndarray,
     allowed_N: np.ndarray,
@@ -305,7 +297,7 @@ def _select(
         _unheap(out_score[u], out_item[u], size)
 
 
-@_jit
+@jit
 def _kth(values: np.ndarray, count: int, k: int, heap_score: np.ndarray, heap_item: np.ndarray) -> float:
     """The k-th greatest of values[:count], count >= k."""
     size = 0
@@ -315,7 +307,7 @@ def _kth(values: np.ndarray, count: int, k: int, heap_score: np.ndarray, heap_it
     return heap_score[0]
 
 
-@_jit
+@jit
 def _scan(
     score_BT: np.ndarray,
     start: int,
@@ -382,7 +374,7 @@ def _scan(
         count_B[u], floor_B[u] = count, floor
 
 
-@_jit
+@jit
 def _finish(
     user_BD: np.ndarray,
     item_MD: np.ndarray,

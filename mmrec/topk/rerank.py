@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numba
 import numpy as np
 
 from mmrec.errors import InputError
+from mmrec.topk.compiled import jit
 from mmrec.topk.exact import Seen, TopK, search
 
 KINDS = ("ranks", "vote", "stacking")
@@ -100,8 +100,8 @@ def candidates(
     """The union of the members' M best, with every member's score and rank of each.
 
     Args:
-        members, depth: as of `Rerank`. A member for whom a user's M best are all equal has nothing to say and names
-            nobody.
+        members, depth: as of `Rerank`. A member for whom a user's best, two or more, are all equal has nothing to say
+            and names nobody.
         cold: (N,) bool, items of which no member knows but by their content, in weights of their own. Members name
             none of them; the M best by the whole dot product join the union, and their rank under a member is the
             number of its best that score no less.
@@ -116,9 +116,11 @@ def candidates(
     for start, stop in members:
         top = search(user_BD[:, start:stop], item_ND[:, start:stop], depth, seen=seen, allowed=there_N & ~cold,
                      threads=threads)  # fmt: skip
-        silent_B = top.score[:, 0] == top.score[:, -1]
+        last_B = np.maximum((top.item >= 0).sum(1) - 1, 0)
+        silent_B = (last_B > 0) & (top.score[:, 0] == top.score[np.arange(len(last_B)), last_B])
         tops.append(np.where(silent_B[:, None], np.int32(-1), top.item))
-        bests.append(np.where(silent_B[:, None], -np.inf, top.score))
+        # who says nothing of warm items says nothing of cold ones
+        bests.append(np.where(silent_B[:, None], np.float32(np.inf), top.score))
     late = search(user_BD, item_ND, depth, seen=seen, allowed=there_N & cold, threads=threads).item
     item_BC = _union(np.concatenate([*tops, late], 1))
     late_BC = (item_BC >= 0) & cold[item_BC]
@@ -127,8 +129,7 @@ def candidates(
     for p, (start, stop) in enumerate(members):
         _ranks(item_BC, tops[p], rank_BCP[:, :, p])
         _scores(user_BD, item_ND, item_BC, start, stop, score_BCP[:, :, p])
-        b, c = np.nonzero(late_BC)
-        rank_BCP[b, c, p] = (bests[p][b] >= score_BCP[b, c, p][:, None]).sum(1)
+        _standing(late_BC, score_BCP[:, :, p], bests[p], rank_BCP[:, :, p])
     return Candidates(item_BC, score_BCP, rank_BCP, int((~ok_B).sum()), int((~ok_N).sum()))
 
 
@@ -152,15 +153,16 @@ def rerank(
     score_BK[:, :c] = np.take_along_axis(total_BC, order_BC, 1)[:, :k]
     count_B = there_BC.sum(1)
     ok_B = np.isfinite(np.asarray(user_BD, np.float32)).all(1)
-    for u in np.flatnonzero((count_B < k) & ok_B):  # more places than candidates: a small or a half-hidden catalogue
-        n = int(count_B[u])
-        had = slice(0, 0) if seen is None else slice(*seen[0][u : u + 2])
-        own = None if seen is None else (np.array([0, had.stop - had.start]), seen[1][had])
-        more = search(user_BD[u : u + 1], item_ND, k + n, seen=own, allowed=allowed, threads=1)
-        rest = ~np.isin(more.item[0], found.item_BC[u]) & (more.item[0] >= 0)
-        item, score = more.item[0][rest][: k - n], more.score[0][rest][: k - n]
-        item_BK[u, n : n + len(item)] = item
-        score_BK[u, n : n + len(item)] = behind(score, score_BK[u, n - 1] if n else np.float32(0))
+    short_S = np.flatnonzero((count_B < k) & ok_B)  # more places than candidates: a small or a half-hidden catalogue
+    if len(short_S):
+        more = search(np.asarray(user_BD)[short_S], item_ND, k + int(count_B[short_S].max()), seen=_of(seen, short_S),
+                      allowed=allowed, threads=threads)  # fmt: skip
+        for u, item_W, score_W in zip(short_S, more.item, more.score, strict=True):
+            n = int(count_B[u])
+            rest = ~np.isin(item_W, found.item_BC[u]) & (item_W >= 0)
+            item, score = item_W[rest][: k - n], score_W[rest][: k - n]
+            item_BK[u, n : n + len(item)] = item
+            score_BK[u, n : n + len(item)] = behind(score, score_BK[u, n - 1] if n else np.float32(0))
     return TopK(item_BK, score_BK, found.dropped_users, found.dropped_items)
 
 
@@ -168,6 +170,14 @@ def behind(score: np.ndarray, last: np.float32) -> np.ndarray:
     """float32 scores in the same order that all lie below `last`."""
     best = score.max(initial=-np.inf)
     return (np.float32(last) - np.float32(1) - (best - score)).astype(np.float32)
+
+
+def _of(seen: Seen | None, users: np.ndarray) -> Seen | None:
+    """What some of the users have seen."""
+    if seen is None:
+        return None
+    rows = [seen[1][seen[0][u] : seen[0][u + 1]] for u in users]
+    return np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64), np.concatenate(rows)
 
 
 def _union(item_BW: np.ndarray) -> np.ndarray:
@@ -180,7 +190,7 @@ def _union(item_BW: np.ndarray) -> np.ndarray:
     return np.where(sorted_BW == big, np.int32(-1), sorted_BW)[:, :width].astype(np.int32)
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _ranks(item_BC: np.ndarray, top_BM: np.ndarray, out_BC: np.ndarray) -> None:
     for b in range(item_BC.shape[0]):
         for rank in range(top_BM.shape[1]):
@@ -197,7 +207,7 @@ def _ranks(item_BC: np.ndarray, top_BM: np.ndarray, out_BC: np.ndarray) -> None:
             out_BC[b, low] = rank
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _scores(
     user_BD: np.ndarray, item_ND: np.ndarray, item_BC: np.ndarray, start: int, stop: int, out_BC: np.ndarray
 ) -> None:
@@ -210,3 +220,19 @@ def _scores(
             for j in range(start, stop):
                 total += np.float64(user_BD[b, j]) * np.float64(item_ND[item, j])
             out_BC[b, c] = np.float32(total)
+
+
+@jit
+def _standing(late_BC: np.ndarray, score_BC: np.ndarray, best_BM: np.ndarray, out_BC: np.ndarray) -> None:
+    """The rank that a score would have: how many of the best are no less. `best_BM`: descending."""
+    for b in range(late_BC.shape[0]):
+        for c in range(late_BC.shape[1]):
+            if late_BC[b, c]:
+                low, high = 0, best_BM.shape[1]
+                while low < high:
+                    mid = (low + high) >> 1
+                    if best_BM[b, mid] >= score_BC[b, c]:
+                        low = mid + 1
+                    else:
+                        high = mid
+                out_BC[b, c] = low

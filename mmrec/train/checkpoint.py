@@ -87,7 +87,8 @@ def fit_once(model: Champion, folder: Path, *given: Any) -> Champion:
     `folder` may hold anything of an earlier time: what is of another fit is written over.
     """
     key, ended = model.fingerprint(*given), folder / "ended"
-    if ended.is_file() and ended.read_text() == key:
+    whole = all((folder / name).is_file() for name in ("model.json", "model.safetensors"))
+    if whole and ended.is_file() and ended.read_text() == key:
         return type(model).load(folder)
     ended.unlink(missing_ok=True)
     model.state = folder / "under-way"

@@ -101,7 +101,8 @@ class Champion:
         self._build(len(self.item_map), len(log.event_types))
         self.item_tower.centre({m: mean for m, (mean, _) in self.likeness.maps.items()})
         self._warm(items, log, fold)
-        self._train(items, log, fold, [v for v in vals if v.n_cases])
+        vals = [v for v in vals if v.n_cases]
+        self._train(items, log, fold, vals)
         self.refresh(items, log, fold)
         if vals:
             self.settle(self.chosen | blend(self, items, log, vals))

@@ -72,8 +72,8 @@ class Recipe:
         return replace(self, **{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()})
 
     def pace(self, events: float) -> dict[str, Any]:
-        """Fields that data of so many train events a user asks for; none where this recipe goes at its own pace."""
-        return _SPARSE | {"sparse_under": 0.0} if events < self.sparse_under else {}
+        """Fields that data of so many train events a user asks for; with them it goes at that pace ever after."""
+        return (_SPARSE if events < self.sparse_under else {}) | {"sparse_under": 0.0}
 
 
 # of short histories a model learns more, and overfits later, in many small steps from a random start
@@ -96,10 +96,11 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "every": (1, 1000), "patience": (1, 10_000), "lam": (1e-3, 1e6), "rank": (1, 8192), "head_content": (0, 1e6),
     "content_rank": (1, 4096), "tau": (1e-3, 1e6), "base": (0, 1), "half_life_days": (1e-3, 1e5), "linear": (0, 1e6),
     "popularity": (0, 1e6), "content": (0, 1e6), "content_cold": (0, 1e6), "linear_cold": (0, 1e6),
-    "appeal_cold": (0, 1e6), "sequence_cold": (0, 1), "cold_offset": (0, 1e6), "depth": (1, 10_000),
+    "appeal_cold": (0, 1e6), "sequence_cold": (0, 1), "cold_offset": (0, 1e6), "depth": (2, 1000),
     "image_share": (0, 1000), "schedule": (1, 10_000), "ema": (0, 0.999999), "accumulate": (1, 1024),
     "sparse_under": (0, 1e6),
 }  # fmt: skip
+_MORE = 3
 _OTHERS = ("fusion", "loss", "own_negatives", "precision")
 
 
@@ -165,6 +166,11 @@ def _read(file: Path) -> Recipe:
     if found.d % found.heads:
         raise InputError("heads share a model's width", where=f"{file}: d", value=found.d,
                          valid=f"a multiple of heads, {found.heads}", next=edit)  # fmt: skip
+    # a graph is written for a history a little longer than the tower's
+    if found.length < found.context + _MORE:
+        raise InputError("the whole model looks at more of a history than its tower", where=f"{file}: length",
+                         value=found.length, valid=f"context, {found.context}, and {_MORE} or more",
+                         next=f"edit {file}")  # fmt: skip
     return found
 
 

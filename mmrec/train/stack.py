@@ -23,6 +23,7 @@ from scipy.optimize import minimize
 
 from mmrec.models.data import Fold, Items, Log
 from mmrec.topk.rerank import KINDS, candidates, features
+from mmrec.train.blend import mask, ndcg
 
 if TYPE_CHECKING:
     from mmrec.train.fit import Champion
@@ -75,13 +76,36 @@ def stack(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> dict
     if kind is None:
         return {}
     x_FBC, bounds = _features(kind, found, before.depth)
-    return _fields(kind, _fit(x_FBC, bounds, found, np.ones(len(found.half_B), bool)), p)
+    fields = _fields(kind, _fit(x_FBC, bounds, found, np.ones(len(found.half_B), bool)), own)
+    # cold items were left aside; with them, and as it will be served, it must still be better
+    plain = _whole(model, items, log, vals)
+    model.recipe = before.fixed(fields)
+    better = _whole(model, items, log, vals) > plain
+    model.recipe = before
+    return fields if better else {}
 
 
-def _fields(kind: str, weights: np.ndarray, p: int) -> dict[str, Any]:
-    """Weights of scores go into the vectors, in units of the sequence tower's; what is left is the re-ranking's."""
+def _whole(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> float:
+    """ndcg@10 of the model as it is, of every fourth block of cases."""
+    values, sizes = [], []
+    for v in (v for v in vals if v.n_cases):
+        model.refresh(items, log, v)
+        for start in range(0, v.n_cases, 4 * _BLOCK):
+            part = slice(start, min(start + _BLOCK, v.n_cases))
+            values.append(ndcg(v, mask(v, log, model.score(items, log, v, part), start), start))
+            sizes.append(part.stop - start)
+    return float(np.average(values, weights=sizes))
+
+
+def _fields(kind: str, weights: np.ndarray, own: np.ndarray) -> dict[str, Any]:
+    """Weights of scores go into the vectors, in units of the sequence tower's; what is left is the re-ranking's. `own`:
+    (P,) the members' weights as they were; where only ranks count, any that is above zero does."""
+    p = len(own)
     if kind in ("ranks", "vote"):
-        return {"blend": kind, "blend_weights": tuple(map(float, weights if kind == "ranks" else ()))}
+        heard = {name: 1.0 for name, w in zip(("linear", "content"), own[1:], strict=False) if w == 0}
+        return heard | {"blend": kind, "blend_weights": tuple(map(float, weights if kind == "ranks" else ()))}
+    if weights[0] <= 0:  # a tower that says the same of all items is no unit
+        return {}
     unit = weights / weights[0]
     fields: dict[str, Any] = {"linear": float(unit[1])} | ({"content": float(unit[2])} if p > 2 else {})
     if kind == "stacking":
@@ -90,7 +114,7 @@ def _fields(kind: str, weights: np.ndarray, p: int) -> dict[str, Any]:
 
 
 def _features(kind: str, found: _Cases, depth: int) -> tuple[np.ndarray, list[tuple[float | None, float | None]]]:
-    """((F, B, C) float32 of zero mean and unit spread where there are candidates, bounds of their weights)."""
+    """((F, B, C) float32, bounds of their weights in units of their spread)."""
     p = found.score_BCP.shape[2]
     if kind == "scores":
         parts: Sequence[np.ndarray] = list(np.moveaxis(found.score_BCP, 2, 0))
@@ -138,8 +162,10 @@ def _fit(x_FBC: np.ndarray, bounds: Sequence[tuple[float | None, float | None]],
         return start
     x_BCF = np.ascontiguousarray(np.moveaxis(x_FBC[:, mine], 0, 2))
     there_BC, wanted_BC = found.there_BC[mine], found.wanted_BC[mine]
-    spread_F = np.maximum(x_BCF[there_BC].std(0, dtype=np.float64), 1e-9)
-    x_BCF = x_BCF / spread_F.astype(np.float32)
+    spread_F = x_BCF[there_BC].std(0, dtype=np.float64)
+    live_F = spread_F > 1e-9  # what is the same for all tells nothing, and gets no weight
+    spread_F = np.where(live_F, spread_F, 1.0)
+    x_BCF = x_BCF * (live_F / spread_F).astype(np.float32)
     share_BC = (wanted_BC / wanted_BC.sum(1, keepdims=True)).astype(np.float32)
     hope_F = np.einsum("bc,bcf->f", share_BC, x_BCF, dtype=np.float64) / len(x_BCF)
 
@@ -152,7 +178,8 @@ def _fit(x_FBC: np.ndarray, bounds: Sequence[tuple[float | None, float | None]],
         value = float((np.log(sum_B1) + top_B1).mean(dtype=np.float64)) - float(w_F @ hope_F)
         return value + _RIDGE * float(w_F @ w_F), mean_F - hope_F + 2 * _RIDGE * w_F
 
-    return minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": 60}).x / spread_F
+    found_F = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": 60}).x
+    return found_F * live_F / spread_F
 
 
 def _ndcg(found: _Cases, score_BC: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ def _oracle(user: np.ndarray, items: np.ndarray, how: Rerank, cold: set[int], hi
         ranked = sorted((i for i in offer if i not in cold), key=lambda i: (-(items[i, a:b] @ user[a:b]), i))
         ranked = ranked[: how.depth]
         scores = {float(items[i, a:b] @ user[a:b]) for i in ranked}
-        best.append([] if len(scores) == 1 and len(ranked) == how.depth else ranked)
+        best.append([] if len(scores) == 1 and len(ranked) > 1 else ranked)
         named |= set(best[-1])
 
     def total(i: int) -> float:
@@ -38,6 +38,8 @@ def _oracle(user: np.ndarray, items: np.ndarray, how: Rerank, cold: set[int], hi
             score = float(items[i, a:b] @ user[a:b])
             if i in ranked:
                 rank = ranked.index(i)
+            elif i in cold and not ranked:
+                rank = how.depth if any(j not in cold for j in offer) else 0
             elif i in cold:
                 rank = sum(float(items[j, a:b] @ user[a:b]) >= score for j in ranked)
             else:
@@ -137,7 +139,7 @@ def test_planted_weights_are_found() -> None:
     found = _fit(x_FBC, [(0.1, None)] * 3, cases, np.ones(4000, bool))
     # 4,000 draws: a standard error of about .03 a weight, and the ridge pulls by less
     np.testing.assert_allclose(found, truth, atol=0.12)
-    fields = _fields("scores", found, 3)
+    fields = _fields("scores", found, np.ones(3))
     assert fields == {"linear": pytest.approx(0.4, abs=0.1), "content": pytest.approx(2.0, abs=0.25)}
 
 
@@ -151,6 +153,27 @@ def test_padding_has_no_say() -> None:
     bounds, used = [(0.1, None)] * 2, np.ones(4000, bool)
     np.testing.assert_allclose(_fit(wide, bounds, padded, used), _fit(x_FBC, bounds, cases, used), rtol=1e-4)
     np.testing.assert_array_equal(_ndcg(padded, wide[0]), _ndcg(cases, x_FBC[0]))
+
+
+def test_what_is_the_same_for_all_gets_no_weight() -> None:
+    cases, x_FBC = _planted(np.random.default_rng(2), np.array([1.0, 0.5]))
+    flat = np.concatenate([x_FBC, np.full((1, *x_FBC.shape[1:]), 0.25, np.float32)])
+    found = _fit(flat, [(0.1, None)] * 3, cases, np.ones(4000, bool))
+    assert found[2] == 0
+    np.testing.assert_allclose(found[:2], _fit(x_FBC, [(0.1, None)] * 2, cases, np.ones(4000, bool)), rtol=1e-3)
+
+
+def test_where_ranks_alone_count_every_member_is_heard() -> None:
+    assert _fields("vote", np.ones(3), np.array([1.0, 7.0, 0.0])) == {"blend": "vote", "blend_weights": (), "content": 1.0}
+    assert _fields("ranks", np.ones(2), np.array([1.0, 0.0]))["linear"] == 1.0
+
+
+def test_cold_items_are_no_better_under_a_member_that_says_nothing() -> None:
+    items = np.array([[1, 0], [2, 0], [3, 0], [0, -5]], np.float32)
+    cold = np.array([False, False, False, True])
+    found = candidates(np.ones((1, 2), np.float32), items, ((0, 1), (1, 2)), 2, cold=cold)
+    assert found.item_BC.tolist() == [[1, 2, 3]]
+    assert found.rank_BCP[0].tolist() == [[1, 2], [0, 2], [2, 2]]
 
 
 def test_ndcg_of_known_lists() -> None:

@@ -444,9 +444,8 @@ def test_the_pace_follows_the_data_once() -> None:
     # what it learns with is the same on all data
     for field in ("d", "layers", "heads", "context", "length", "fusion", "part_dropout", "loss", "rank"):
         assert getattr(paced, field) == getattr(r, field)
-    assert r.pace(30.0) == {}
-    assert paced.pace(8.0) == {}
-    assert RECIPES["small"].pace(1.0) == {}
+    # decided once: what a refit's data would ask for no longer counts
+    assert r.pace(30.0) == paced.pace(8.0) == RECIPES["small"].pace(1.0) == {"sparse_under": 0.0}
 
 
 def test_a_fit_on_short_histories_keeps_its_pace_for_the_refit(monkeypatch: pytest.MonkeyPatch) -> None:

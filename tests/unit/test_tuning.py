@@ -396,6 +396,7 @@ def any_recipe(draw: st.DrawFn) -> Recipe:
     for field, (low, high) in recipes._BOUNDS.items():
         whole = type(getattr(RECIPES["default"], field)) is int
         more[field] = draw(st.integers(int(low), int(high)) if whole else st.floats(low, high))
+    more["length"] = max(more["length"], more["context"] + 3)
     return replace(Recipe(), **more | {"heads": 2, "d": 2 * (more["d"] // 2)})
 
 
@@ -419,6 +420,7 @@ def test_a_recipe_written_and_read_is_the_same(tmp_path_factory: pytest.TempPath
     ('start = "small"\nfusion = "glue"', ["own.toml: fusion", "gate"]), ('start = "small"\nfusion = ["sum"]', ["own.toml: fusion", "sum"]),
     ('start = "small"\nown_negatives = 1', ["own.toml: own_negatives", "true or false"]), ('start = "small"\nblend = "vote"', ["own.toml: blend"]),
     ('start = "small"\n[recipe]\nlr = 0.1', ["own.toml: recipe"]),
+    ('start = "small"\nlength = 34', ["own.toml: length", "34", "context, 32, and 3 or more"]),
 ])  # fmt: skip
 def test_a_wrong_file_is_refused_at_its_field(tmp_path: Path, text: str, told: list[str]) -> None:
     (tmp_path / "own.toml").write_text(text)
