@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from threading import Thread
@@ -50,8 +52,7 @@ def hand_over(model: Champion, items: Items, log: Log, fold: Fold, vals: Sequenc
     """
     for n in range(model.processes):
         device_named(model.device, n)
-    with tempfile.TemporaryDirectory(prefix="mmrec-train-") as name:
-        folder = Path(name)
+    with _place(model.state) as folder:
         put_job(folder, model, items, log, fold, vals)
         store = TCPStore(_HOST, 0, model.processes, is_master=True, wait_for_workers=False)
         workers = [_start(folder, n, model.processes, store.port) for n in range(model.processes)]
@@ -71,6 +72,23 @@ def hand_over(model: Champion, items: Items, log: Log, fold: Fold, vals: Sequenc
                     if end is not None:
                         end.close()
         return _take(folder, model)
+
+
+@contextmanager
+def _place(state: Path | None) -> Iterator[Path]:
+    """An empty folder for what processes share, gone afterwards; beside the checkpoint, if there is one: the next try
+    clears what a kill has left."""
+    if state is None:
+        with tempfile.TemporaryDirectory(prefix="mmrec-train-") as name:
+            yield Path(name)
+        return
+    folder = state.parent / "handed-over"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def put_job(folder: Path, model: Champion, items: Items, log: Log, fold: Fold, vals: Sequence[Fold]) -> None:
