@@ -86,7 +86,7 @@ def own_side(data: dict[str, np.ndarray], settings: dict[str, Any], clock: Clock
     items, log, fold = views(data)
     same = {k: settings[k] for k in ("d", "heads", "dropout", "negatives")}
     recipe = replace(RECIPES["default"], layers=settings["blocks"], context=settings["history"], epochs=10**6,
-                     tokens=settings["batch_tokens"], **same)  # fmt: skip
+                     tokens=settings["batch_tokens"], sparse_under=0.0, **same)  # fmt: skip
 
     model = Champion(recipe, settings["seed"], stepped=clock.step)
 
