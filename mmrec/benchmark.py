@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,9 @@ def benchmark(
         tell(f"benchmark: lists of {rival}", n, len(others))
         for split, fold in folds.items():
             found[rival, split] = [_at(evaluate(m, items, log, fold, lists=False), fold) for m, _ in made]
-    hidden = cold_study(items, log, settings, seed=seeds[0], progress=partial(_told_cold, tell, 2 * settings.epochs)
-                        ) if cold else None  # fmt: skip
+    epochs = count(1)
+    hidden = cold_study(items, log, settings, seed=seeds[0], progress=lambda *_: tell(
+        "benchmark: epochs with items hidden", next(epochs), 2 * settings.epochs)) if cold else None  # fmt: skip
     best = _named("full", bool(items.content), True)
     return {
         "name": name,
@@ -157,10 +158,6 @@ def _rivals(
         fitted = model.fit(items, log, fold, *([[fold]] if name in STOPPED else []))
         made.setdefault(name, []).append((fitted, (time.monotonic() - since) / 60))
     return made
-
-
-def _told_cold(tell: Tell, total: int, _what: str, row: dict[str, Any]) -> None:
-    tell("benchmark: epochs with items hidden", row["epoch"], total)
 
 
 def _named(label: str, text: bool, blend: bool) -> str:

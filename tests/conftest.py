@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from mmrec.bundle import registry
+from mmrec.config import Config
 from mmrec.lake.session import ENGINES, session, stop
 
 NIGHTS = ("2026-03-02", "2026-03-03", "2026-03-04", "2026-03-05")
@@ -62,6 +64,14 @@ def spark(engine: str) -> Iterator[object]:
 def encoders_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where encoders are exported to, once for all homes of a test run."""
     return tmp_path_factory.mktemp("encoders")
+
+
+@pytest.fixture(scope="session")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's store without a model: made once, because that takes seconds."""
+    home = tmp_path_factory.mktemp("blank")
+    registry.client(Config(home=home)).create_experiment("t")
+    return home / "mlflow.db"
 
 
 def mmrec(*words: str, ok: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:

@@ -26,8 +26,9 @@ from scipy import sparse
 
 from mmrec import schema
 from mmrec.models.stored import Stored
-from mmrec.topk.exact import Seen, TopK, search, select
+from mmrec.topk.exact import TopK, search, select
 from mmrec.topk.rerank import Rerank, rerank
+from mmrec.topk.seen import Seen, of_users
 
 _BLOCK = 1024
 _HISTORY = 20  # the latest items a reason may name
@@ -178,7 +179,7 @@ def _best(find: _Find, k: int, seen: Seen, group_N: np.ndarray | None) -> TopK:
     todo = np.flatnonzero((item_BK[:, -1] < 0) & (found.item[:, -1] >= 0))
     while len(todo) and wide < most:
         wide = min(most, 2 * wide)
-        more = find(todo, wide, _of(seen, todo))
+        more = find(todo, wide, of_users(seen, todo))
         item_BK[todo], score_BK[todo] = _one_of_a_group(more.item, more.score, group_N, k)
         todo = todo[(item_BK[todo, -1] < 0) & (more.item[:, -1] >= 0)]
     return TopK(item_BK, score_BK, found.dropped_users, found.dropped_items)
@@ -202,13 +203,6 @@ def _one_of_a_group(
     item_BK, score_BK = np.full((len(item_BW), k), -1, np.int32), np.full((len(item_BW), k), -np.inf, np.float32)
     item_BK[b, place_BW[b, at]], score_BK[b, place_BW[b, at]] = item_BW[b, at], score_BW[b, at]
     return item_BK, score_BK
-
-
-def _of(seen: Seen, users: np.ndarray) -> Seen:
-    """What some of the users have seen."""
-    ptr, idx = seen
-    rows = [idx[ptr[u] : ptr[u + 1]] for u in users]
-    return np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64), np.concatenate(rows)
 
 
 def _fill(found: TopK, popular: TopK, group_N: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

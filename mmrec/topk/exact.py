@@ -23,8 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from mmrec.errors import InputError
 from mmrec.topk.compiled import jit
-
-Seen = tuple[np.ndarray, np.ndarray]
+from mmrec.topk.seen import Seen, positions
 
 _U32 = 2.0**-24  # unit round-off of fp32
 _TINY = 2.0**-149  # smallest fp32 number: what an underflow can lose
@@ -84,7 +83,7 @@ def search(
     ok_B, ok_N = np.isfinite(user_BD).all(1), np.isfinite(item_ND).all(1)
     keep_M = np.flatnonzero(ok_N if allowed is None else ok_N & allowed).astype(np.int32)
     item_MD = item_ND if len(keep_M) == n else item_ND[keep_M]
-    seen_ptr, seen_idx = _positions(seen, b, n, keep_M)
+    seen_ptr, seen_idx = positions(seen, b, n, keep_M)
     norm_M = np.sqrt(np.square(item_MD, dtype=np.float64).sum(1))
     norm_B = np.where(ok_B, np.sqrt(np.square(user_BD, dtype=np.float64).sum(1)), 0.0)
     margin_B = _margin(norm_B, norm_M, user_BD.shape[1])
@@ -125,7 +124,7 @@ def select(score_BN: np.ndarray, k: int, seen: Seen | None = None, allowed: np.n
     b, n = score_BN.shape
     _check(b, n, k, seen, allowed)
     allowed_N = np.ones(n, bool) if allowed is None else np.ascontiguousarray(allowed, bool)
-    seen_ptr, seen_idx = _positions(seen, b, n, np.arange(n, dtype=np.int32))
+    seen_ptr, seen_idx = positions(seen, b, n, np.arange(n, dtype=np.int32))
     out_item = np.full((b, k), -1, np.int32)
     out_score = np.full((b, k), -np.inf, np.float32)
     bad_N, finite_B = np.zeros(n, np.bool_), np.zeros(b, np.bool_)
@@ -143,22 +142,6 @@ def _check(b: int, n: int, least: int, seen: Seen | None, allowed: np.ndarray | 
         if ptr.shape != (b + 1,) or (len(idx) and (idx.min() < 0 or idx.max() >= n)) or ptr[-1] > len(idx):
             shapes = (ptr.shape, idx.shape)
             raise InputError("Seen items don't fit.", value=shapes, valid=f"ptr ({b + 1},), indices below {n}")
-
-
-def _positions(seen: Seen | None, b: int, n: int, keep_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Seen items as positions in `keep_M`, ascending within a user."""
-    if seen is None or not b:
-        return np.zeros(b + 1, np.int64), np.zeros(0, np.int32)
-    ptr, idx = np.asarray(seen[0], np.int64), np.asarray(seen[1], np.int64)
-    owner = np.repeat(np.arange(b), np.diff(ptr))
-    idx = idx[ptr[0] : ptr[-1]]
-    position = np.full(n, -1, np.int64)
-    position[keep_M] = np.arange(len(keep_M))
-    at = position[idx]
-    owner, at = owner[at >= 0], at[at >= 0]
-    key = np.sort(owner * max(n, 1) + at)
-    counts = np.bincount(owner, minlength=b)
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), (key % max(n, 1)).astype(np.int32)
 
 
 def _margin(norm_B: np.ndarray, norm_M: np.ndarray, d: int) -> np.ndarray:

@@ -35,7 +35,8 @@ from mmrec.models.fusion import ItemEncoder
 from mmrec.models.linear import Likeness, LinearHead, appeal_inputs, fit_appeal, fit_linear, history_weights
 from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
-from mmrec.topk.rerank import Rerank, behind, candidates
+from mmrec.topk.members import candidates
+from mmrec.topk.rerank import Rerank, behind
 from mmrec.train.blend import blend, blend_cold
 from mmrec.train.checkpoint import Checkpoint, fingerprint
 from mmrec.train.device import device_named

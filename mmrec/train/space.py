@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 _LOG = {  # by ratio; a start that has one of them at 0 does without, and so do its trials
-    "lr": (3e-4, 2e-2),  # the two recipes are a factor of six apart, and each loses on the other's data
+    "lr": (3e-4, 2e-2),  # the two paces are a factor of six apart, and each loses on the other's data
     "weight_decay": (1e-3, 1.0),  # likewise, thirtyfold
     "lam": (50.0, 2000.0),  # of EASE; grows with the number of users
 }

@@ -22,7 +22,8 @@ import numpy as np
 from scipy.optimize import minimize
 
 from mmrec.models.data import Fold, Items, Log
-from mmrec.topk.rerank import KINDS, candidates, features
+from mmrec.topk.members import candidates
+from mmrec.topk.rerank import KINDS, features
 from mmrec.train.blend import mask, ndcg
 
 if TYPE_CHECKING:

@@ -205,14 +205,6 @@ def test_an_install_that_fails_leaves_the_bundle_that_was_there(
 # the registry
 
 
-@pytest.fixture(scope="module")
-def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry without a model: made once, because that takes seconds."""
-    home = tmp_path_factory.mktemp("blank")
-    registry.client(Config(home=home)).create_experiment("t")
-    return home / "mlflow.db"
-
-
 @pytest.fixture
 def config(blank: Path, tmp_path: Path) -> Config:
     made = Config(home=tmp_path / "home")

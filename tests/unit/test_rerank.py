@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mmrec.errors import InputError
 from mmrec.topk.exact import search
-from mmrec.topk.rerank import Rerank, candidates, rerank
+from mmrec.topk.members import candidates
+from mmrec.topk.rerank import Rerank, rerank
 from mmrec.train.stack import _Cases, _fields, _fit, _ndcg
 
 MEMBERS = ((0, 3), (3, 5))

@@ -23,14 +23,6 @@ from mmrec.night import due as training_due
 DAY = date(2026, 3, 20)
 
 
-@pytest.fixture(scope="module")
-def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry without a model: made once, because that takes seconds."""
-    home = tmp_path_factory.mktemp("blank")
-    registry.client(Config(home=home)).create_experiment("t")
-    return home / "mlflow.db"
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     Lake(tmp_path / "home" / "lake").create("gold.recommendations")

@@ -26,7 +26,6 @@ from test_benchmark import folder, nobody
 from test_suspects import EPOCH, event
 
 from mmrec import benchmark, dates, learn, schema, trained, tuning
-from mmrec.bundle import registry
 from mmrec.config import Config, EvaluateConfig, NightConfig, TrainConfig
 from mmrec.context import Night
 from mmrec.errors import InputError, QualityError
@@ -41,14 +40,6 @@ from mmrec.train.recipe import RECIPES, Recipe, recipe_named, recipe_text
 WHEN = date(2026, 3, 1)
 TINY = replace(RECIPES["small"], d=16, epochs=4, schedule=4, context=16, length=24, tokens=256, negatives=32, rank=32)
 TEXT = recipe_text(TINY, "small", RECIPES["small"], [])
-
-
-@pytest.fixture(scope="module")
-def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of MLflow's: made once, because that takes seconds."""
-    home = tmp_path_factory.mktemp("blank")
-    registry.client(Config(home=home)).create_experiment("t")
-    return home / "mlflow.db"
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""What the members of a blend would list, each for itself, in one set.
+
+In: user and item vectors, of which each member owns a run of columns. Out: the union of the members' exact M best, with
+every member's score and rank of each.
+A pair's score under a member is summed in fp64 in the order of the columns and rounded to fp32, as `search` does it.
+Trade-off: a search a member instead of one over all columns; the columns, and so the products, are no more.
+
+Shape legend: B users, N items, D columns, P members, C candidates, M best of a member, W their places side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmrec.topk.compiled import jit
+from mmrec.topk.exact import search
+from mmrec.topk.seen import Seen
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """`item_BC`: (B, C) int32 ascending, -1 in empty places, which come last. `score_BCP` float32, `rank_BCP` int32."""
+
+    item_BC: np.ndarray
+    score_BCP: np.ndarray
+    rank_BCP: np.ndarray
+    dropped_users: int
+    dropped_items: int
+
+
+def candidates(
+    user_BD: np.ndarray, item_ND: np.ndarray, members: Sequence[tuple[int, int]], depth: int, *, cold: np.ndarray,
+    seen: Seen | None = None, allowed: np.ndarray | None = None, threads: int | None = None,
+) -> Candidates:  # fmt: skip
+    """The union of the members' M best, with every member's score and rank of each.
+
+    Args:
+        members, depth: as of `Rerank`. A member for whom a user's best, two or more, are all equal has nothing to say
+            and names nobody.
+        cold: (N,) bool, items of which no member knows but by their content, in weights of their own. Members name
+            none of them; the M best by the whole dot product join the union, and their rank under a member is the
+            number of its best that score no less.
+        seen, allowed, threads: those of `search`.
+    """
+    user_BD = np.ascontiguousarray(user_BD, np.float32)
+    item_ND = np.ascontiguousarray(item_ND, np.float32)
+    ok_B, ok_N = np.isfinite(user_BD).all(1), np.isfinite(item_ND).all(1)
+    there_N = ok_N if allowed is None else ok_N & allowed
+    user_BD = np.where(ok_B[:, None], user_BD, np.float32(np.nan))  # out of every member, or of none
+    tops, bests = [], []
+    for start, stop in members:
+        top = search(user_BD[:, start:stop], item_ND[:, start:stop], depth, seen=seen, allowed=there_N & ~cold,
+                     threads=threads)  # fmt: skip
+        last_B = np.maximum((top.item >= 0).sum(1) - 1, 0)
+        silent_B = (last_B > 0) & (top.score[:, 0] == top.score[np.arange(len(last_B)), last_B])
+        tops.append(np.where(silent_B[:, None], np.int32(-1), top.item))
+        # who says nothing of warm items says nothing of cold ones
+        bests.append(np.where(silent_B[:, None], np.float32(np.inf), top.score))
+    late = search(user_BD, item_ND, depth, seen=seen, allowed=there_N & cold, threads=threads).item
+    item_BC = _union(np.concatenate([*tops, late], 1))
+    late_BC = (item_BC >= 0) & cold[item_BC]
+    rank_BCP = np.full((*item_BC.shape, len(members)), depth, np.int32)
+    score_BCP = np.zeros((*item_BC.shape, len(members)), np.float32)
+    for p, (start, stop) in enumerate(members):
+        _ranks(item_BC, tops[p], rank_BCP[:, :, p])
+        _scores(user_BD, item_ND, item_BC, start, stop, score_BCP[:, :, p])
+        _standing(late_BC, score_BCP[:, :, p], bests[p], rank_BCP[:, :, p])
+    return Candidates(item_BC, score_BCP, rank_BCP, int((~ok_B).sum()), int((~ok_N).sum()))
+
+
+def _union(item_BW: np.ndarray) -> np.ndarray:
+    """(B, C) each row's distinct items, ascending, -1 behind; C is what the fullest row has, at least 1."""
+    big = np.iinfo(np.int32).max
+    sorted_BW = np.sort(np.where(item_BW < 0, big, item_BW), axis=1)
+    sorted_BW[:, 1:][sorted_BW[:, 1:] == sorted_BW[:, :-1]] = big
+    sorted_BW.sort(axis=1)
+    width = max(1, int((sorted_BW < big).sum(1).max(initial=0)))
+    return np.where(sorted_BW == big, np.int32(-1), sorted_BW)[:, :width].astype(np.int32)
+
+
+@jit
+def _ranks(item_BC: np.ndarray, top_BM: np.ndarray, out_BC: np.ndarray) -> None:
+    for b in range(item_BC.shape[0]):
+        for rank in range(top_BM.shape[1]):
+            item = top_BM[b, rank]
+            if item < 0:
+                break
+            low, high = 0, item_BC.shape[1]  # empty places come last and count as greatest
+            while low < high:
+                mid = (low + high) >> 1
+                if 0 <= item_BC[b, mid] < item:
+                    low = mid + 1
+                else:
+                    high = mid
+            out_BC[b, low] = rank
+
+
+@jit
+def _scores(
+    user_BD: np.ndarray, item_ND: np.ndarray, item_BC: np.ndarray, start: int, stop: int, out_BC: np.ndarray
+) -> None:
+    for b in range(item_BC.shape[0]):
+        for c in range(item_BC.shape[1]):
+            item = item_BC[b, c]
+            if item < 0:
+                break
+            total = 0.0
+            for j in range(start, stop):
+                total += np.float64(user_BD[b, j]) * np.float64(item_ND[item, j])
+            out_BC[b, c] = np.float32(total)
+
+
+@jit
+def _standing(late_BC: np.ndarray, score_BC: np.ndarray, best_BM: np.ndarray, out_BC: np.ndarray) -> None:
+    """The rank that a score would have: how many of the best are no less. `best_BM`: descending."""
+    for b in range(late_BC.shape[0]):
+        for c in range(late_BC.shape[1]):
+            if late_BC[b, c]:
+                low, high = 0, best_BM.shape[1]
+                while low < high:
+                    mid = (low + high) >> 1
+                    if best_BM[b, mid] >= score_BC[b, c]:
+                        low = mid + 1
+                    else:
+                        high = mid
+                out_BC[b, c] = low
