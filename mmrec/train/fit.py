@@ -149,12 +149,12 @@ class Champion:
 
     def _warm(self, items: Items, log: Log, fold: Fold) -> None:
         """Begin id embeddings at the strongest directions of the linear head: fewer epochs to the same place."""
+        if not self.recipe.warm:
+            return
         x_UN, none_NC = train_matrix(log, fold, items.n), np.zeros((items.n, 1), np.float32)
         start_NR = fit_linear(x_UN, none_NC, lam=self.recipe.lam, rank=self.recipe.d, content=0.0).behaviour_NR
         rows = start_NR[[items.index[i] for i in self.item_map]]
         rows = rows / max(float(rows.std()), 1e-12) * self.recipe.warm
-        if not self.recipe.warm:
-            return
         with torch.no_grad():
             self.item_tower.id.weight[1:, : rows.shape[1]] = torch.from_numpy(rows.astype(np.float32))
 
