@@ -1,13 +1,15 @@
 """`mmrec bench train`: training speed of mmrec's sequence tower and, interleaved in one run, of RecTools'.
 
 In: a folder of Amazon sequences or the built-in world, slices, threads. Out: targets trained on a second, and ratios;
-with minutes, also the validation ndcg@10 each side reaches in them, and the way there.
+with minutes, also the validation ndcg@10 each side reaches in them, and the way there, at times that double.
 All sides have the same interactions in the same order, width, depth, heads, history, dropout, number of negatives and
 threads. Each is a process (bench/trainers.py) that waits while another works; a slice of seconds goes through all
 sides, in turning order, before the next. The clock runs over batches, forward, backward and update; what is made before
 the first step, and ranking, is not on it. Lists are full rankings without what the user had, measured here for all.
 Trade-off: order is all that a side is told of time, and a user's history is cut to what one window holds, so that an
 epoch has the same targets on every side, which is checked; what mmrec makes of times, weights and content is left out.
+With minutes, each side goes at the pace that it has by itself (mmrec's recipe, RecTools' defaults), and mmrec's fit
+ends where its recipe says.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from mmrec import metrics
 from mmrec.bench import peers, trainers
 from mmrec.bench.sides import Side
 from mmrec.errors import InputError, QualityError
-from mmrec.models.data import Fold, Items, Log
+from mmrec.models.data import Fold, Items, Log, events_a_user
 from mmrec.models.splits import leave_one_out
+from mmrec.train.recipe import RECIPES
 
 _SIDES = ("mmrec", "rectools", "rectools_fast", "rectools_fast_sampled")
 _SETTINGS: dict[str, Any] = {
@@ -48,8 +51,9 @@ def bench(
 
     Args:
         rounds: slices. source: a folder with sequences.txt; None: the built-in world. threads: of every side.
-        seconds: of a slice. minutes: each side trains for so long in `rounds` slices, with a ranking after each; the
-            time before the first step is part of it; None: no ranking.
+        seconds: of a slice. minutes: each side trains for so long in `rounds` slices, each ending at twice the time of
+            the one before, with a ranking after each; what comes before the first step is part of it, and of
+            rectools_fast alone the form that its model has by itself runs; None: no ranking.
 
     Returns: tokens_per_s, rectools_tokens_per_s, rectools_fast_tokens_per_s, rectools_fast_sampled_tokens_per_s:
         medians of slices, and of each side tokens_per_step; ratio_vs_rectools, ratio_vs_rectools_fast,
@@ -64,32 +68,34 @@ def bench(
     items, log, fold = views(data)
     wanted = int(np.maximum(np.bincount(log.user[fold.train]) - 1, 0).sum())
     python = {"mmrec": [sys.executable, "-m", "mmrec.bench.trainers"]}
+    sides = _SIDES if minutes is None else _SIDES[:3]
     theirs = [str(peers.environment("rectools", tell)), "-I", trainers.__file__]
-    python |= {who: theirs for who in _SIDES if who != "mmrec"}
-    slices: dict[str, list[dict[str, Any]]] = {who: [] for who in _SIDES}
+    python |= {who: theirs for who in sides if who != "mmrec"}
+    slices: dict[str, list[dict[str, Any]]] = {who: [] for who in sides}
     with tempfile.TemporaryDirectory(prefix="mmrec-bench-") as folder, ExitStack() as stack:
         np.savez(Path(folder) / "data.npz", **data)
-        (Path(folder) / "settings.json").write_text(json.dumps(_SETTINGS))
+        (Path(folder) / "settings.json").write_text(json.dumps(_SETTINGS | {"whole": minutes is not None}))
         running, spent = {}, {}
-        for who in _SIDES:  # one after the other: a side that starts works too
-            tell(f"bench train: {who} begins", 0, rounds * len(_SIDES))
+        for who in sides:  # one after the other: a side that starts works too
+            tell(f"bench train: {who} begins", 0, rounds * len(sides))
             running[who] = stack.enter_context(_side(who, python[who], Path(folder), threads))
             spent[who] = _checked(who, running[who].ask({"seconds": 0}), wanted)["seconds"]
         for n in range(rounds):
-            for m in range(len(_SIDES)):
-                who = _SIDES[(n + m) % len(_SIDES)]
-                tell(f"bench train: {who}", n * len(_SIDES) + m, rounds * len(_SIDES))
-                left = seconds if minutes is None else (60 * minutes - spent[who]) / (rounds - n)
+            for m in range(len(sides)):
+                who = sides[(n + m) % len(sides)]
+                tell(f"bench train: {who}", n * len(sides) + m, rounds * len(sides))
+                left = seconds if minutes is None else 60 * minutes / 2 ** (rounds - 1 - n) - spent[who]
                 row = _checked(who, running[who].ask({"seconds": max(left, 0.0)}), wanted)
                 spent[who] += row["seconds"]
                 row["minutes"] = round(spent[who] / 60, 2)
                 if minutes is not None:
                     row["ndcg@10"] = round(_ndcg(running[who], Path(folder) / f"{who}.npy", fold), 5)
                 slices[who].append(row)
-        tell("bench train", rounds * len(_SIDES), rounds * len(_SIDES))
+        tell("bench train", rounds * len(sides), rounds * len(sides))
     about = {"source": "built-in world" if source is None else source.name, "users": log.n_users, "items": items.n,
              "targets": wanted, "threads": threads, "rounds": rounds}  # fmt: skip
-    about |= {"seconds": seconds} if minutes is None else {"minutes": minutes}
+    pace = RECIPES["default"].pace(events_a_user(log, fold.train))
+    about |= {"seconds": seconds} if minutes is None else {"minutes": minutes, "mmrec": pace}
     pins = peers.pinned("rectools")
     about |= {"torch": version("torch"), "rectools": pins["RecTools"], "rectools_torch": pins["torch"]}
     return _told(slices) | {"settings": _SETTINGS | about}
@@ -101,14 +107,16 @@ def _told(slices: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     Args:
         slices: side -> a row a round, of tokens, seconds, steps, loss, minutes and, where it was asked for, ndcg@10.
     """
-    rate = {who: [row["tokens"] / row["seconds"] for row in rows] for who, rows in slices.items()}
-    middle = {who: statistics.median(each) for who, each in rate.items()}
+    rate = {who: [row["tokens"] / row["seconds"] if row["tokens"] else None for row in rows]
+            for who, rows in slices.items()}  # fmt: skip
+    middle = {who: statistics.median(r for r in each if r is not None) for who, each in rate.items()}
     out: dict[str, Any] = {_key(who, "tokens_per_s"): round(middle[who], 1) for who in slices}
     out |= {_key(who, "tokens_per_step"): round(sum(r["tokens"] for r in rows) / sum(r["steps"] for r in rows), 1)
             for who, rows in slices.items()}  # fmt: skip
     for who in slices:
         if who != "mmrec":
-            each = [a / b for a, b in zip(rate["mmrec"], rate[who], strict=True)]
+            # a fit that is over has no rate
+            each = [a / b for a, b in zip(rate["mmrec"], rate[who], strict=True) if a is not None and b is not None]
             name = f"ratio_vs_{who}"
             out |= {name: round(middle["mmrec"] / middle[who], 2), f"{name}_low": round(min(each), 2),
                     f"{name}_high": round(max(each), 2)}  # fmt: skip
