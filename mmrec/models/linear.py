@@ -8,7 +8,8 @@ cut to the strongest `rank` directions. Seen items are never offered, so the dia
 Content directions are further rows of X, as if each were a user (Jeunen et al., RecSys 2020, section 3.1): what goes
 together in content and in behaviour is learned at once, and an item nobody has had is placed by its content.
 Likeness is the cosine of an item's content to the mean content of a history, each modality cut to its principal
-directions and given the same say. Appeal is a ridge regression of log popularity on content. Together they rank items
+directions and given the same say. Directions are partly whitened: the strongest say what kind of thing an item is, those
+behind say which. Appeal is a ridge regression of log popularity on content. Together they rank items
 without interactions.
 Trade-off: above `_EXACT` users the directions come from a randomised decomposition (Halko et al., SIAM Review 2011,
 algorithms 4.4 and 5.1), so that every user counts and the cost is that of a few sparse products.
@@ -29,6 +30,10 @@ from sklearn.utils.extmath import randomized_svd
 
 from mmrec.models.data import Items
 
+# a direction of variance v counts as v^-.35: of 0, .25, .35 and .5 it ranked hidden items best, on films and on Amazon
+# Beauty, by 128 directions and by 256 (docs/decisions/0018-items-nobody-has-had.md)
+_WHITEN = 0.35
+_LEAST = 1e-6  # a variance below this share of the greatest is rounding
 _EXACT, _POWERS = 4096, 5  # users whose Gram matrix is decomposed exactly; power iterations
 
 
@@ -99,7 +104,7 @@ def appeal_inputs(like_NC: np.ndarray, present_NM: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Likeness:
-    """modality -> (mean (M,), directions (M, C)), both float32."""
+    """modality -> (mean (M,), scaled directions (M, C)), both float32."""
 
     maps: dict[str, tuple[np.ndarray, np.ndarray]]
     # the catalogue that was last looked at: a study asks for it hundreds of times
@@ -112,12 +117,14 @@ class Likeness:
         for m in sorted(items.content):
             v = items.content[m][items.present[m]].astype(np.float64)
             mean = v.mean(0) if len(v) else np.zeros(items.content[m].shape[1])
-            _, directions = _eigen((v - mean).T @ (v - mean), rank)
-            maps[m] = (mean.astype(np.float32), directions.astype(np.float32))
+            value, directions = _eigen((v - mean).T @ (v - mean), rank)
+            share = np.maximum(value / max(float(value.max(initial=0.0)), 1e-300), 0.0)
+            scale = np.where(share > _LEAST, np.maximum(share, _LEAST) ** -_WHITEN, 0.0)
+            maps[m] = (mean.astype(np.float32), (directions * scale).astype(np.float32))
         return cls(maps)
 
     def parts(self, items: Items) -> dict[str, np.ndarray]:
-        """modality -> (N, C) float32: principal directions, of unit length; zeros where an item lacks it."""
+        """modality -> (N, C) float32: along the directions, of unit length; zeros where an item lacks it."""
         if not self._last or self._last[0][0] is not items:
             made = {}
             for m, (mean, directions) in self.maps.items():

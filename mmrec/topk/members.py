@@ -103,14 +103,22 @@ def _scores(
     user_BD: np.ndarray, item_ND: np.ndarray, item_BC: np.ndarray, start: int, stop: int, out_BC: np.ndarray
 ) -> None:
     for b in range(item_BC.shape[0]):
-        for c in range(item_BC.shape[1]):
-            item = item_BC[b, c]
-            if item < 0:
-                break
-            total = 0.0
+        count = 0
+        while count < item_BC.shape[1] and item_BC[b, count] >= 0:
+            count += 1
+        # a sum in order waits for each addition: four go side by side; past the end the last one goes along
+        for c in range(0, count, 4):
+            c1, c2, c3 = min(c + 1, count - 1), min(c + 2, count - 1), min(c + 3, count - 1)
+            i, i1, i2, i3 = item_BC[b, c], item_BC[b, c1], item_BC[b, c2], item_BC[b, c3]
+            total, total1, total2, total3 = 0.0, 0.0, 0.0, 0.0
             for j in range(start, stop):
-                total += np.float64(user_BD[b, j]) * np.float64(item_ND[item, j])
-            out_BC[b, c] = np.float32(total)
+                u = np.float64(user_BD[b, j])
+                total += u * np.float64(item_ND[i, j])
+                total1 += u * np.float64(item_ND[i1, j])
+                total2 += u * np.float64(item_ND[i2, j])
+                total3 += u * np.float64(item_ND[i3, j])
+            out_BC[b, c], out_BC[b, c1] = np.float32(total), np.float32(total1)
+            out_BC[b, c2], out_BC[b, c3] = np.float32(total2), np.float32(total3)
 
 
 @jit

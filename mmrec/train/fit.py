@@ -37,8 +37,9 @@ from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
 from mmrec.topk.members import candidates
 from mmrec.topk.rerank import Rerank, behind
-from mmrec.train.blend import blend, blend_cold
+from mmrec.train.blend import Search, blend
 from mmrec.train.checkpoint import Checkpoint, fingerprint
+from mmrec.train.cold import blend_cold
 from mmrec.train.device import device_named
 from mmrec.train.inputs import Tensors, blocks, event_inputs, history
 from mmrec.train.loop import train, validation_ndcg
@@ -72,6 +73,8 @@ class Champion:
         self.chosen: dict[str, Any] = {}
         self.curves: list[dict[str, Any]] = []
         self._side: tuple[Items, Any, tuple[np.ndarray, ...]] | None = None  # the catalogue that was last asked for
+        # while weights are chosen, what is closed form is kept of every window: none of it depends on them
+        self._windows: list[tuple[Fold, tuple[LinearHead, np.ndarray, np.ndarray]]] | None = None
 
     # fitting
 
@@ -82,13 +85,9 @@ class Champion:
         """
         torch.manual_seed(self.seed)
         if fold.train.sum() < 2:
-            raise QualityError(
-                "there are too few interactions to fit a model",
-                where=fold.name,
-                value=int(fold.train.sum()),
-                valid="at least 2",
-                next="mmrec run --no-train",
-            )
+            raise QualityError("there are too few interactions to fit a model", where=fold.name,
+                               value=int(fold.train.sum()), valid="at least 2",
+                               next="mmrec run --no-train")  # fmt: skip
         for modality, vectors_NM in items.content.items():
             if not np.isfinite(vectors_NM).all():
                 row = int(np.argmin(np.isfinite(vectors_NM).all(1)))
@@ -104,11 +103,14 @@ class Champion:
         self._warm(items, log, fold)
         vals = [v for v in vals if v.n_cases]
         self._train(items, log, fold, vals)
-        self.refresh(items, log, fold)
         if vals:
-            self.settle(self.chosen | blend(self, items, log, vals))
-            self.settle(blend_cold(self, items, log, vals))
-            self.settle(stack(self, items, log, vals)).refresh(items, log, fold)
+            self._windows = []
+            search = Search(self, items, log, vals)
+            self.settle(self.chosen | blend(search))
+            self.settle(blend_cold(search))
+            self.settle(stack(self, items, log, vals))
+        self.refresh(items, log, fold)
+        self._windows = None
         if self.state is not None:
             shutil.rmtree(self.state, ignore_errors=True)
         return self
@@ -121,16 +123,22 @@ class Champion:
 
     def refresh(self, items: Items, log: Log, fold: Fold) -> Champion:
         """Fit what is closed form (linear head, popularity) on another window; the sequence tower stays."""
-        r = self.recipe
-        x_UN = train_matrix(log, fold, items.n)
-        like_NC = self.likeness.vectors(items)
-        self.head = fit_linear(x_UN, like_NC, lam=r.lam, rank=r.rank, content=r.head_content, seed=self.seed)
-        users_N = np.asarray(x_UN.sum(0), np.float64).ravel()
-        self.touched_N = users_N > 0
-        self.appeal_F = fit_appeal(like_NC, self._present(items), users_N)
-        self.popularity_N = Popularity(r.half_life_days).fit(items, log, fold).score_N
+        there = next((made for window, made in self._windows or () if window is fold), None)
+        if there is None:
+            there = self._closed_form(items, log, fold)
+            if self._windows is not None:
+                self._windows.append((fold, there))
+        self.head, self.touched_N, self.appeal_F = there
+        self.popularity_N = Popularity(self.recipe.half_life_days).fit(items, log, fold).score_N
         self._side = None
         return self
+
+    def _closed_form(self, items: Items, log: Log, fold: Fold) -> tuple[LinearHead, np.ndarray, np.ndarray]:
+        r, x_UN = self.recipe, train_matrix(log, fold, items.n)
+        like_NC = self.likeness.vectors(items)
+        head = fit_linear(x_UN, like_NC, lam=r.lam, rank=r.rank, content=r.head_content, seed=self.seed)
+        users_N = np.asarray(x_UN.sum(0), np.float64).ravel()
+        return head, users_N > 0, fit_appeal(like_NC, self._present(items), users_N)
 
     def _sides(self, items: Items, log: Log, fold: Fold) -> None:
         touched = np.zeros(items.n, bool)

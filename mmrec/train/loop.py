@@ -27,11 +27,11 @@ from torch import nn
 from mmrec.errors import InputError, QualityError
 from mmrec.models.data import Fold, Log
 from mmrec.models.losses import full_softmax, gbce, sampled_softmax
-from mmrec.train.blend import first_cases, mask, ndcg
 from mmrec.train.checkpoint import Checkpoint
 from mmrec.train.device import autocast
 from mmrec.train.feed import Feed, Part, Step
 from mmrec.train.inputs import Tensors, blocks
+from mmrec.train.measure import first_cases, mask, ndcg
 from mmrec.train.recipe import Recipe
 from mmrec.train.world import World
 

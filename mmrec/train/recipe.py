@@ -44,8 +44,8 @@ class Recipe:
     patience: int = 4  # validations without a better ndcg@10
     lam: float = 400.0
     rank: int = 512
-    head_content: float = 50.0  # users that an item's content counts as in the linear head
-    content_rank: int = 64  # principal directions kept of each modality
+    head_content: float = 10.0  # users that an item's content counts as in the linear head
+    content_rank: int = 256  # principal directions kept of each modality
     tau: float = 20.0  # *
     base: float = 0.3  # *
     half_life_days: float = 365.0  # *

@@ -34,7 +34,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "d": (32, 64, 128),
 }
 # means nothing where nothing is described
-_OF_CONTENT_LOG = {"head_content": (5.0, 500.0)}
+_OF_CONTENT_LOG = {"head_content": (1.0, 200.0)}
 _OF_CONTENT_EVEN = {"part_dropout": (0.0, 0.5)}
 _OF_CONTENT_CHOICES: dict[str, tuple[Any, ...]] = {"fusion": ("gate", "sum")}
 

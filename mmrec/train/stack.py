@@ -1,11 +1,10 @@
 """Whether the members of the blend are better weighed by learning, and whether they are better re-ranked.
 
-In: a model whose weights `blend` and `blend_cold` have chosen, its validation folds. Out: recipe fields: weights of
-the linear head and of content, the kind of blend and its weights.
-Every kind is a weighted sum of features (topk/rerank.py), fitted on candidates of validation cases by a softmax over
-each case's candidates (ListNet's top-one loss, Cao et al., ICML 2007, section 4), on one half of the users and measured
-on the other. What the coordinate search found stays unless a kind beats it clearly, though it was measured on what it
-was chosen on and they were not: on little data it does stay.
+In: a model whose weights `blend` has chosen, its validation folds. Out: recipe fields: weights of the linear head and
+of content, the kind of blend and its weights.
+Every kind is a weighted sum of features (topk/rerank.py), fitted on candidates of validation cases (listwise.py), on
+one half of the users and measured on the other. What the coordinate search found stays unless a kind beats it clearly,
+though it was measured on what it was chosen on and they were not: on little data it does stay.
 Trade-off: six numbers at most; a small network over the same features gained another hundredth on Amazon Beauty and
 would explain nothing.
 
@@ -19,12 +18,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from mmrec.models.data import Fold, Items, Log
 from mmrec.topk.members import candidates
 from mmrec.topk.rerank import KINDS, features
-from mmrec.train.blend import mask, ndcg
+from mmrec.train.listwise import Bounds, weights
+from mmrec.train.measure import mask, ndcg
 
 if TYPE_CHECKING:
     from mmrec.train.fit import Champion
@@ -55,8 +54,8 @@ def stack(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> dict
     """Recipe fields; empty where what is there stays.
 
     Args:
-        model: after `blend` and `blend_cold`. vals: its validation folds, pooled. The linear head and popularity are
-            fitted again on each; the caller fits them once more.
+        model: after `blend`. vals: its validation folds, pooled. The linear head and popularity are fitted again on
+            each; the caller fits them once more.
     """
     before = model.recipe
     # of unit weight: what the search left out may yet be worth something
@@ -70,8 +69,8 @@ def stack(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> dict
         x_FBC, bounds = _features(option, found, before.depth)
         got = np.zeros(len(found.half_B))
         for side in (False, True):
-            weights = _fit(x_FBC, bounds, found, found.half_B == side)
-            got = np.where(found.half_B == side, got, _ndcg(found, np.tensordot(weights, x_FBC, 1)))
+            learned_F = _fit(x_FBC, bounds, found, found.half_B == side)
+            got = np.where(found.half_B == side, got, _ndcg(found, np.tensordot(learned_F, x_FBC, 1)))
         if got.mean() > best:
             best, kind = got.mean(), option
     if kind is None:
@@ -98,23 +97,23 @@ def _whole(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> flo
     return float(np.average(values, weights=sizes))
 
 
-def _fields(kind: str, weights: np.ndarray, own: np.ndarray) -> dict[str, Any]:
+def _fields(kind: str, found_F: np.ndarray, own: np.ndarray) -> dict[str, Any]:
     """Weights of scores go into the vectors, in units of the sequence tower's; what is left is the re-ranking's. `own`:
     (P,) the members' weights as they were; where only ranks count, any that is above zero does."""
     p = len(own)
     if kind in ("ranks", "vote"):
         heard = {name: 1.0 for name, w in zip(("linear", "content"), own[1:], strict=False) if w == 0}
-        return heard | {"blend": kind, "blend_weights": tuple(map(float, weights if kind == "ranks" else ()))}
-    if weights[0] <= 0:  # a tower that says the same of all items is no unit
+        return heard | {"blend": kind, "blend_weights": tuple(map(float, found_F if kind == "ranks" else ()))}
+    if found_F[0] <= 0:  # a tower that says the same of all items is no unit
         return {}
-    unit = weights / weights[0]
+    unit = found_F / found_F[0]
     fields: dict[str, Any] = {"linear": float(unit[1])} | ({"content": float(unit[2])} if p > 2 else {})
     if kind == "stacking":
         fields |= {"blend": kind, "blend_weights": (1.0,) * p + tuple(map(float, unit[p:]))}
     return fields
 
 
-def _features(kind: str, found: _Cases, depth: int) -> tuple[np.ndarray, list[tuple[float | None, float | None]]]:
+def _features(kind: str, found: _Cases, depth: int) -> tuple[np.ndarray, Bounds]:
     """((F, B, C) float32, bounds of their weights in units of their spread)."""
     p = found.score_BCP.shape[2]
     if kind == "scores":
@@ -154,33 +153,8 @@ def _gather(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> _C
     return _Cases(*(np.concatenate(q) for q in zip(*wide, strict=True)))
 
 
-def _fit(x_FBC: np.ndarray, bounds: Sequence[tuple[float | None, float | None]], found: _Cases,
-         used_B: np.ndarray) -> np.ndarray:  # fmt: skip
-    """(F,) weights that make the wanted candidates most likely, of cases that have one."""
-    mine = used_B & found.wanted_BC.any(1)
-    start = np.array([1.0 if low is not None else 0.0 for low, _ in bounds])
-    if not mine.any() or all(low == high for low, high in bounds):
-        return start
-    x_BCF = np.ascontiguousarray(np.moveaxis(x_FBC[:, mine], 0, 2))
-    there_BC, wanted_BC = found.there_BC[mine], found.wanted_BC[mine]
-    spread_F = x_BCF[there_BC].std(0, dtype=np.float64)
-    live_F = spread_F > 1e-9  # what is the same for all tells nothing, and gets no weight
-    spread_F = np.where(live_F, spread_F, 1.0)
-    x_BCF = x_BCF * (live_F / spread_F).astype(np.float32)
-    share_BC = (wanted_BC / wanted_BC.sum(1, keepdims=True)).astype(np.float32)
-    hope_F = np.einsum("bc,bcf->f", share_BC, x_BCF, dtype=np.float64) / len(x_BCF)
-
-    def loss(w_F: np.ndarray) -> tuple[float, np.ndarray]:
-        score_BC = np.where(there_BC, x_BCF @ w_F.astype(np.float32), -np.inf)
-        top_B1 = score_BC.max(1, keepdims=True)
-        e_BC = np.exp(score_BC - top_B1)
-        sum_B1 = e_BC.sum(1, keepdims=True)
-        mean_F = np.einsum("bc,bcf->f", e_BC / sum_B1, x_BCF, dtype=np.float64) / len(x_BCF)
-        value = float((np.log(sum_B1) + top_B1).mean(dtype=np.float64)) - float(w_F @ hope_F)
-        return value + _RIDGE * float(w_F @ w_F), mean_F - hope_F + 2 * _RIDGE * w_F
-
-    found_F = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": 60}).x
-    return found_F * live_F / spread_F
+def _fit(x_FBC: np.ndarray, bounds: Bounds, found: _Cases, used_B: np.ndarray) -> np.ndarray:
+    return weights(x_FBC[:, used_B], found.there_BC[used_B], found.wanted_BC[used_B], bounds, ridge=_RIDGE)
 
 
 def _ndcg(found: _Cases, score_BC: np.ndarray) -> np.ndarray:

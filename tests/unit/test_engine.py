@@ -27,9 +27,8 @@ from mmrec.models import losses
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.losses import sampled_softmax
 from mmrec.models.splits import leave_one_out, rolling
-from mmrec.train import blend as blending
 from mmrec.train import checkpoint as keeping
-from mmrec.train import loop
+from mmrec.train import loop, measure
 from mmrec.train.batches import Batch, Batches, ahead
 from mmrec.train.checkpoint import Checkpoint, fingerprint
 from mmrec.train.device import autocast, device_named
@@ -555,21 +554,21 @@ def test_counting_places_gives_the_ndcg_of_sorted_lists(seed: int, n: int, cases
     for row, target in zip(scores, fold.target_item[1:-1], strict=True):
         order = [i for i in sorted(range(n), key=lambda i: (-row[i], i)) if row[i] > -np.inf][:10]
         want.append(1 / np.log2(order.index(target) + 2.0) if target in order else 0.0)
-    got = blending.ndcg(fold, scores, 1)
+    got = measure.ndcg(fold, scores, 1)
     assert got == float(np.mean(want))
     if not tied:  # the list of the ten best, as cases with several targets have it
         ptr = fold.target_ptr[1:-1]
-        listed = blending.metrics.ranking(blending._top(scores, 10), ptr - ptr[0], fold.target_item[1:-1], (10,))
+        listed = measure.metrics.ranking(measure.top(scores, 10), ptr - ptr[0], fold.target_item[1:-1], (10,))
         assert got == float(listed["ndcg@10"].mean())
 
 
 def test_scores_that_are_no_numbers_are_no_hits() -> None:
     fold = ranked_fold(np.random.default_rng(0), 3, 20, 1)
-    assert blending.ndcg(fold, np.full((3, 20), np.nan, np.float32)) == 0
-    assert blending.ndcg(fold, np.full((3, 20), -np.inf, np.float32)) == 0
+    assert measure.ndcg(fold, np.full((3, 20), np.nan, np.float32)) == 0
+    assert measure.ndcg(fold, np.full((3, 20), -np.inf, np.float32)) == 0
     best = np.zeros((3, 20), np.float32)
     best[np.arange(3), fold.target_item] = 1
-    assert blending.ndcg(fold, best) == 1
+    assert measure.ndcg(fold, best) == 1
 
 
 def test_validation_is_of_the_first_cases_of_each_fold_weighed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,7 +584,7 @@ def test_validation_is_of_the_first_cases_of_each_fold_weighed_alike(monkeypatch
     monkeypatch.setattr(loop, "_VALIDATED", 12)
     log = make_log([(0, 0, 0)])
     got = loop.validation_ndcg(log, folds, score)
-    want = [blending.ndcg(f, scores[id(f)][c : c + 1], c) for f in folds for c in range(min(12, f.n_cases))]
+    want = [measure.ndcg(f, scores[id(f)][c : c + 1], c) for f in folds for c in range(min(12, f.n_cases))]
     assert got == pytest.approx(np.mean(want), rel=1e-12)
     assert asked == [(id(folds[0]), slice(0, 12)), (id(folds[1]), slice(0, 7))]
 

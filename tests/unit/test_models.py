@@ -1,5 +1,7 @@
 """The parts of the model against what they must be: known answers, causality, invariants."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,20 @@ def test_likeness_is_of_unit_length_and_empty_where_there_is_no_content() -> Non
     assert not v[~any_content].any()
     alone = Likeness.fit(items, 8).vectors(items, drop=frozenset(items.content))
     assert not alone.any()
+
+
+def test_a_direction_counts_by_its_variance_to_the_power_and_rounding_counts_nothing() -> None:
+    items, _ = random_shop(3)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(items.n, 3)) * [10.0, 1.0, 0.0]
+    x[:, 2] = 1e-9 * rng.normal(size=items.n)
+    items = replace(items, content={"text": x.astype(np.float32)}, present={"text": np.ones(items.n, bool)})
+    ((mean, directions),) = Likeness.fit(items, 3).maps.values()
+    spread = ((items.content["text"] - mean) @ directions).std(0)
+    variance = items.content["text"].var(0)[:2]
+    # the two are nearly axes: what is across is a chance correlation of some hundredths
+    assert spread[1] / spread[0] == pytest.approx((variance[1] / variance[0]) ** (0.5 - 0.35), rel=0.05)
+    assert not directions[:, 2].any()
 
 
 def test_weights_of_a_history_fall_with_age_to_their_base() -> None:

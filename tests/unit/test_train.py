@@ -26,6 +26,8 @@ from mmrec.models.data import Fold, Items, Log
 from mmrec.models.losses import full_softmax, gbce, sampled_softmax
 from mmrec.models.splits import leave_one_out, per_user, rolling
 from mmrec.train import blend as room
+from mmrec.train import cold as colding
+from mmrec.train import measure
 from mmrec.train import recipe as recipes
 from mmrec.train.batches import Batch, Batches
 from mmrec.train.export import export, item_feeds, user_feeds
@@ -228,7 +230,7 @@ def test_every_loss_learns_what_follows_what(more: dict[str, Any]) -> None:
     fold = leave_one_out(log, items)
     recipe = replace(TINY, d=16, epochs=40, schedule=40, dropout=0.0, part_dropout=0.0, lr=1e-2, tokens=128, every=100, **more)
     model = Champion(recipe, 0).fit(items, log, fold)
-    scores = room.mask(fold, log, model.sequence_scores(items, log, fold, slice(0, fold.n_cases)))
+    scores = measure.mask(fold, log, model.sequence_scores(items, log, fold, slice(0, fold.n_cases)))
     assert (scores.argmax(1) == fold.target_item).mean() > 0.9
 
 
@@ -282,21 +284,21 @@ def test_a_search_never_ends_below_where_it_began(seed: int) -> None:
     items, log = shop(seed)
     *vals, _ = rolling(log, items, 100 * DAY, days=20, cuts=3, min_history=2)
     model = Champion(TINY, seed=1).fit(items, log, vals[0])
-    search = room._Search(model, items, log, vals)
+    search = room.Search(model, items, log, vals)
     begin = {"tau": 10.0, "base": 0.1, "linear": 0.0, "half_life_days": 365.0, "popularity": 0.0, "content": 0.0, "image_share": 1.0}
     begin["linear"] = search.units(begin)["linear"]
     started = search.ndcg(begin)
-    chosen = room.blend(model, items, log, vals)
+    chosen = room.blend(search)
     assert search.ndcg(chosen) >= started
     # what the search measured is what the settled model scores, here and in a naive evaluation
     model.settle(chosen)
     assert whole_ndcg(model, items, log, vals) == pytest.approx(search.ndcg(chosen), abs=1e-6)
     best = search.ndcg(chosen)
-    cold = room.blend_cold(model, items, log, vals)
-    own = {f: getattr(model.recipe, f) for f in room._WARM}
-    zero = room._Search(model, items, log, vals).ndcg(own | cold | {"cold_offset": 0.0})
+    cold = colding.blend_cold(search)
+    own = {f: getattr(model.recipe, f) for f in colding._WARM}
+    zero = room.Search(model, items, log, vals).ndcg(own | cold | {"cold_offset": 0.0})
     # cold items may cost the whole half a percent of the best offset there is
-    assert room._Search(model, items, log, vals).ndcg(own | cold) >= room._SLACK * zero
+    assert room.Search(model, items, log, vals).ndcg(own | cold) >= colding._SLACK * zero
     assert set(chosen) | set(cold) <= set(TINY.__dataclass_fields__)
     assert best >= started
 
@@ -307,7 +309,7 @@ def test_scores_of_a_search_are_masked_as_the_kernel_would_and_its_ndcg_is_the_m
     items, log, fold, _, _ = fitted
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(fold.n_cases, items.n)).astype(np.float32)
-    masked = room.mask(fold, log, scores.copy())
+    masked = measure.mask(fold, log, scores.copy())
     for c in range(fold.n_cases):
         gone = ~fold.catalogue.copy()
         gone[log.item[fold.hist_row[fold.hist_ptr[c] : fold.hist_ptr[c + 1]]]] = True
@@ -316,7 +318,7 @@ def test_scores_of_a_search_are_masked_as_the_kernel_would_and_its_ndcg_is_the_m
     top = np.argsort(-masked, axis=1, kind="stable")[:, :10]
     top = np.where(np.isneginf(np.take_along_axis(masked, top, 1)), -1, top)
     want = metrics.ranking(top, fold.target_ptr, fold.target_item, (10,))["ndcg@10"].mean()
-    assert room.ndcg(fold, masked) == pytest.approx(want)
+    assert measure.ndcg(fold, masked) == pytest.approx(want)
 
 
 def test_rows_after_the_cut_change_neither_vectors_nor_scores_by_a_bit(
