@@ -8,9 +8,9 @@ cut to the strongest `rank` directions. Seen items are never offered, so the dia
 Content directions are further rows of X, as if each were a user (Jeunen et al., RecSys 2020, section 3.1): what goes
 together in content and in behaviour is learned at once, and an item nobody has had is placed by its content.
 Likeness is the cosine of an item's content to the mean content of a history, each modality cut to its principal
-directions and given the same say. Directions are partly whitened: the strongest say what kind of thing an item is, those
-behind say which. Appeal is a ridge regression of log popularity on content. Together they rank items
-without interactions.
+directions and given the same say. Directions are partly whitened: the strongest say what kind of thing an item is,
+those behind say which. Appeal is a ridge regression of log popularity on content. Together they rank items without
+interactions.
 Trade-off: above `_EXACT` users the directions come from a randomised decomposition (Halko et al., SIAM Review 2011,
 algorithms 4.4 and 5.1), so that every user counts and the cost is that of a few sparse products.
 
