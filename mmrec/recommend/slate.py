@@ -26,7 +26,9 @@ from scipy import sparse
 
 from mmrec import schema
 from mmrec.models.stored import Stored
+from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import TopK, search, select
+from mmrec.topk.members import Offers
 from mmrec.topk.rerank import Rerank, rerank
 from mmrec.topk.seen import Seen, of_users
 
@@ -55,8 +57,18 @@ class Vectors:
         """The best of `rows` of a block of users."""
         user_BD = self.user_UD[block][rows]
         if self.how is None or self.cold_N is None:
-            return search(user_BD, self.item_ND, k, seen=seen)
-        return rerank(user_BD, self.item_ND, k, how=self.how, cold=self.cold_N, seen=seen)
+            return search(user_BD, self._catalogue, k, seen=seen)
+        return rerank(user_BD, self._offers, k, how=self.how, seen=seen)
+
+    @cached_property
+    def _catalogue(self) -> Catalogue:
+        return Catalogue(self.item_ND)
+
+    @cached_property
+    def _offers(self) -> Offers:
+        assert self.how is not None
+        assert self.cold_N is not None
+        return Offers(self.item_ND, self.how.members, self.cold_N)
 
     @cached_property
     def _unit_ND(self) -> np.ndarray:

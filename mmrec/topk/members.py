@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.compiled import jit
 from mmrec.topk.exact import search
 from mmrec.topk.seen import Seen
@@ -31,44 +33,66 @@ class Candidates:
     dropped_items: int
 
 
+class Offers:
+    """A catalogue as every member has it: made ready once, searched for many users.
+
+    Attributes:
+        item_ND: (N, D) float32. members: first column and column behind the last, of each. cold_N: (N,) bool, items of
+            which no member knows but by their content, in weights of their own. dropped: items left out because their
+            vector is not finite. parts: of each member, without cold items; late: cold ones, all columns; whole: all.
+    """
+
+    def __init__(
+        self, item_ND: np.ndarray, members: Sequence[tuple[int, int]], cold: np.ndarray,
+        allowed: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        self.item_ND = np.ascontiguousarray(item_ND, np.float32)
+        self.members, self.cold_N = tuple(members), cold
+        ok_N = np.isfinite(self.item_ND).all(1)
+        self.dropped = int((~ok_N).sum())
+        self._there_N = ok_N if allowed is None else ok_N & allowed
+        self.parts = [Catalogue(self.item_ND[:, a:b], self._there_N & ~cold) for a, b in self.members]
+        self.late = Catalogue(self.item_ND, self._there_N & cold)
+
+    @cached_property
+    def whole(self) -> Catalogue:
+        """Made when a list is longer than its candidates."""
+        return Catalogue(self.item_ND, self._there_N)
+
+
 def candidates(
-    user_BD: np.ndarray, item_ND: np.ndarray, members: Sequence[tuple[int, int]], depth: int, *, cold: np.ndarray,
-    seen: Seen | None = None, allowed: np.ndarray | None = None, threads: int | None = None,
-) -> Candidates:  # fmt: skip
+    user_BD: np.ndarray, offers: Offers, depth: int, *, seen: Seen | None = None, threads: int | None = None
+) -> Candidates:
     """The union of the members' M best, with every member's score and rank of each.
 
+    A member for whom a user's best, two or more, are all equal has nothing to say and names nobody. Members name no
+    cold items: the M best of these by the whole dot product join the union, and their rank under a member is the number
+    of its best that score no less.
+
     Args:
-        members, depth: as of `Rerank`. A member for whom a user's best, two or more, are all equal has nothing to say
-            and names nobody.
-        cold: (N,) bool, items of which no member knows but by their content, in weights of their own. Members name
-            none of them; the M best by the whole dot product join the union, and their rank under a member is the
-            number of its best that score no less.
-        seen, allowed, threads: those of `search`.
+        depth: M. seen, threads: those of `search`.
     """
     user_BD = np.ascontiguousarray(user_BD, np.float32)
-    item_ND = np.ascontiguousarray(item_ND, np.float32)
-    ok_B, ok_N = np.isfinite(user_BD).all(1), np.isfinite(item_ND).all(1)
-    there_N = ok_N if allowed is None else ok_N & allowed
+    ok_B = np.isfinite(user_BD).all(1)
     user_BD = np.where(ok_B[:, None], user_BD, np.float32(np.nan))  # out of every member, or of none
     tops, bests = [], []
-    for start, stop in members:
-        top = search(user_BD[:, start:stop], item_ND[:, start:stop], depth, seen=seen, allowed=there_N & ~cold,
-                     threads=threads)  # fmt: skip
+    for part, (start, stop) in zip(offers.parts, offers.members, strict=True):
+        top = search(user_BD[:, start:stop], part, depth, seen=seen, threads=threads)
         last_B = np.maximum((top.item >= 0).sum(1) - 1, 0)
         silent_B = (last_B > 0) & (top.score[:, 0] == top.score[np.arange(len(last_B)), last_B])
         tops.append(np.where(silent_B[:, None], np.int32(-1), top.item))
         # who says nothing of warm items says nothing of cold ones
         bests.append(np.where(silent_B[:, None], np.float32(np.inf), top.score))
-    late = search(user_BD, item_ND, depth, seen=seen, allowed=there_N & cold, threads=threads).item
+    late = search(user_BD, offers.late, depth, seen=seen, threads=threads).item
     item_BC = _union(np.concatenate([*tops, late], 1))
-    late_BC = (item_BC >= 0) & cold[item_BC]
-    rank_BCP = np.full((*item_BC.shape, len(members)), depth, np.int32)
-    score_BCP = np.zeros((*item_BC.shape, len(members)), np.float32)
-    for p, (start, stop) in enumerate(members):
+    late_BC = (item_BC >= 0) & offers.cold_N[item_BC]
+    rank_BCP = np.full((*item_BC.shape, len(tops)), depth, np.int32)
+    score_BCP = np.zeros((*item_BC.shape, len(tops)), np.float32)
+    for p, (start, stop) in enumerate(offers.members):
         _ranks(item_BC, tops[p], rank_BCP[:, :, p])
-        _scores(user_BD, item_ND, item_BC, start, stop, score_BCP[:, :, p])
+        _scores(user_BD, offers.item_ND, item_BC, start, stop, score_BCP[:, :, p])
         _standing(late_BC, score_BCP[:, :, p], bests[p], rank_BCP[:, :, p])
-    return Candidates(item_BC, score_BCP, rank_BCP, int((~ok_B).sum()), int((~ok_N).sum()))
+    return Candidates(item_BC, score_BCP, rank_BCP, int((~ok_B).sum()), offers.dropped)
 
 
 def _union(item_BW: np.ndarray) -> np.ndarray:

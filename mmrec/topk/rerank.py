@@ -21,7 +21,7 @@ import numpy as np
 
 from mmrec.errors import InputError
 from mmrec.topk.exact import TopK, search
-from mmrec.topk.members import candidates
+from mmrec.topk.members import Offers, candidates
 from mmrec.topk.seen import Seen, of_users
 
 KINDS = ("ranks", "vote", "stacking")
@@ -83,16 +83,14 @@ def features(kind: str, score_BCP: np.ndarray, rank_BCP: np.ndarray, depth: int)
 
 
 def rerank(
-    user_BD: np.ndarray, item_ND: np.ndarray, k: int, *, how: Rerank, cold: np.ndarray, seen: Seen | None = None,
-    allowed: np.ndarray | None = None, threads: int | None = None,
-) -> TopK:  # fmt: skip
-    """The K best of every user; `cold` as of `candidates`, the rest, errors and dropped rows as of `search`.
+    user_BD: np.ndarray, offers: Offers, k: int, *, how: Rerank, seen: Seen | None = None, threads: int | None = None
+) -> TopK:
+    """The K best of every user; `offers` of `how.members`, the rest, errors and dropped rows as of `search`.
 
     Items behind the union have the last score of the union less their distance from the best of them less one, so
     that scores fall along a list.
     """
-    found = candidates(user_BD, item_ND, how.members, how.depth, cold=cold, seen=seen, allowed=allowed,
-                       threads=threads)  # fmt: skip
+    found = candidates(user_BD, offers, how.depth, seen=seen, threads=threads)
     there_BC = found.item_BC >= 0
     total_BC = np.where(there_BC, how.combined(found.score_BCP, found.rank_BCP).astype(np.float32), -np.inf)
     order_BC = np.argsort(-total_BC, axis=1, kind="stable")  # items ascend, so ties are by index
@@ -105,8 +103,8 @@ def rerank(
     short_S = np.flatnonzero((count_B < k) & ok_B)  # more places than candidates: a small or a half-hidden catalogue
     if len(short_S):
         had = None if seen is None else of_users(seen, short_S)
-        more = search(np.asarray(user_BD)[short_S], item_ND, k + int(count_B[short_S].max()), seen=had,
-                      allowed=allowed, threads=threads)  # fmt: skip
+        more = search(np.asarray(user_BD)[short_S], offers.whole, k + int(count_B[short_S].max()), seen=had,
+                      threads=threads)  # fmt: skip
         for u, item_W, score_W in zip(short_S, more.item, more.score, strict=True):
             n = int(count_B[u])
             rest = ~np.isin(item_W, found.item_BC[u]) & (item_W >= 0)

@@ -35,7 +35,7 @@ from mmrec.models.fusion import ItemEncoder
 from mmrec.models.linear import Likeness, LinearHead, appeal_inputs, fit_appeal, fit_linear, history_weights
 from mmrec.models.tables import latest
 from mmrec.models.towers import UserEncoder
-from mmrec.topk.members import candidates
+from mmrec.topk.members import Offers, candidates
 from mmrec.topk.rerank import Rerank, behind
 from mmrec.train.blend import Search, blend
 from mmrec.train.checkpoint import Checkpoint, fingerprint
@@ -73,6 +73,7 @@ class Champion:
         self.chosen: dict[str, Any] = {}
         self.curves: list[dict[str, Any]] = []
         self._side: tuple[Items, Any, tuple[np.ndarray, ...]] | None = None  # the catalogue that was last asked for
+        self._offers: tuple[np.ndarray, Fold, Offers] | None = None  # the same, as the members have it
         # while weights are chosen, what is closed form is kept of every window: none of it depends on them
         self._windows: list[tuple[Fold, tuple[LinearHead, np.ndarray, np.ndarray]]] | None = None
 
@@ -215,8 +216,9 @@ class Champion:
             return out_BN
         ptr = fold.hist_ptr[cases.start : cases.start + len(out_BN) + 1]
         seen = (ptr - ptr[0], log.item[fold.hist_row[ptr[0] : ptr[-1]]])
-        found = candidates(user_BV, item_NV, how.members, how.depth, cold=~self.touched_N, seen=seen,
-                           allowed=fold.catalogue)  # fmt: skip
+        if self._offers is None or self._offers[0] is not item_NV or self._offers[1] is not fold:
+            self._offers = (item_NV, fold, Offers(item_NV, how.members, ~self.touched_N, fold.catalogue))
+        found = candidates(user_BV, self._offers[2], how.depth, seen=seen)
         total_BC = how.combined(found.score_BCP, found.rank_BCP).astype(np.float32)
         for b, item_C in enumerate(found.item_BC):
             there_C = item_C >= 0

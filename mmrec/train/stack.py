@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmrec.models.data import Fold, Items, Log
-from mmrec.topk.members import candidates
+from mmrec.topk.members import Offers, candidates
 from mmrec.topk.rerank import KINDS, features
 from mmrec.train.listwise import Bounds, weights
 from mmrec.train.measure import mask, ndcg
@@ -129,7 +129,7 @@ def _gather(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> _C
     parts: list[tuple[np.ndarray, ...]] = []
     for v in vals:
         model.refresh(items, log, v)
-        item_NV = model.item_side(items)
+        offers = Offers(model.item_side(items), model.members, ~model.touched_N, v.catalogue)
         picked = np.unique(np.linspace(0, v.n_cases - 1, min(v.n_cases, _CASES // len(vals))).astype(np.int64))
         for start in range(0, v.n_cases, _BLOCK):
             mine = picked[(picked >= start) & (picked < start + _BLOCK)]
@@ -138,8 +138,7 @@ def _gather(model: Champion, items: Items, log: Log, vals: Sequence[Fold]) -> _C
             user_BV = model.user_side(items, log, v, slice(start, min(start + _BLOCK, v.n_cases)))[mine - start]
             seen = [np.unique(log.item[v.hist_row[v.hist_ptr[c] : v.hist_ptr[c + 1]]]) for c in mine]
             ptr = np.concatenate([[0], np.cumsum([len(s) for s in seen])]).astype(np.int64)
-            got = candidates(user_BV, item_NV, model.members, model.recipe.depth, cold=~model.touched_N,
-                             seen=(ptr, np.concatenate(seen).astype(np.int32)), allowed=v.catalogue)  # fmt: skip
+            got = candidates(user_BV, offers, model.recipe.depth, seen=(ptr, np.concatenate(seen).astype(np.int32)))
             wanted_BC, targets_B = np.zeros(got.item_BC.shape, bool), np.zeros(len(mine), np.int64)
             for b, c in enumerate(mine):
                 target = v.target_item[v.target_ptr[c] : v.target_ptr[c + 1]]

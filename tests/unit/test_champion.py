@@ -16,6 +16,7 @@ from mmrec.evaluate.protocols import evaluate
 from mmrec.models.baselines import Popularity
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.splits import leave_one_out, per_user
+from mmrec.topk.members import Offers
 from mmrec.topk.rerank import Rerank, rerank
 from mmrec.train.export import export, item_feeds, user_feeds
 from mmrec.train.fit import Champion
@@ -120,7 +121,7 @@ def test_a_re_ranked_list_is_the_same_in_evaluation_and_at_night(
     user_vec = graphs[1].run(None, user_feeds(model, log, fold, slice(0, n), item_in))[0]
     seen = (fold.hist_ptr, log.item[fold.hist_row])
     cold = feeds["id_index"] == 0
-    served = rerank(user_vec, item_vec, 20, how=how, cold=cold, seen=seen, allowed=fold.catalogue)
+    served = rerank(user_vec, Offers(item_vec, how.members, cold, fold.catalogue), 20, how=how, seen=seen)
     ranked = evaluate(model, items, log, fold).ranked
     # graphs and torch differ by rounding, so two items that all but tie may change places
     assert (served.item == ranked).mean() > 0.99

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mmrec.errors import InputError
 from mmrec.topk.exact import search
-from mmrec.topk.members import candidates
+from mmrec.topk.members import Offers, candidates
 from mmrec.topk.rerank import Rerank, rerank
 from mmrec.train.stack import _Cases, _fields, _fit, _ndcg
 
@@ -68,7 +68,7 @@ def test_lists_are_those_of_a_plain_loop(seed: int, kind: str, depth: int, k: in
     cold, allowed = rng.random(25) < 0.3, rng.random(25) < 0.9
     had = [np.flatnonzero(rng.random(25) < 0.2).astype(np.int32) for _ in users]
     seen = (np.concatenate([[0], np.cumsum([len(h) for h in had])]).astype(np.int64), np.concatenate(had))
-    found = rerank(users, items, k, how=how, cold=cold, seen=seen, allowed=allowed)
+    found = rerank(users, Offers(items, how.members, cold, allowed), k, how=how, seen=seen)
     for u, user in enumerate(users):
         hidden = set(had[u].tolist()) | set(np.flatnonzero(~allowed).tolist())
         want = _oracle(user, items, how, set(np.flatnonzero(cold).tolist()), hidden)[:k]
@@ -82,10 +82,10 @@ def test_a_longer_list_begins_with_the_shorter_one_and_blocks_change_nothing() -
     rng = np.random.default_rng(3)
     users, items = rng.standard_normal((50, 5)).astype(np.float32), rng.standard_normal((300, 5)).astype(np.float32)
     how, cold = Rerank("stacking", 20, MEMBERS, (1.0, 1.0, -0.5, -0.5)), rng.random(300) < 0.1
-    long = rerank(users, items, 120, how=how, cold=cold)
+    long = rerank(users, Offers(items, how.members, cold), 120, how=how)
     for k in (1, 15, 60):
-        np.testing.assert_array_equal(rerank(users, items, k, how=how, cold=cold).item, long.item[:, :k])
-    alone = [rerank(users[u : u + 1], items, 120, how=how, cold=cold, threads=1) for u in range(50)]
+        np.testing.assert_array_equal(rerank(users, Offers(items, how.members, cold), k, how=how).item, long.item[:, :k])
+    alone = [rerank(users[u : u + 1], Offers(items, how.members, cold), 120, how=how, threads=1) for u in range(50)]
     np.testing.assert_array_equal(np.concatenate([a.item for a in alone]), long.item)
     np.testing.assert_array_equal(np.concatenate([a.score for a in alone]), long.score)
 
@@ -94,7 +94,7 @@ def test_weighted_scores_of_whole_depth_are_the_dot_product() -> None:
     rng = np.random.default_rng(5)
     users, items = rng.standard_normal((8, 5)).astype(np.float32), rng.standard_normal((40, 5)).astype(np.float32)
     how = Rerank("stacking", 40, MEMBERS, (1.0, 1.0, 0.0, 0.0))
-    found = rerank(users, items, 10, how=how, cold=np.zeros(40, bool))
+    found = rerank(users, Offers(items, how.members, np.zeros(40, bool)), 10, how=how)
     np.testing.assert_array_equal(found.item, search(users, items, 10).item)
 
 
@@ -103,17 +103,17 @@ def test_rows_that_are_not_numbers_are_dropped_and_counted() -> None:
     users, items = _vectors(rng, 3, 20)
     users[1, 4], items[6, 0] = np.nan, np.inf
     how = Rerank("vote", 5, MEMBERS)
-    found = rerank(users, items, 6, how=how, cold=np.zeros(20, bool))
+    found = rerank(users, Offers(items, how.members, np.zeros(20, bool)), 6, how=how)
     assert (found.dropped_users, found.dropped_items) == (1, 1)
     assert (found.item[1] == -1).all()
     assert not (found.item == 6).any()
-    clean = rerank(users[[0, 2]], items, 6, how=how, cold=np.zeros(20, bool))
+    clean = rerank(users[[0, 2]], Offers(items, how.members, np.zeros(20, bool)), 6, how=how)
     np.testing.assert_array_equal(found.item[[0, 2]], clean.item)
 
 
 def test_a_member_that_tells_nothing_apart_names_nobody() -> None:
     items = np.array([[1, 0], [2, 0], [3, 0], [4, 0]], np.float32)
-    found = candidates(np.ones((1, 2), np.float32), items, ((0, 1), (1, 2)), 2, cold=np.zeros(4, bool))
+    found = candidates(np.ones((1, 2), np.float32), Offers(items, ((0, 1), (1, 2)), np.zeros(4, bool)), 2)
     assert found.item_BC.tolist() == [[2, 3]]
     assert found.rank_BCP[0].tolist() == [[1, 2], [0, 2]]
 
@@ -172,7 +172,7 @@ def test_where_ranks_alone_count_every_member_is_heard() -> None:
 def test_cold_items_are_no_better_under_a_member_that_says_nothing() -> None:
     items = np.array([[1, 0], [2, 0], [3, 0], [0, -5]], np.float32)
     cold = np.array([False, False, False, True])
-    found = candidates(np.ones((1, 2), np.float32), items, ((0, 1), (1, 2)), 2, cold=cold)
+    found = candidates(np.ones((1, 2), np.float32), Offers(items, ((0, 1), (1, 2)), cold), 2)
     assert found.item_BC.tolist() == [[1, 2, 3]]
     assert found.rank_BCP[0].tolist() == [[1, 2], [0, 2], [2, 2]]
 
