@@ -63,6 +63,8 @@ def examine(home: Path, engine: str | None = None, *, install: bool = False) -> 
     look("class archive", "a start of engine spark in half the time", False, "mmrec doctor --install (20 s, 190 MB)",
          lambda: archive(config.spark, make=install and local))  # fmt: skip
     look("Airflow", "scheduled nights", False, "pip install 'mmrec[cluster]'", lambda: version("apache-airflow"))
+    look("compiled kernel", "exact top K in a fraction of the time", False,
+         "a C compiler, then pip install mmrec again, on a processor with AVX-512 and VNNI", _kernel)  # fmt: skip
     look("CUDA", "device cuda", cuda, 'pip install "onnxruntime-gpu[cuda,cudnn]", or device = "cpu"', _cuda)
     return found
 
@@ -86,6 +88,12 @@ def _disk(home: Path) -> str:
 def _memory() -> str:
     total = psutil.virtual_memory().total / 1e9
     return _demand(total >= _MEMORY_GB, f"{total:.0f} GB", f"{total:.1f} GB")
+
+
+def _kernel() -> str:
+    from mmrec.topk import native
+
+    return _demand(native.available(), "AVX-512, VNNI", "not built, or not for this processor: numba does it")
 
 
 def _cuda() -> str:
