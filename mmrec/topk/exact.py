@@ -32,13 +32,13 @@ from mmrec.topk.compiled import jit
 from mmrec.topk.heap import is_seen, push, unheap
 from mmrec.topk.seen import Seen, positions
 
-WAYS = ("int8", "fp32", "portable")
+WAYS = ("int8", "fp32", "portable") if native.available() else ("portable",)  # that this machine has
 _U32 = 2.0**-24  # unit round-off of fp32
 _TINY = 2.0**-149  # smallest fp32 number: what an underflow can lose
 _HUGE = 2.0**120  # beyond this an fp32 product could overflow on the way
 _UP = 1 + 1e-6  # norms are rounded up by more than summing and a root can lose
-_BLOCK = 192
-_TILE_BYTES = 384 * 1024  # of a catalogue that all users of a block go over, half of a core's second cache
+BLOCK = 192
+TILE_BYTES = 384 * 1024  # of a catalogue that all users of a block go over, half of a core's second cache
 # int8 is worth it while few items pass its bound: some lists' length, and a share of the catalogue
 _PROBED, _PASSED, _MOST = 48, 20, 0.02
 _FEW = 32  # users
@@ -64,7 +64,7 @@ class TopK:
 
 def search(
     user_BD: np.ndarray, item_ND: np.ndarray | Catalogue, k: int, *, seen: Seen | None = None,
-    allowed: np.ndarray | None = None, block: int = _BLOCK, tile: int | None = None, threads: int | None = None,
+    allowed: np.ndarray | None = None, block: int = BLOCK, tile: int | None = None, threads: int | None = None,
     way: str | None = None,
 ) -> TopK:  # fmt: skip
     """The K items with the greatest dot product for every user; exact.
@@ -136,7 +136,7 @@ class _Work:
         return TopK(np.full((b, self.k), -1, np.int32), np.full((b, self.k), -np.inf, np.float32), dropped,
                     self.catalogue.dropped)  # fmt: skip
 
-    def fill(self, way: str, rows: slice, seen: Seen, out: TopK, select: bool = True) -> int:
+    def fill(self, way: str, rows: slice, seen: Seen, out: TopK) -> int:
         """Lists of some users; says how many items passed a bound, 0 of the portable way."""
         item, score, ok_B = out.item[rows], out.score[rows], self.ok_B[rows]
         user_BD = np.where(ok_B[:, None], self.user_BD[rows], np.float32(0))
@@ -146,22 +146,22 @@ class _Work:
             return 0
         panels = self.catalogue.int8 if way == "int8" else self.catalogue.fp32
         width = user_BD.shape[1] * (1 if way == "int8" else 4)
-        tile = _TILE_BYTES // max(width, 1) if self.tile is None else self.tile
+        tile = TILE_BYTES // max(width, 1) if self.tile is None else self.tile
         norm_B = np.where(ok_B, self.norm_B[rows] * _UP, -1.0)
         passed, _ = native.search_block(panels, user_BD, norm_B, self.margin_B[rows], self.k, seen,
-                                        max(1, tile // native.PANEL), item, score, select=select)  # fmt: skip
+                                        max(1, tile // native.PANEL), item, score)  # fmt: skip
         return int(passed)
 
 
 def _way(work: _Work, asked: str | None, block: int) -> str:
     """The way asked for, or the fastest; what a catalogue was found to be like is kept with it."""
-    if asked is not None and (asked not in WAYS or (asked != "portable" and not native.available())):
-        raise InputError("No such way to search.", value=asked, valid=WAYS if native.available() else ("portable",))
     if asked is not None:
+        if asked not in WAYS:
+            raise InputError("No such way to search.", value=asked, valid=WAYS)
         return asked
     catalogue, d = work.catalogue, work.user_BD.shape[1]
     # packing costs what some ten users do
-    if not native.available() or (len(work.user_BD) < _FEW and not catalogue.packed):
+    if len(WAYS) == 1 or (len(work.user_BD) < _FEW and not catalogue.packed):
         return "portable"
     if d > _WIDEST:
         return "fp32"
@@ -169,7 +169,7 @@ def _way(work: _Work, asked: str | None, block: int) -> str:
         n = min(_PROBED, len(work.user_BD))
         nobody = np.zeros(n + 1, np.int64), np.zeros(0, np.int32)
         passed = work.fill("int8", slice(0, n), nobody, work.empty(n, 0))
-        few = passed <= n * (_PASSED * work.k + _MOST * len(catalogue.row_M))
+        few = passed <= n * (_PASSED * (work.k + 10) + _MOST * len(catalogue.row_M))
         catalogue.ways[work.k] = "int8" if few else "fp32"
     return catalogue.ways[work.k]
 

@@ -45,6 +45,7 @@ typedef struct {
     int32_t *place;          /* (cap) what may be among them, ascending */
     float *score;            /* (cap) fp32 */
     int64_t count, fresh;    /* fresh: from here on nothing is filtered or scored */
+    int64_t full;            /* at so many the floor is raised: soon for the first time, then when there is no more room */
     const int32_t *seen, *seen_end; /* places, ascending; those before are behind the fresh ones */
 } one;
 
@@ -184,6 +185,7 @@ static void compact(work *w, one *u) {
         kept++;
     }
     u->count = u->fresh = kept;
+    u->full = w->cap - W;
     if (kept < w->k) return;
     if (isfinite(u->margin)) {
         memcpy(w->work, u->score, kept * sizeof(float));
@@ -272,7 +274,7 @@ F32 static int64_t scan32(work *w, one *u, const float *packed, int64_t from, in
             if (m >> 32 & 0xffff) push(u + r, m >> 32, p * W + 32, c##r);                          \
             if (m >> 48) push(u + r, m >> 48, p * W + 48, d##r);                                   \
             w->pushed += u[r].count - before;                                                      \
-            if (u[r].count > w->cap - W) compact(w, u + r);                                        \
+            if (u[r].count > u[r].full) compact(w, u + r);                                        \
         }                                                                                          \
     }
         EACH_R(PASS)
@@ -335,7 +337,7 @@ I8 static int64_t scan8(work *w, one *u, const int32_t *packed, int64_t from, in
             if (m >> 32 & 0xffff) push(u + r, m >> 32, p * W + 32, none);                  \
             if (m >> 48) push(u + r, m >> 48, p * W + 48, none);                           \
             w->pushed += u[r].count - before;                                              \
-            if (u[r].count > w->cap - W) compact(w, u + r);                                \
+            if (u[r].count > u[r].full) compact(w, u + r);                                \
         }                                                                                  \
     }
         EACH_R(PASS8)
@@ -376,6 +378,7 @@ int32_t search(const catalogue *c, const float *user, const float *packed, const
             u[i].floor = i < b && norm[i] >= 0 ? -INFINITY : INFINITY;
             if (u[i].floor > 0) continue;
             u[i].user = user + i * c->columns;
+            u[i].full = 2 * k + W;
             u[i].norm = norm[i];
             u[i].margin = margin[i];
             if (reduced) {

@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 from mmrec.errors import InputError
 from mmrec.topk import exact, native
+from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import select
-
-WAYS = exact.WAYS if native.available() else ("portable",)
 
 
 def search(*given, **named):
     """By every way that this machine has; all give the same to the last bit."""
-    found = [exact.search(*given, **named, way=way) for way in (*WAYS, None)]
+    found = [exact.search(*given, **named, way=way) for way in (*exact.WAYS, None)]
     for other in found[1:]:
         same(other, (found[0].item, found[0].score, found[0].dropped_users, found[0].dropped_items))
     return found[0]
@@ -216,3 +215,97 @@ def test_select_breaks_ties_by_index_in_every_order_of_scores():
 def test_a_wrong_request_is_refused(bad, where):
     with pytest.raises(InputError, match=where):
         search(np.ones((1, 2)), np.ones((5, 2)), **bad)
+
+
+# the compiled kernel
+
+compiled = pytest.mark.skipif(len(exact.WAYS) == 1, reason="no compiled kernel: no compiler, or another processor")
+
+
+def passed(user, item, k, way):
+    """Items that reached a floor, and scored in fp64, of a block without anything seen."""
+    catalogue, b = Catalogue(item), len(user)
+    panels = catalogue.int8 if way == "int8" else catalogue.fp32
+    norm = np.linalg.norm(user.astype(np.float64), axis=1) * (1 + 1e-6)
+    margin = exact._margin(norm, catalogue.longest, user.shape[1])
+    out = np.full((b, k), -1, np.int32), np.full((b, k), -np.inf, np.float32)
+    told = native.search_block(panels, user, norm, margin, k, (np.zeros(b + 1, np.int64), np.zeros(0, np.int32)), 16, *out)
+    same(exact.TopK(*out, 0, 0), oracle(user, item, k))
+    return told
+
+
+@compiled
+@pytest.mark.parametrize("way", ["int8", "fp32"])
+def test_few_items_pass_and_a_short_tail_is_not_looked_at(way):
+    rng = np.random.default_rng(8)
+    user, item = rng.standard_normal((12, 32)).astype(np.float32), rng.standard_normal((20_000, 32)).astype(np.float32)
+    some = passed(user, item, 10, way)
+    assert some[0] < 12 * 20_000 * 0.1
+    assert some[1] < 12 * 40
+    item[2_000:] *= 1e-4  # nothing of these can reach what is there already
+    fewer = passed(user, item, 10, way)
+    assert fewer[0] <= passed(user, item[:2_000], 10, way)[0]
+
+
+@compiled
+def test_a_score_that_rounds_up_to_a_tie_is_not_lost_to_int8():
+    # item 0 is as good as item 1 once rounded, and a little worse before: 1 comes first in the panels, by its norm
+    item = np.zeros((500, 2), np.float32)
+    item[0], item[1] = [1.0, -(2.0**-26)], [1.0, 2.0**-26]
+    user = np.ones((7, 2), np.float32)
+    got = search(user, item, 1)
+    assert got.item.ravel().tolist() == [0] * 7
+    same(got, oracle(user, item, 1))
+
+
+@compiled
+def test_the_way_depends_on_how_many_pass_and_lists_do_not():
+    rng = np.random.default_rng(9)
+    user = rng.standard_normal((300, 16)).astype(np.float32)
+    plain = Catalogue(rng.standard_normal((9_000, 16)).astype(np.float32))
+    same(exact.search(user, plain, 5), oracle(user, plain.item_ND, 5))
+    assert plain.ways == {5: "int8"}
+    # one column drowns the others: a step of int8 is wider than what tells items apart
+    odd = rng.standard_normal((9_000, 16)).astype(np.float32)
+    odd[:, 0] = 1e4
+    drowned = Catalogue(odd)
+    same(exact.search(user, drowned, 5), oracle(user, odd, 5))
+    assert drowned.ways == {5: "fp32"}
+
+
+@compiled
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 140), st.integers(1, 300))
+def test_any_larger_world(seed, b, d, k):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 3_000))
+    item = rng.standard_normal((n, d)) * rng.pareto(1.5, (n, 1)).clip(0, 50)
+    user, item = rng.standard_normal((b, d)).astype(np.float32), item.astype(np.float32)
+    if seed % 3 == 0:  # many ties
+        user, item = np.rint(user), np.rint(item / 4)
+    seen = csr([rng.integers(0, n, rng.integers(0, 80)).tolist() for _ in range(b)])
+    allowed = rng.random(n) > 0.1
+    same(search(user, item, k, seen=seen, allowed=allowed, block=17), oracle(user, item, k, seen, allowed))
+
+
+def test_a_catalogue_is_made_once_and_serves_any_block():
+    user, item, seen, allowed = world(10)
+    made = Catalogue(item, allowed)
+    whole = exact.search(user, item, 9, seen=seen, allowed=allowed)
+    for way in (*exact.WAYS, None):
+        found = [exact.search(user[u : u + 5], made, 9, seen=(seen[0][u : u + 6], seen[1]), way=way) for u in range(0, 37, 5)]
+        np.testing.assert_array_equal(np.concatenate([f.item for f in found]), whole.item)
+        np.testing.assert_array_equal(np.concatenate([f.score for f in found]), whole.score)
+
+
+def test_a_way_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match="way") as caught:
+        exact.search(np.ones((1, 2)), np.ones((5, 2)), 1, way="fp8")
+    assert caught.value.valid == exact.WAYS
+
+
+def test_without_the_library_the_portable_way_is_taken(monkeypatch):
+    monkeypatch.setattr(exact, "WAYS", ("portable",))
+    user, item, seen, allowed = world(11, b=100)
+    monkeypatch.setattr(native, "search_block", lambda *_, **__: pytest.fail("it is not there"))
+    same(exact.search(user, item, 9, seen=seen, allowed=allowed), oracle(user, item, 9, seen, allowed))
