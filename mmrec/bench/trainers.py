@@ -168,6 +168,8 @@ def _rectools_fast(data: dict[str, np.ndarray], settings: dict[str, Any], clock:
     from torch.nn.functional import cross_entropy
     from torch.utils.data import DataLoader
 
+    # outside training PyTorch's fast path answers NaN for padding, and all behind it
+    torch.backends.mha.set_fastpath_enabled(False)
     clock.wait()
     torch.manual_seed(settings["seed"])
     own = data["train"]
@@ -222,6 +224,8 @@ def _histories(data: dict[str, np.ndarray], settings: dict[str, Any], known: np.
 
 def _ranked(user_CD: np.ndarray, item_ND: np.ndarray, known: np.ndarray, data: dict[str, np.ndarray]) -> np.ndarray:
     """(C, K) best of the known items, K at most 10; what the case's user has had comes last."""
+    if not (np.isfinite(user_CD).all() and np.isfinite(item_ND).all()):
+        raise ValueError("a vector to rank by is not a number")
     user, item = data["user"][data["train"]], data["item"][data["train"]]
     at_N = np.zeros(int(data["n_items"]), np.int64)
     at_N[known] = np.arange(len(known))

@@ -167,6 +167,8 @@ def test_the_peers_are_asked_for_the_same_histories_and_rank_what_the_user_has_n
     data["case_user"] = np.zeros(600, np.int64)  # more than are ranked at a time
     user_CD, item_ND = rng.normal(size=(600, 4)), rng.normal(size=(len(known), 4))
     found = trainers._ranked(user_CD, item_ND, known, data)
+    with pytest.raises(ValueError, match="not a number"):
+        trainers._ranked(np.full_like(user_CD, np.nan), item_ND, known, data)
     for c in (0, 511, 512, 599):
         score = dict(zip(known.tolist(), (item_ND @ user_CD[c]).tolist(), strict=True))
         best = sorted(score.keys() - set(own[:2].tolist()), key=lambda item: -score[item])
