@@ -88,11 +88,17 @@ class Search:
         return model.profile(self.log, val, cases, like_NC, flat=True) @ like_NC.T
 
     def units(self, s: dict[str, float]) -> dict[str, float]:
+        """Weights that give parts the spread of the tower's scores."""
         parts = {"linear": self.part("linear", s["tau"], s["base"]), "content": self.part("content", s["image_share"]),
                  "popularity": self.part("popularity", s["half_life_days"])}  # fmt: skip
         parts["appeal"] = self.appeal
-        return {name: self.spread / max(float(np.concatenate([x.ravel() for x in p]).std()), 1e-9)
-                for name, p in parts.items()}  # fmt: skip
+        return {name: self._unit(np.concatenate([x.ravel() for x in p])) for name, p in parts.items()}
+
+    def _unit(self, score: np.ndarray) -> float:
+        """What gives a part the tower's spread; 0 where it says the same of all but for rounding, as content does where
+        there is none."""
+        spread = float(score.std(dtype=np.float64))
+        return self.spread / spread if spread > 1e-5 * float(np.abs(score).max(initial=0.0)) else 0.0
 
     def scores(self, s: dict[str, float]) -> Iterator[tuple[int, np.ndarray]]:
         for n, sequence in enumerate(self.sequence):

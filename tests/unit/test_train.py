@@ -24,7 +24,7 @@ from mmrec.errors import InputError, QualityError
 from mmrec.models import losses
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.losses import full_softmax, gbce, sampled_softmax
-from mmrec.models.splits import leave_one_out, per_user, rolling
+from mmrec.models.splits import hidden, leave_one_out, per_user, rolling
 from mmrec.train import blend as room
 from mmrec.train import cold as colding
 from mmrec.train import measure
@@ -301,6 +301,22 @@ def test_a_search_never_ends_below_where_it_began(seed: int) -> None:
     assert room.Search(model, items, log, vals).ndcg(own | cold) >= colding._SLACK * zero
     assert set(chosen) | set(cold) <= set(TINY.__dataclass_fields__)
     assert best >= started
+
+
+def test_where_nothing_is_described_content_has_no_say_and_cold_items_drown_nobody() -> None:
+    items, log = shop(0)
+    items = replace(items, content={}, present={})
+    val = hidden(log, items, validation=True)
+    model = Champion(TINY, seed=1).fit(items, log, val, [val])
+    assert (val.catalogue & val.cold_items(items, log)).any()
+    assert (model.recipe.content, model.recipe.content_cold, model.recipe.appeal_cold) == (0, 0, 0)
+    assert np.abs(model.score(items, log, val, slice(0, val.n_cases))).max() < 1e6
+    tower = ndcg_of(val, log, model.sequence_scores(items, log, val, slice(0, val.n_cases)))
+    assert whole_ndcg(model, items, log, [val]) >= tower > 0
+
+
+def ndcg_of(v: Fold, log: Log, scores: np.ndarray) -> float:
+    return measure.ndcg(v, measure.mask(v, log, scores))
 
 
 def test_scores_of_a_search_are_masked_as_the_kernel_would_and_its_ndcg_is_the_metric(
