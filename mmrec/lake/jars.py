@@ -89,11 +89,13 @@ def _fetch(wanted: str, spark: SparkConfig, part: Path) -> None:
 
 
 def package() -> Path:
-    """mmrec itself as a zip, for `--py-files`: executors import what the driver runs."""
+    """mmrec itself as a zip, for `--py-files`: executors import what the driver runs. What is compiled is left out: no
+    library is loaded from a zip, and one of the driver's machine may not run on theirs."""
     root = Path(mmrec.__file__).parent
     if not root.is_dir():  # this process runs from such a zip
         return root.parent
-    files = sorted(p for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    files = sorted(p for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+                   and p.suffix not in (".c", ".so"))  # fmt: skip
     digest = hashlib.sha256()
     for p in files:
         digest.update(p.relative_to(root).as_posix().encode() + p.read_bytes())
