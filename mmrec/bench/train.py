@@ -52,8 +52,8 @@ def bench(
     Args:
         rounds: slices. source: a folder with sequences.txt; None: the built-in world. threads: of every side.
         seconds: of a slice. minutes: each side trains for so long in `rounds` slices, each ending at twice the time of
-            the one before, with a ranking after each; what comes before the first step is part of it, and of
-            rectools_fast alone the form that its model has by itself runs; None: no ranking.
+            the one before, with a ranking after each; what comes before the first step is part of it, and
+            rectools_fast_sampled, which its own model takes only if told, is left out; None: no ranking.
 
     Returns: tokens_per_s, rectools_tokens_per_s, rectools_fast_tokens_per_s, rectools_fast_sampled_tokens_per_s:
         medians of slices, and of each side tokens_per_step; ratio_vs_rectools, ratio_vs_rectools_fast,

@@ -85,7 +85,8 @@ class Clock:
 def own_side(data: dict[str, np.ndarray], settings: dict[str, Any], clock: Clock) -> None:
     """Train mmrec's model on the clock. All that the benchmark knows of mmrec's fit is here.
 
-    The sequence tower alone, by ids alone, from the linear head's directions. A whole fit goes at its recipe's pace.
+    The sequence tower alone, by ids alone. A whole fit goes at its recipe's pace, and begins as that says; else it
+    begins at the linear head's directions.
     """
     from dataclasses import replace
 

@@ -36,6 +36,10 @@ class Catalogue:
         self.longest = float(norm_M.max(initial=0.0))
         self.ways: dict[int, str] = {}
 
+    def ready(self, way: str) -> None:
+        """Make what a way to search needs, if it is not there."""
+        getattr(self, "shown_MD" if way == "portable" else way)
+
     @property
     def packed(self) -> bool:
         """Whether a packed form is there."""

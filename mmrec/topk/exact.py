@@ -36,7 +36,6 @@ WAYS = ("int8", "fp32", "portable") if native.available() else ("portable",)  # 
 _U32 = 2.0**-24  # unit round-off of fp32
 _TINY = 2.0**-149  # smallest fp32 number: what an underflow can lose
 _HUGE = 2.0**120  # beyond this an fp32 product could overflow on the way
-_UP = 1 + 1e-6  # norms are rounded up by more than summing and a root can lose
 BLOCK = 192
 TILE_BYTES = 384 * 1024  # of a catalogue that all users of a block go over, half of a core's second cache
 # int8 is worth it while few items pass its bound: some lists' length, and a share of the catalogue
@@ -74,14 +73,14 @@ def search(
             made once for many calls.
         k: places; where fewer items remain the list is short.
         seen: (B + 1,) int64 ptr and int32 idx, in any order, repeats welcome: what a user must not get.
-        allowed: (N,) bool, items on offer; None: all. A `Catalogue` has its own.
+        allowed: (N,) bool, items on offer; None: all, or those that a `Catalogue` was made of.
         block, tile: users and items scored at a time; None: as many items as a core's cache holds. threads: blocks
             worked on at once; None: the cores this process may use. way: one of `WAYS`; None: what is fastest here.
             None of the four changes the result.
 
     Raises:
-        InputError: shapes disagree, k, block, tile or threads below 1, a seen index outside the catalogue, no such
-            way, or one that this machine hasn't.
+        InputError: shapes disagree, k, block, tile or threads below 1, a seen index outside the catalogue, `allowed`
+            with a `Catalogue`, no such way, one that this machine hasn't, int8 of vectors too wide for it.
     """
     user_BD = np.ascontiguousarray(user_BD, np.float32)
     given = item_ND.item_ND if isinstance(item_ND, Catalogue) else np.ascontiguousarray(item_ND, np.float32)
@@ -91,6 +90,8 @@ def search(
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     b = len(user_BD)
     _check(b, len(given), min(k, block, 1 if tile is None else tile, threads), seen, allowed)
+    if isinstance(item_ND, Catalogue) and allowed is not None:
+        raise InputError("Allowed items are a catalogue's own.", where="allowed", valid="Catalogue(item_ND, allowed)")
     catalogue = item_ND if isinstance(item_ND, Catalogue) else Catalogue(given, allowed)
     ok_B = np.isfinite(user_BD).all(1)
     norm_B = np.sqrt(np.square(np.where(ok_B[:, None], user_BD, 0), dtype=np.float64).sum(1))
@@ -99,7 +100,8 @@ def search(
     out = work.empty(b, int((~ok_B).sum()))
     if not len(catalogue.row_M) or not b:
         return out
-    way = _way(work, way, min(b, block))
+    way = _way(work, way)
+    catalogue.ready(way)  # once, before threads ask for it
     seen_ptr, seen_idx = positions(seen, b, catalogue.n, catalogue.keep_M if way == "portable" else catalogue.row_M)
 
     def fill(start: int) -> None:
@@ -147,23 +149,23 @@ class _Work:
         panels = self.catalogue.int8 if way == "int8" else self.catalogue.fp32
         width = user_BD.shape[1] * (1 if way == "int8" else 4)
         tile = TILE_BYTES // max(width, 1) if self.tile is None else self.tile
-        norm_B = np.where(ok_B, self.norm_B[rows] * _UP, -1.0)
+        norm_B = np.where(ok_B, self.norm_B[rows], -1.0)
         passed, _ = native.search_block(panels, user_BD, norm_B, self.margin_B[rows], self.k, seen,
                                         max(1, tile // native.PANEL), item, score)  # fmt: skip
         return int(passed)
 
 
-def _way(work: _Work, asked: str | None, block: int) -> str:
+def _way(work: _Work, asked: str | None) -> str:
     """The way asked for, or the fastest; what a catalogue was found to be like is kept with it."""
+    catalogue, wide = work.catalogue, work.user_BD.shape[1] > _WIDEST
     if asked is not None:
-        if asked not in WAYS:
-            raise InputError("No such way to search.", value=asked, valid=WAYS)
+        if asked not in WAYS or (asked == "int8" and wide):
+            raise InputError("No such way to search.", value=asked, valid=WAYS[1:] if wide else WAYS)
         return asked
-    catalogue, d = work.catalogue, work.user_BD.shape[1]
     # packing costs what some ten users do
     if len(WAYS) == 1 or (len(work.user_BD) < _FEW and not catalogue.packed):
         return "portable"
-    if d > _WIDEST:
+    if wide:
         return "fp32"
     if work.k not in catalogue.ways:
         n = min(_PROBED, len(work.user_BD))

@@ -31,7 +31,7 @@ typedef struct {
     const double *norm;    /* (P) the greatest of a panel, rounded up */
     const int8_t *panel8;  /* (P, D4, W, 4), D4 = ceil(D / 4) */
     const int32_t *start8; /* (P, W) what takes back the 128 that users are shifted by */
-    const double *unit8;   /* (P) worth of a step of int8 */
+    const double *unit8;   /* (P) steps of int8 in one */
     const double *error8;  /* (P) greatest norm of an item less its int8 form */
     const double *norm8;   /* (P) greatest norm of an int8 form */
     int64_t places, columns, panels;
@@ -40,7 +40,7 @@ typedef struct {
 typedef struct {
     const float *user;       /* (D) */
     double norm, margin;     /* margin: how far an fp32 score may lie from the final one */
-    double unit, error;      /* of its int8 form */
+    double unit, error;      /* steps of int8 in one; norm of the user less its int8 form */
     double floor;            /* nothing whose final score is below it can be among the best */
     int32_t *place;          /* (cap) what may be among them, ascending */
     float *score;            /* (cap) fp32 */
@@ -57,48 +57,30 @@ typedef struct {
     int64_t pushed, scored;  /* told to who measures */
 } work;
 
-/* the k-th greatest of n numbers, which are put in another order */
-static float kth(float *x, int64_t n, int64_t k) {
-    int64_t low = 0, high = n - 1, at = k - 1;
-    while (low < high) {
-        float pivot = x[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (x[i] > pivot) i++;
-            while (x[j] < pivot) j--;
-            if (i <= j) {
-                float t = x[i];
-                x[i++] = x[j];
-                x[j--] = t;
-            }
-        }
-        if (at <= j) high = j;
-        else if (at >= i) low = i;
-        else break;
+/* the k-th of n numbers in an order, `BEFORE` of two; they are left in another */
+#define KTH(NAME, TYPE, BEFORE)                              \
+    static TYPE NAME(TYPE *x, int64_t n, int64_t k) {        \
+        int64_t low = 0, high = n - 1, at = k - 1;           \
+        while (low < high) {                                 \
+            TYPE pivot = x[low + (high - low) / 2];          \
+            int64_t i = low, j = high;                       \
+            while (i <= j) {                                 \
+                while (x[i] BEFORE pivot) i++;               \
+                while (pivot BEFORE x[j]) j--;               \
+                if (i <= j) {                                \
+                    TYPE t = x[i];                           \
+                    x[i++] = x[j];                           \
+                    x[j--] = t;                              \
+                }                                            \
+            }                                                \
+            if (at <= j) high = j;                           \
+            else if (at >= i) low = i;                       \
+            else break;                                      \
+        }                                                    \
+        return x[at];                                        \
     }
-    return x[at];
-}
-
-static int32_t kth_row(int32_t *x, int64_t n, int64_t k) { /* the k-th smallest */
-    int64_t low = 0, high = n - 1, at = k - 1;
-    while (low < high) {
-        int32_t pivot = x[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (x[i] < pivot) i++;
-            while (x[j] > pivot) j--;
-            if (i <= j) {
-                int32_t t = x[i];
-                x[i++] = x[j];
-                x[j--] = t;
-            }
-        }
-        if (at <= j) high = j;
-        else if (at >= i) low = i;
-        else break;
-    }
-    return x[at];
-}
+KTH(kth_greatest, float, >)
+KTH(kth_least, int32_t, <)
 
 /* fp32 dot product, in any order */
 F32 static float about(const float *u, const float *v, int64_t d) {
@@ -158,12 +140,12 @@ static void keep_best(work *w, one *u) {
     w->scored += n;
     if (n <= w->k) return;
     memcpy(w->work, u->score, n * sizeof(float));
-    float edge = kth(w->work, n, w->k);
+    float edge = kth_greatest(w->work, n, w->k);
     for (int64_t i = 0; i < n; i++) {
         above += u->score[i] > edge;
         if (u->score[i] == edge) w->rows[equal++] = w->c->row[u->place[i]];
     }
-    int32_t last = kth_row(w->rows, equal, w->k - above);
+    int32_t last = kth_least(w->rows, equal, w->k - above);
     for (int64_t i = 0; i < n; i++)
         if (u->score[i] > edge || (u->score[i] == edge && w->c->row[u->place[i]] <= last)) {
             u->place[kept] = u->place[i];
@@ -189,7 +171,7 @@ static void compact(work *w, one *u) {
     if (kept < w->k) return;
     if (isfinite(u->margin)) {
         memcpy(w->work, u->score, kept * sizeof(float));
-        double edge = kth(w->work, kept, w->k);
+        double edge = kth_greatest(w->work, kept, w->k);
         /* k items have a final score of at least edge - margin */
         u->floor = fmax(u->floor, edge - u->margin);
         float least = (float)(u->floor - u->margin);

@@ -105,7 +105,7 @@ def search_block(
     """Fill the lists of a block of users; without the interpreter's lock.
 
     Args:
-        user_BD: float32; rows of users that are left out are zeros. norm_B: (B,) float64, negative of those left out.
+        user_BD: float32; rows of users that are left out are zeros. norm_B: (B,) float64, -1 of those left out.
         margin_B: as of exact.py. seen: (B + 1,) int64 and int32 places, ascending within a user. tile: panels that
             all users of the block go over before the next.
         out_row, out_score: (B, K) int32 and float32, filled with -1 and -inf.
@@ -136,7 +136,7 @@ def search_block(
         packed = np.ascontiguousarray(user_GRD.reshape(g, GROUP, d).transpose(0, 2, 1))
     about = _Catalogue(*(getattr(panels, n).ctypes.data for n in _POINTERS), panels.places, d, len(panels.norm))
     told = np.zeros(2, np.int64)
-    given = (user_GRD, packed, packed8, np.ascontiguousarray(norm_B), np.ascontiguousarray(margin_B), unit, error)
+    given = (user_GRD, packed, packed8, norm_B * _UP, np.ascontiguousarray(margin_B), unit, error)
     failed = library.search(ctypes.byref(about), *(x.ctypes.data for x in given), b, k, seen[0].ctypes.data,
                             seen[1].ctypes.data, tile, reduced, select, out_row.ctypes.data, out_score.ctypes.data,
                             told.ctypes.data)  # fmt: skip

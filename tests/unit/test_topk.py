@@ -226,7 +226,7 @@ def passed(user, item, k, way):
     """Items that reached a floor, and scored in fp64, of a block without anything seen."""
     catalogue, b = Catalogue(item), len(user)
     panels = catalogue.int8 if way == "int8" else catalogue.fp32
-    norm = np.linalg.norm(user.astype(np.float64), axis=1) * (1 + 1e-6)
+    norm = np.linalg.norm(user.astype(np.float64), axis=1)
     margin = exact._margin(norm, catalogue.longest, user.shape[1])
     out = np.full((b, k), -1, np.int32), np.full((b, k), -np.inf, np.float32)
     told = native.search_block(panels, user, norm, margin, k, (np.zeros(b + 1, np.int64), np.zeros(0, np.int32)), 16, *out)
@@ -296,6 +296,21 @@ def test_a_catalogue_is_made_once_and_serves_any_block():
         found = [exact.search(user[u : u + 5], made, 9, seen=(seen[0][u : u + 6], seen[1]), way=way) for u in range(0, 37, 5)]
         np.testing.assert_array_equal(np.concatenate([f.item for f in found]), whole.item)
         np.testing.assert_array_equal(np.concatenate([f.score for f in found]), whole.score)
+
+
+@compiled
+def test_vectors_too_wide_for_sums_of_int8_go_another_way():
+    wide = np.full((40, exact._WIDEST + 1), 1.0, np.float32)
+    item = np.concatenate([wide[:2], wide[:1] * 2])
+    assert exact.search(wide, item, 2).item.tolist() == [[2, 0]] * 40
+    with pytest.raises(InputError, match="way") as caught:
+        exact.search(wide, item, 2, way="int8")
+    assert caught.value.valid == ("fp32", "portable")
+
+
+def test_a_catalogue_has_its_own_items_on_offer():
+    with pytest.raises(InputError, match="catalogue"):
+        exact.search(np.ones((1, 2)), Catalogue(np.ones((5, 2))), 1, allowed=np.ones(5, bool))
 
 
 def test_a_way_that_is_not_there_is_refused():
