@@ -1,7 +1,8 @@
 """`mmrec bench train`: training speed of mmrec's sequence tower and, interleaved in one run, of RecTools'.
 
-In: a folder of Amazon sequences or the built-in world, slices, threads. Out: targets trained on a second, and ratios;
-with minutes, also the validation ndcg@10 each side reaches in them, and the way there, at times that double.
+In: a folder of Amazon sequences or a made-up shop of Amazon Beauty's size, slices, threads. Out: targets trained on a
+second, and ratios; with minutes, also the validation ndcg@10 each side reaches in them, and the way there, at times
+that double.
 All sides have the same interactions in the same order, width, depth, heads, history, dropout, number of negatives and
 threads. Each is a process (bench/trainers.py) that waits while another works; a slice of seconds goes through all
 sides, in turning order, before the next. The clock runs over batches, forward, backward and update; what is made before
@@ -34,41 +35,46 @@ from mmrec.models.data import Fold, Items, Log, events_a_user
 from mmrec.models.splits import leave_one_out
 from mmrec.train.recipe import RECIPES
 
-_SIDES = ("mmrec", "rectools", "rectools_fast", "rectools_fast_sampled")
+PEERS = ("rectools", "rectools_fast", "rectools_fast_sampled")
 _SETTINGS: dict[str, Any] = {
     "d": 64, "blocks": 2, "heads": 2, "history": 50, "dropout": 0.2, "negatives": 256, "batch_users": 128,
     "batch_tokens": 1024, "peers_lr": 1e-3, "seed": 0,
 }  # fmt: skip
 _DAY = 86_400_000_000
+_SHOP = {"users": 22_363, "items": 12_101, "events": 198_502}  # Amazon Beauty's, five events a user and item or more
 _Tell = Callable[[str, int, int], None]
 
 
 def bench(
     rounds: int, tell: _Tell, *, source: Path | None = None, threads: int = 2, seconds: float = 20.0,
-    minutes: float | None = None,
+    minutes: float | None = None, only: tuple[str, ...] = PEERS,
 ) -> dict[str, Any]:  # fmt: skip
     """Tokens a second of each side and mmrec's over the peers'; a token is a target trained on, padding is none.
 
     Args:
-        rounds: slices. source: a folder with sequences.txt; None: the built-in world. threads: of every side.
-        seconds: of a slice. minutes: each side trains for so long in `rounds` slices, each ending at twice the time of
-            the one before, with a ranking after each; what comes before the first step is part of it, and
-            rectools_fast_sampled, which its own model takes only if told, is left out; None: no ranking.
+        rounds: slices. source: a folder with sequences.txt; None: a made-up shop. threads: of every side.
+        only: the peers that take part. seconds: of a slice. minutes: each side trains for so long in `rounds` slices,
+            each ending at twice the time of the one before, with a ranking after each; what comes before the first step
+            is part of it, and rectools_fast_sampled, which its own model takes only if told, is left out; None: no
+            ranking.
 
-    Returns: tokens_per_s, rectools_tokens_per_s, rectools_fast_tokens_per_s, rectools_fast_sampled_tokens_per_s:
-        medians of slices, and of each side tokens_per_step; ratio_vs_rectools, ratio_vs_rectools_fast,
+    Returns, of the sides that take part: tokens_per_s, rectools_tokens_per_s, rectools_fast_tokens_per_s,
+        rectools_fast_sampled_tokens_per_s: medians of slices, and of each side tokens_per_step; ratio_vs_rectools, ratio_vs_rectools_fast,
         ratio_vs_rectools_fast_sampled: of the medians, `_low` and `_high` the lowest and highest of a round; settings.
         With minutes, of each side ndcg@10: the best after a slice; curves: side -> a row a slice of minutes, tokens,
         loss, ndcg@10.
 
-    Raises: InputError: source is no folder of sequences, or nobody in it has enough. QualityError: a side trains on
-        other targets, or its loss is not a number. TransientError: RecTools' environment can't be made; a side failed.
+    Raises: InputError: source is no folder of sequences, nobody in it has enough, or no such peer. QualityError: a side
+        trains on other targets, or its loss is not a number. TransientError: RecTools' environment can't be made; a side failed.
     """
+    if wrong := set(only) - set(PEERS):
+        raise InputError("no such peer", where="bench train --peer", value=sorted(wrong), valid=list(PEERS),
+                         next="mmrec bench train --help")  # fmt: skip
     data = interactions(source)
     items, log, fold = views(data)
     wanted = int(np.maximum(np.bincount(log.user[fold.train]) - 1, 0).sum())
     python = {"mmrec": [sys.executable, "-m", "mmrec.bench.trainers"]}
-    sides = _SIDES if minutes is None else _SIDES[:3]
+    sides = ["mmrec", *(p for p in PEERS if p in only and (minutes is None or p != "rectools_fast_sampled"))]
     theirs = [str(peers.environment("rectools", tell)), "-I", trainers.__file__]
     python |= {who: theirs for who in sides if who != "mmrec"}
     slices: dict[str, list[dict[str, Any]]] = {who: [] for who in sides}
@@ -92,7 +98,7 @@ def bench(
                     row["ndcg@10"] = round(_ndcg(running[who], Path(folder) / f"{who}.npy", fold), 5)
                 slices[who].append(row)
         tell("bench train", rounds * len(sides), rounds * len(sides))
-    about = {"source": "built-in world" if source is None else source.name, "users": log.n_users, "items": items.n,
+    about = {"source": "a made-up shop" if source is None else source.name, "users": log.n_users, "items": items.n,
              "targets": wanted, "threads": threads, "rounds": rounds}  # fmt: skip
     pace = RECIPES["default"].pace(events_a_user(log, fold.train))
     about |= {"seconds": seconds} if minutes is None else {"minutes": minutes, "mmrec": pace}
@@ -173,18 +179,32 @@ def views(data: dict[str, np.ndarray]) -> tuple[Items, Log, Fold]:
 
 def _pairs(source: Path | None) -> list[tuple[str, str]]:
     """(user, item), a user's in order of time."""
-    from mmrec.worlds.builtin import World
+    if source is None:
+        return _shop()
     from mmrec.worlds.sources import open_source
 
-    with tempfile.TemporaryDirectory(prefix="mmrec-bench-") as folder:
-        if source is None:
-            World(0).write_history(Path(folder))
-        opened = open_source("files", Path(folder), Path(folder)) if source is None else open_source(
-            "amazon", source, source)  # fmt: skip
-        rows = [row for delivery in opened.deliveries() if delivery.kind == "interactions"
-                for batch in delivery.read() for row in batch.to_pylist() if not row["parse_error"]]  # fmt: skip
+    rows = [row for delivery in open_source("amazon", source, source).deliveries() if delivery.kind == "interactions"
+            for batch in delivery.read() for row in batch.to_pylist() if not row["parse_error"]]  # fmt: skip
     whole = [(row["user_id"], row["event_ts"], row["item_id"]) for row in rows]
     return [(user, item) for user, _, item in sorted(row for row in whole if all(row))]
+
+
+def _shop() -> list[tuple[str, str]]:
+    """Purchases by as many users as Beauty has, as many a user and as unevenly; what they buy is their group's.
+
+    Lengths are 5 and a geometric rest. Of the items each has its place in a group, and is bought in proportion to
+    1 / (place + 10).
+    """
+    rng = np.random.default_rng(0)
+    users, items = _SHOP["users"], _SHOP["items"]
+    size = 4 + rng.geometric(1 / (_SHOP["events"] / users - 4), users)
+    groups = 100
+    of_group = -(-items // groups)
+    chance = 1 / (np.arange(of_group) + 10)
+    owner = np.repeat(np.arange(users), size)
+    group = rng.integers(0, groups, (users, 2))[owner, rng.integers(0, 2, len(owner))]
+    item = np.minimum(rng.choice(of_group, len(owner), p=chance / chance.sum()) * groups + group, items - 1)
+    return [(f"{u:06d}", f"{i:06d}") for u, i in zip(owner.tolist(), item.tolist(), strict=True)]
 
 
 def _checked(who: str, row: dict[str, Any], wanted: int) -> dict[str, Any]:

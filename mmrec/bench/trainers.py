@@ -85,8 +85,8 @@ class Clock:
 def own_side(data: dict[str, np.ndarray], settings: dict[str, Any], clock: Clock) -> None:
     """Train mmrec's model on the clock. All that the benchmark knows of mmrec's fit is here.
 
-    The sequence tower alone, by ids alone. A whole fit goes at its recipe's pace, and begins as that says; else it
-    begins at the linear head's directions.
+    The sequence tower alone, by ids alone. A whole fit goes at its recipe's pace, with that one's negatives, and begins
+    as it says; else it begins at the linear head's directions.
     """
     from dataclasses import replace
 
@@ -96,11 +96,11 @@ def own_side(data: dict[str, np.ndarray], settings: dict[str, Any], clock: Clock
     from mmrec.train.recipe import RECIPES
 
     items, log, fold = views(data)
-    same = {k: settings[k] for k in ("d", "heads", "negatives")}
+    same = {k: settings[k] for k in ("d", "heads")}
     recipe = replace(RECIPES["default"], layers=settings["blocks"], context=settings["history"], **same)
     if not settings["whole"]:
         recipe = replace(recipe, dropout=settings["dropout"], tokens=settings["batch_tokens"], epochs=10**6,
-                         sparse_under=0.0)  # fmt: skip
+                         negatives=settings["negatives"], sparse_under=0.0)  # fmt: skip
 
     model = Champion(recipe, settings["seed"], stepped=clock.step)
 

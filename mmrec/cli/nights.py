@@ -118,6 +118,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0, help="of a side in a round, of bench train")] = 20.0,
     minutes: Annotated[float | None, typer.Option(min=0, help="of a side in all rounds, with the validation ndcg "
                                                               "reached after each, of bench train")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="only beside this one, of bench train; repeatable")] = None,
     users: Annotated[int, typer.Option(min=8, help="of a case, of bench topk")] = 8192,
     items: Annotated[int, typer.Option(min=10, help="of a case, of bench topk; one has ten times as many")] = 100_000,
     as_json: Json = False,
@@ -126,7 +127,8 @@ def bench(
     from mmrec.bench import embed, jvm, lake, topk, train
 
     films = {"source": source, "texts": texts, "pictures": pictures, "threads": threads}
-    timed = {"source": source, "threads": threads, "seconds": seconds, "minutes": minutes}
+    timed = {"source": source, "threads": threads, "seconds": seconds, "minutes": minutes,
+             "only": tuple(peer or train.PEERS)}  # fmt: skip
     rooms = {"jvm": jvm.bench, "lake": partial(lake.bench, rows=rows), "embed": partial(embed.bench, **films),
              "train": partial(train.bench, **timed),
              "topk": partial(topk.bench, users=users, items=items, threads=threads)}  # fmt: skip

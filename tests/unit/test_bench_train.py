@@ -286,6 +286,25 @@ def test_with_minutes_a_look_comes_at_half_the_time_of_the_next(planted: type[Pl
     assert told["settings"]["mmrec"]["dropout"] == 0.5  # as its recipe has it for short histories
 
 
+def test_the_made_up_shop_is_of_beautys_size_and_the_same_twice() -> None:
+    pairs = train._shop()
+    assert pairs == train._shop()
+    users, items = (len({p[n] for p in pairs}) for n in (0, 1))
+    assert users == 22_363
+    assert items == pytest.approx(12_101, rel=0.01)  # not each item is bought
+    assert len(pairs) == pytest.approx(198_502, rel=0.01)
+    assert min(np.unique([u for u, _ in pairs], return_counts=True)[1]) == 5
+
+
+def test_only_the_peers_asked_for_take_part(planted: type[Planted], sequences: Path) -> None:
+    told = train.bench(3, quiet, source=sequences, threads=3, only=("rectools_fast",))
+    assert {name for name, _ in planted.asked} == {"mmrec", "rectools_fast"}
+    assert told["ratio_vs_rectools_fast"] == 4
+    assert "ratio_vs_rectools" not in told
+    with pytest.raises(InputError, match="no such peer"):
+        train.bench(1, quiet, source=sequences, only=("recbole",))
+
+
 def test_a_fit_that_is_over_keeps_its_rank_and_has_no_rate(planted: type[Planted], sequences: Path) -> None:
     planted.rows["mmrec"] = iter([row(1, 1.0), row(400, 1.0), row(0, 0.0, steps=0), row(0, 0.0, steps=0)])
     told = train.bench(3, quiet, source=sequences, threads=3, minutes=0.5)
