@@ -29,6 +29,7 @@ import numpy as np
 
 from mmrec import metrics
 from mmrec.bench import peers, trainers
+from mmrec.bench.shop import purchases
 from mmrec.bench.sides import Side
 from mmrec.errors import InputError, QualityError
 from mmrec.models.data import Fold, Items, Log, events_a_user
@@ -41,7 +42,7 @@ _SETTINGS: dict[str, Any] = {
     "batch_tokens": 1024, "peers_lr": 1e-3, "seed": 0,
 }  # fmt: skip
 _DAY = 86_400_000_000
-_SHOP = {"users": 22_363, "items": 12_101, "events": 198_502}  # Amazon Beauty's, five events a user and item or more
+_SHOP = (22_363, 12_101, 198_502)  # users, items, events of Amazon Beauty
 _Tell = Callable[[str, int, int], None]
 
 
@@ -59,13 +60,14 @@ def bench(
             ranking.
 
     Returns, of the sides that take part: tokens_per_s, rectools_tokens_per_s, rectools_fast_tokens_per_s,
-        rectools_fast_sampled_tokens_per_s: medians of slices, and of each side tokens_per_step; ratio_vs_rectools, ratio_vs_rectools_fast,
-        ratio_vs_rectools_fast_sampled: of the medians, `_low` and `_high` the lowest and highest of a round; settings.
-        With minutes, of each side ndcg@10: the best after a slice; curves: side -> a row a slice of minutes, tokens,
-        loss, ndcg@10.
+        rectools_fast_sampled_tokens_per_s: medians of slices, and of each side tokens_per_step; ratio_vs_rectools,
+        ratio_vs_rectools_fast, ratio_vs_rectools_fast_sampled: of the medians, `_low` and `_high` the lowest and
+        highest of a round; settings. With minutes, of each side ndcg@10: the best after a slice; curves: side -> a row
+        a slice of minutes, tokens, loss, ndcg@10.
 
-    Raises: InputError: source is no folder of sequences, nobody in it has enough, or no such peer. QualityError: a side
-        trains on other targets, or its loss is not a number. TransientError: RecTools' environment can't be made; a side failed.
+    Raises: InputError: source is no folder of sequences, nobody in it has enough, or no such peer. QualityError: a
+        side trains on other targets, or its loss is not a number. TransientError: RecTools' environment can't be made;
+        a side failed.
     """
     if wrong := set(only) - set(PEERS):
         raise InputError("no such peer", where="bench train --peer", value=sorted(wrong), valid=list(PEERS),
@@ -180,31 +182,13 @@ def views(data: dict[str, np.ndarray]) -> tuple[Items, Log, Fold]:
 def _pairs(source: Path | None) -> list[tuple[str, str]]:
     """(user, item), a user's in order of time."""
     if source is None:
-        return _shop()
+        return [(f"{u:06d}", f"{i:06d}") for u, i in zip(*(x.tolist() for x in purchases(*_SHOP)), strict=True)]
     from mmrec.worlds.sources import open_source
 
     rows = [row for delivery in open_source("amazon", source, source).deliveries() if delivery.kind == "interactions"
             for batch in delivery.read() for row in batch.to_pylist() if not row["parse_error"]]  # fmt: skip
     whole = [(row["user_id"], row["event_ts"], row["item_id"]) for row in rows]
     return [(user, item) for user, _, item in sorted(row for row in whole if all(row))]
-
-
-def _shop() -> list[tuple[str, str]]:
-    """Purchases by as many users as Beauty has, as many a user and as unevenly; what they buy is their group's.
-
-    Lengths are 5 and a geometric rest. Of the items each has its place in a group, and is bought in proportion to
-    1 / (place + 10).
-    """
-    rng = np.random.default_rng(0)
-    users, items = _SHOP["users"], _SHOP["items"]
-    size = 4 + rng.geometric(1 / (_SHOP["events"] / users - 4), users)
-    groups = 100
-    of_group = -(-items // groups)
-    chance = 1 / (np.arange(of_group) + 10)
-    owner = np.repeat(np.arange(users), size)
-    group = rng.integers(0, groups, (users, 2))[owner, rng.integers(0, 2, len(owner))]
-    item = np.minimum(rng.choice(of_group, len(owner), p=chance / chance.sum()) * groups + group, items - 1)
-    return [(f"{u:06d}", f"{i:06d}") for u, i in zip(owner.tolist(), item.tolist(), strict=True)]
 
 
 def _checked(who: str, row: dict[str, Any], wanted: int) -> dict[str, Any]:

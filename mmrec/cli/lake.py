@@ -152,6 +152,49 @@ def neighbours(
     out.print(grid)
 
 
+@app.command(rich_help_panel=PANEL)
+def similar(
+    item: str, k: Annotated[int, typer.Option("--k", min=1, help="how many")] = 10, home: Home = HOME,
+    day: Annotated[str | None, typer.Option("--date", help="a published date; the newest")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """The items most like one, as the model of a published night has them."""
+    from mmrec import lists
+
+    rows = lists.similar(settings.load(home), lake_of(home), [item], k, dates.parse(day) if day else None)[item]
+    if as_json:
+        show_json({"item_id": item, "similar": rows})
+        return
+    out.print(_ranked(f"most like {item}", rows))
+
+
+@app.command(rich_help_panel=PANEL)
+def segments(
+    attribute: Annotated[str, typer.Argument(help="of users, as country")],
+    k: Annotated[int, typer.Option("--k", min=1, help="places in a list")] = 10, home: Home = HOME,
+    day: Annotated[str | None, typer.Option("--date", help="a published date; the newest")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """One list for each value of a user attribute: what those users would like best on average."""
+    from mmrec import lists
+
+    rows = lists.segments(settings.load(home), lake_of(home), attribute, k, dates.parse(day) if day else None)
+    if as_json:
+        show_json({"attribute": attribute, "segments": rows})
+        return
+    for row in rows:
+        out.print(_ranked(f"{attribute} {row['segment']}, {row['users']:,} users", row["list"]))
+
+
+def _ranked(title: str, rows: list[dict[str, Any]]) -> Table:
+    grid = Table(title=cell(title))
+    for head in ("rank", "item", "title", "score"):
+        grid.add_column(head, justify="left" if head in ("item", "title") else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(str(row["rank"]), cell(row["item_id"]), cell(row["title"]), f"{row['score']:.4f}")
+    return grid
+
+
 def _meaning(told: dict[str, Any]) -> Table:
     grid = Table(title=cell(f"{told['items']:,} items by {told['modality']}, {told['encoder_version']}"))
     for head in ("", f"{told['k']} nearest", "at random", "difference (95% interval)"):

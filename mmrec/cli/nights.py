@@ -107,31 +107,34 @@ def bench(
     name: Annotated[str, typer.Argument(help="jvm: a cold start of Spark; lake: a commit beside a plain Delta write; "
                                         "embed: encoders beside sentence-transformers and torch; "
                                         "train: training beside RecTools; topk: exact top K beside four "
-                                        "libraries")],
+                                        "libraries; recommend: a night's scoring, part by part")],
     rounds: Annotated[int, typer.Option(min=1, help="of each side, interleaved")] = 3,
     rows: Annotated[int, typer.Option(min=1, help="rows of a commit, of bench lake")] = 1_000_000,
     source: Annotated[Path | None, typer.Option(help="films as MovieLens has them, of bench embed; Amazon sequences, "
                                                      "of bench train")] = None,
     texts: Annotated[int, typer.Option(min=1, help="distinct texts, of bench embed")] = 50_000,
     pictures: Annotated[int, typer.Option(min=1, help="distinct pictures, of bench embed")] = 2_000,
-    threads: Annotated[int, typer.Option(min=1, help="of every side, of bench embed, train and topk")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="of every side, but of bench jvm and lake")] = 2,
     seconds: Annotated[float, typer.Option(min=0, help="of a side in a round, of bench train")] = 20.0,
     minutes: Annotated[float | None, typer.Option(min=0, help="of a side in all rounds, with the validation ndcg "
                                                               "reached after each, of bench train")] = None,
     peer: Annotated[list[str] | None, typer.Option(help="only beside this one, of bench train; repeatable")] = None,
-    users: Annotated[int, typer.Option(min=8, help="of a case, of bench topk")] = 8192,
-    items: Annotated[int, typer.Option(min=10, help="of a case, of bench topk; one has ten times as many")] = 100_000,
+    users: Annotated[int | None, typer.Option(min=8, help="of bench topk (8,192) and recommend (100,000)")] = None,
+    items: Annotated[int, typer.Option(min=10, help="of bench topk, where one case has ten times as many, and "
+                                                    "recommend")] = 100_000,
     as_json: Json = False,
 ) -> None:
     """Measure a hot path beside its peers, after a check that all give the same answer."""
-    from mmrec.bench import embed, jvm, lake, topk, train
+    from mmrec.bench import embed, jvm, lake, recommend, topk, train
 
     films = {"source": source, "texts": texts, "pictures": pictures, "threads": threads}
     timed = {"source": source, "threads": threads, "seconds": seconds, "minutes": minutes,
              "only": tuple(peer or train.PEERS)}  # fmt: skip
     rooms = {"jvm": jvm.bench, "lake": partial(lake.bench, rows=rows), "embed": partial(embed.bench, **films),
              "train": partial(train.bench, **timed),
-             "topk": partial(topk.bench, users=users, items=items, threads=threads)}  # fmt: skip
+             "topk": partial(topk.bench, users=users or 8192, items=items, threads=threads),
+             "recommend": lambda _, tell: recommend.bench(tell, users=users or 100_000, items=items, threads=threads),
+             }  # fmt: skip
     if name not in rooms:
         raise InputError("no such benchmark", where="bench", value=name, valid=list(rooms), next="mmrec bench jvm")
     with progress(err, as_json) as tell:

@@ -29,13 +29,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmrec.bundle.ort import session
 from mmrec.content.batching import fill_media
 from mmrec.content.decode import BANDS, HASH_BITS, LOG_MEL, PHASH, log_mel, phash, pixels
 from mmrec.content.media import BadMedia
 from mmrec.content.sandbox import Sandbox
 from mmrec.content.video import FRAMES, is_video
 from mmrec.errors import InputError, TransientError
+from mmrec.ort import session
 
 IMAGE_SIZE = 160
 _IMAGE_BATCH = 8

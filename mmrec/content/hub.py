@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from mmrec.bundle.ort import PROVIDERS, session
 from mmrec.content.batching import fill, fill_media
 from mmrec.content.hub_config import Description, known, read
 from mmrec.content.hub_prepare import media
 from mmrec.content.sandbox import Sandbox
 from mmrec.content.video import FRAMES, is_video
 from mmrec.errors import InputError, TransientError
+from mmrec.ort import PROVIDERS, session
 
 _TOKENS, _BATCH = 512, {"image": 8, "audio": 4}  # a run on the processor: tokens of texts, rows; padded to just that
 _TEXTS = 256  # tokenized at a time, while the model works on those before

@@ -116,6 +116,7 @@ def _spark_submit(job: Job, tee: Any, application: Path | None) -> Any:
         task_id=job.task_id,
         jars=None if given else ship["jars"],
         py_files=ship["py_files"],
+        files=ship["files"] or None,
         application=str(application or _application()),
         application_args=list(job.words[1:]),  # jobs/step.py takes the words of `mmrec steps`
         conn_id=job.config.airflow.connection,

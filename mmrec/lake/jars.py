@@ -23,6 +23,7 @@ from mmrec.config import SparkConfig
 from mmrec.errors import InputError, TransientError
 from mmrec.lake.java import STDERR, environment, submit
 
+_COMPILED = ".so"
 _DELTA = ("io.delta_", "io.unitycatalog_")  # everything else it asks for is in Spark's own folder
 
 
@@ -89,13 +90,12 @@ def _fetch(wanted: str, spark: SparkConfig, part: Path) -> None:
 
 
 def package() -> Path:
-    """mmrec itself as a zip, for `--py-files`: executors import what the driver runs. What is compiled is left out: no
-    library is loaded from a zip, and one of the driver's machine may not run on theirs."""
+    """mmrec itself as a zip, for `--py-files`: executors import what the driver runs. No library is loaded from a zip:
+    what is compiled lies beside it."""
     root = Path(mmrec.__file__).parent
     if not root.is_dir():  # this process runs from such a zip
         return root.parent
-    files = sorted(p for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts
-                   and p.suffix not in (".c", ".so"))  # fmt: skip
+    files = sorted(p for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.suffix != ".c")
     digest = hashlib.sha256()
     for p in files:
         digest.update(p.relative_to(root).as_posix().encode() + p.read_bytes())
@@ -106,13 +106,17 @@ def package() -> Path:
             part = target.with_suffix(".part")
             with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as z:
                 for p in files:
-                    z.write(p, Path("mmrec") / p.relative_to(root))
-            part.replace(target)
+                    if p.suffix == _COMPILED:
+                        shutil.copyfile(p, target.with_name(p.name))
+                    else:
+                        z.write(p, Path("mmrec") / p.relative_to(root))
+            part.replace(target)  # last: where it is, all is
     return target
 
 
 def shipped(spark: SparkConfig) -> dict[str, str]:
-    """What spark-submit is given beside the job: `jars`, `py_files` and a quiet log, as `conf` words."""
-    log = Path(__file__).with_name("log4j2.properties").as_uri()
-    return {"jars": ",".join(map(str, jars(spark))), "py_files": str(package()),
+    """What spark-submit is given beside the job: `jars`, `py_files`, `files` and a quiet log, as `conf` words."""
+    log, made = Path(__file__).with_name("log4j2.properties").as_uri(), package()
+    return {"jars": ",".join(map(str, jars(spark))), "py_files": str(made),
+            "files": ",".join(map(str, sorted(made.parent.glob(f"*{_COMPILED}")))),
             "spark.driver.extraJavaOptions": f"{STDERR} -Dlog4j2.configurationFile={log}"}  # fmt: skip

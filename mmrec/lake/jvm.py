@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 
 from mmrec.config import SparkConfig
 from mmrec.errors import TransientError
-from mmrec.lake.jars import jars, once, package
+from mmrec.lake.jars import jars, once, shipped
 from mmrec.lake.java import QUICK, STDERR, about, environment, java, submit
 
 
@@ -39,7 +39,9 @@ def settings(spark: SparkConfig, quick: bool | None = None) -> dict[str, str]:
     paths = jars(spark)
     words = [STDERR, f"-Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties').as_uri()}"]
     if not spark.master.startswith("local"):
-        plain |= {"spark.jars": ",".join(map(str, paths)), "spark.submit.pyFiles": str(package())}
+        sent = shipped(spark)
+        plain |= {"spark.jars": sent["jars"], "spark.submit.pyFiles": sent["py_files"]}
+        plain |= {"spark.files": sent["files"]} if sent["files"] else {}
         return plain | {"spark.driver.extraJavaOptions": " ".join(words)} | spark.options
     # on the driver's class path, not in spark.jars: only those classes can come from the archive
     plain["spark.driver.extraClassPath"] = os.pathsep.join(map(str, paths))

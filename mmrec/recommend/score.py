@@ -26,12 +26,13 @@ from scipy import sparse
 
 from mmrec import schema
 from mmrec.bundle.bundle import Bundle
-from mmrec.bundle.ort import session
 from mmrec.errors import QualityError
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.models.stored import Stored
 from mmrec.models.tables import content_of, latest
+from mmrec.ort import session
+from mmrec.recommend.histories import flat, places, rows_of
 from mmrec.recommend.slate import Sums
 
 _BATCH = 256
@@ -163,61 +164,58 @@ def _items(
 
 
 def user_vectors(
-    bundle: Bundle, users: pa.Table, place: dict[str, int], item_in: np.ndarray, *, device: str, threads: int
+    bundle: Bundle, users: pa.Table, ids: pa.Array, item_in: np.ndarray, *, device: str, threads: int
 ) -> np.ndarray:
     """(users, D) vectors of any part of the day's users; NaN where the model has nothing to say.
 
     Args:
-        users: rows of gold.user_sequences. place: item_id -> row of `item_in`.
+        users: rows of gold.user_sequences. ids: item ids, rows of `item_in`.
     """
     if bundle.kind == "factors":
         stored = _stored(bundle.folder, bundle.digest)
         h = stored.histories(users["item_ids"].to_pylist())
         asked = (np.diff(h.indptr) > 0) | (stored.name == "popularity")
         return np.where(asked[:, None], stored.users(h), np.float32(np.nan))
-    # an item without numbers is not known to the model: no history holds it
-    finite_N = np.isfinite(item_in).all(1)
-    place = {i: n for i, n in place.items() if finite_N[n]}
     about: dict[str, Any] = bundle.about
     length: int = about["length"]
-    events = {e: n + 1 for n, e in enumerate(about["event_types"])}
+    whole = rows_of(users["item_ids"], ids)
+    # an item without numbers is not known to the model: no history holds it
+    there = (whole.at >= 0) & np.isfinite(item_in).all(1)[whole.at] if len(item_in) else whole.at >= 0
+    history = whole.kept(there)
+    gap, weight = (flat(users[c])[1].to_numpy()[there] for c in ("gap_s", "weight_micro"))
+    events = pa.array(about["event_types"], pa.string())
+    event = (places(flat(users["event_types"])[1], events) + 1)[there]
     graph = session(bundle.folder / "user_encoder.onnx", device, threads)
-    columns = [users[c].to_pylist() for c in ("item_ids", "event_types", "gap_s", "weight_micro")]
-    histories = []
-    for ids, types, gaps, weights in zip(*columns, strict=True):
-        rows = [(place[i], events.get(t, 0), g, w) for i, t, g, w in zip(ids, types, gaps, weights, strict=True)
-                if i in place][-length:]  # fmt: skip
-        histories.append(rows)
     width = int(graph.get_outputs()[0].shape[1])
-    out = np.full((len(histories), width), np.nan, np.float32)
-    buckets = [n for n in _LENGTHS if n < length] + [length]
-    bucket = [next(n for n in buckets if len(h) <= n and n >= about["context"]) for h in histories]
-    for wide in sorted(set(bucket)):
-        mine = [u for u, n in enumerate(bucket) if n == wide and histories[u]]
+    out = np.full((users.num_rows, width), np.nan, np.float32)
+    buckets = np.array([n for n in _LENGTHS if about["context"] <= n < length] + [length])
+    size_U = np.minimum(np.diff(history.ptr), length)
+    bucket_U = buckets[np.searchsorted(buckets, size_U)]
+    for wide in buckets.tolist():
+        mine = np.flatnonzero((bucket_U == wide) & (size_U > 0))
         size = max(1, _TOKENS // wide)
         for start in range(0, len(mine), size):
             part = mine[start : start + size]
-            out[part] = _encode(graph, [histories[u] for u in part], item_in, size, wide)
+            where_BL = np.full((size, wide), -1)
+            where_BL[: len(part)] = history.last(wide, part)
+            feeds = (history.at, event, gap, weight)
+            out[part] = _encode(graph, *(x[where_BL] for x in feeds), where_BL >= 0, item_in)[: len(part)]
     return out
 
 
 def _encode(
-    graph: Any, histories: list[list[tuple[int, int, int, int]]], item_in: np.ndarray, size: int, length: int
-) -> np.ndarray:
-    """(len(histories), V) user vectors of one padded batch, histories right-aligned: the newest is last."""
-    item_BL = np.full((size, length), -1, np.int64)
-    event_BL = np.zeros((size, length), np.int64)
-    gap_BL, weight_BL = np.zeros((size, length)), np.zeros((size, length))
-    for b, rows in enumerate(histories):
-        at = slice(length - len(rows), length)
-        item_BL[b, at], event_BL[b, at], gap_BL[b, at], weight_BL[b, at] = zip(*rows, strict=True)
-    mask_BL = item_BL >= 0
+    graph: Any, item_BL: np.ndarray, event_BL: np.ndarray, gap_BL: np.ndarray, weight_BL: np.ndarray,
+    mask_BL: np.ndarray, item_in: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """(B, V) user vectors of one padded batch, histories right-aligned: the newest is last."""
+    item_BL = np.where(mask_BL, item_BL, -1).astype(np.int64)
     feeds = {"item_in": np.where(mask_BL[..., None], item_in[np.maximum(item_BL, 0)], np.float32(0)),
-             "event": event_BL, "gap_log": np.log1p(np.maximum(gap_BL, 0)).astype(np.float32),
-             "weight": (weight_BL / 1e6).astype(np.float32), "mask": mask_BL.astype(np.float32),
+             "event": np.where(mask_BL, event_BL, 0).astype(np.int64),
+             "gap_log": np.where(mask_BL, np.log1p(np.maximum(gap_BL.astype(np.float64), 0)), 0).astype(np.float32),
+             "weight": np.where(mask_BL, weight_BL / 1e6, 0).astype(np.float32), "mask": mask_BL.astype(np.float32),
              "once": latest(item_BL, mask_BL).astype(np.float32)}  # fmt: skip
     wanted = {i.name for i in graph.get_inputs()}
-    return graph.run(["user_vec"], {k: v for k, v in feeds.items() if k in wanted})[0][: len(histories)]
+    return graph.run(["user_vec"], {k: v for k, v in feeds.items() if k in wanted})[0]
 
 
 def _run(graph: Any, feeds: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:

@@ -9,23 +9,26 @@ give, found by asking for some more places, and for twice as many again for user
 Trade-off: the reason names the watched item closest to the offered one in the model's own item space; it is a
 true statement about the model, not a causal one about the user.
 
-Shape legend: U users, B users of a block, N items, K places, H history items shown to reasons, J offered items, M
-items a bundle knows, D vector size, R rows of a matrix.
+Shape legend: U users, B users of a block, S users of it with a short list, N items, K places, H history items shown to
+reasons, J offered items, M items a bundle knows, D vector size, R rows of a matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cached_property, partial
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy import sparse
 
 from mmrec import schema
 from mmrec.models.stored import Stored
+from mmrec.recommend.histories import Rows, rows_of
 from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import TopK, search, select
 from mmrec.topk.members import Offers
@@ -34,6 +37,7 @@ from mmrec.topk.seen import Seen, of_users
 
 _BLOCK = 1024
 _HISTORY = 20  # the latest items a reason may name
+_GATHERED = 2**22  # numbers of offered items' vectors at a time
 _MORE = 4  # a quarter more places are asked for at first
 MODEL, FALLBACK = "model", "fallback:popularity"
 _Find = Callable[[slice | np.ndarray, int, Seen], TopK]  # of some of a block's users, so many places
@@ -44,7 +48,8 @@ class Vectors:
     """The two sides of the dot product: `user_UD` (rows of NaN where the model has nothing to say), `item_ND`.
 
     `near`: whether an item can be nearer to one of a history than to another; of popularity's one column it can't.
-    `how` a blend re-ranks, None: the dot product ranks; `cold_N`: (N,) bool, items that the model has not met.
+    `how` a blend re-ranks, None: the dot product ranks; `cold_N`: (N,) bool, items that the model has not met; `device`
+    that searches; `kept`: what was made of items, for any users.
     """
 
     user_UD: np.ndarray
@@ -52,6 +57,12 @@ class Vectors:
     near: bool = True
     how: Rerank | None = None
     cold_N: np.ndarray | None = None
+    device: str = "cpu"
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, user_UD: np.ndarray) -> Vectors:
+        """Of other users; what was made of items is shared."""
+        return replace(self, user_UD=user_UD)
 
     def best(self, block: slice, rows: slice | np.ndarray, k: int, seen: Seen) -> TopK:
         """The best of `rows` of a block of users."""
@@ -60,28 +71,41 @@ class Vectors:
             return search(user_BD, self._catalogue, k, seen=seen)
         return rerank(user_BD, self._offers, k, how=self.how, seen=seen)
 
-    @cached_property
+    @property
     def _catalogue(self) -> Catalogue:
-        return Catalogue(self.item_ND)
+        return self._once("catalogue", lambda: Catalogue(self.item_ND, device=self.device))
 
-    @cached_property
+    @property
     def _offers(self) -> Offers:
         assert self.how is not None
         assert self.cold_N is not None
-        return Offers(self.item_ND, self.how.members, self.cold_N)
+        members, cold_N = self.how.members, self.cold_N
+        return self._once("offers", lambda: Offers(self.item_ND, members, cold_N, device=self.device))
 
-    @cached_property
+    @property
     def _unit_ND(self) -> np.ndarray:
-        return _unit(self.item_ND)
+        return self._once("unit", lambda: _unit(self.item_ND))
 
-    @cached_property
+    @property
     def speaks_N(self) -> np.ndarray:
         """(N,) bool: items that the model knows."""
-        return np.isfinite(self.item_ND).all(1)
+        return self._once("speaks", lambda: np.isfinite(self.item_ND).all(1))
 
-    def closeness(self, offered_J: np.ndarray, history_H: np.ndarray) -> np.ndarray:
-        """(J, H): how near an offered item is to one of the history."""
-        return self._unit_ND[offered_J] @ self._unit_ND[history_H].T
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
+
+    def closest(self, item_BK: np.ndarray, history_BH: np.ndarray) -> np.ndarray:
+        """(B, K): which of the history, -1 in front of it, is nearest to an item; 0 of an empty place."""
+        out_BK = np.zeros(item_BK.shape, np.int64)
+        step = max(1, _GATHERED // (item_BK.shape[1] * self.item_ND.shape[1]))
+        for start in range(0, len(item_BK), step):
+            some = slice(start, start + step)
+            # always of the same shape, so that bits don't depend on how long lists are
+            near_BKH = self._unit_ND[item_BK[some]] @ self._unit_ND[history_BH[some]].transpose(0, 2, 1)
+            out_BK[some] = np.where(history_BH[some, None] >= 0, near_BKH, -np.inf).argmax(2)
+        return out_BK
 
 
 @dataclass(frozen=True)
@@ -113,8 +137,18 @@ class Sums:
         return TopK(np.concatenate([p.item for p in parts]), np.concatenate([p.score for p in parts]),
                     sum(p.dropped_users for p in parts), int((~self.speaks_N).sum()))  # fmt: skip
 
-    def closeness(self, offered_J: np.ndarray, history_H: np.ndarray) -> np.ndarray:
-        """As of `Vectors`: the weight from the one to the other; of users, the cosine of who had them."""
+    def closest(self, item_BK: np.ndarray, history_BH: np.ndarray) -> np.ndarray:
+        """As of `Vectors`."""
+        out_BK = np.zeros(item_BK.shape, np.int64)
+        for b, (item_K, history_H) in enumerate(zip(item_BK, history_BH, strict=True)):
+            offered, had = item_K >= 0, history_H >= 0
+            if offered.any() and had.any():
+                near = self._closeness(item_K[offered], history_H[had])
+                out_BK[b, offered] = np.flatnonzero(had)[near.argmax(1)]
+        return out_BK
+
+    def _closeness(self, offered_J: np.ndarray, history_H: np.ndarray) -> np.ndarray:
+        """(J, H): the weight from the one to the other; of users, the cosine of who had them."""
         offered_JR = self.matrix_NR[offered_J]
         if self.stored.name != "user_knn":
             return offered_JR[:, self.place_N[history_H]].toarray()
@@ -152,31 +186,79 @@ def slates(
 
     Yields: rows of gold.recommendations, at most `_BLOCK` users each.
     """
-    ids = np.array(items["item_id"].to_pylist(), object)
-    titles = items["title"].to_pylist()
-    index = {item: i for i, item in enumerate(ids)}
-    popularity_N1 = (items["popularity_micro"].to_numpy().astype(np.float64)[:, None] / 1e6).astype(np.float32)
+    shop = _Shop.of(items)
+    seen, history = (rows_of(users[c], shop.ids) for c in ("seen_item_ids", "item_ids"))
+    seen = seen.kept(seen.at >= 0)
+    if vectors is not None:
+        history = history.kept((history.at >= 0) & vectors.speaks_N[history.at])
     counts.update(users=0, rows=0, fallback_rows=0, short_lists=0, dropped_users=0, dropped_items=0)
     for start in range(0, users.num_rows, _BLOCK):
-        block = users.slice(start, _BLOCK)
-        ptr, seen = _csr(block["seen_item_ids"], index)
-        n = block.num_rows
-        everybody = Vectors(np.ones((n, 1), np.float32), popularity_N1)
-        popular = _best(partial(everybody.best, slice(0, n)), k, (ptr, seen), group_N)
-        item_BK, score_BK = popular.item.copy(), popular.score.copy()
-        source_BK = np.full(item_BK.shape, MODEL if vectors is None else FALLBACK, object)
-        if vectors is not None:
-            found = _best(partial(vectors.best, slice(start, start + n)), k, (ptr, seen), group_N)
+        names = users["user_id"].slice(start, _BLOCK).combine_chunks()
+        n = len(names)
+        ptr = seen.ptr[start : start + n + 1]
+        had = ptr - ptr[0], seen.at[ptr[0] : ptr[-1]]
+        if vectors is None:
+            found = shop.popular(k, n, had, group_N)
+            item_BK, score_BK, model_BK = found.item, found.score, np.ones(found.item.shape, bool)
+        else:
+            found = _best(partial(vectors.best, slice(start, start + n)), k, had, group_N)
             counts["dropped_users"] += int(found.dropped_users)
             counts["dropped_items"] = int(found.dropped_items)
-            item_BK, score_BK, source_BK = _fill(found, popular, group_N)
-        reasons = _reasons(block, index, titles, item_BK, source_BK, vectors)
-        batch = _rows(block["user_id"].to_pylist(), ids, item_BK, score_BK, source_BK, reasons, stamp)
+            item_BK, score_BK, model_BK = _filled(found, shop, had, group_N)
+        reasons = _reasons(history, slice(start, start + n), item_BK, model_BK, vectors)
+        batch = shop.rows(names, item_BK, score_BK, model_BK, reasons, stamp)
         counts["users"] += n
         counts["rows"] += batch.num_rows
         counts["short_lists"] += int(((item_BK >= 0).sum(1) < k).sum())
-        counts["fallback_rows"] += int(((source_BK == FALLBACK) & (item_BK >= 0)).sum())
+        counts["fallback_rows"] += int((~model_BK & (item_BK >= 0)).sum())
         yield batch
+
+
+@dataclass(frozen=True)
+class _Shop:
+    """The day's items: what lists are written with. `reasons`: one an item of a history, then those that name none."""
+
+    ids: pa.Array
+    reasons: pa.Array
+    popularity: Catalogue
+
+    @classmethod
+    def of(cls, items: pa.Table) -> _Shop:
+        titles = pc.fill_null(items["title"].combine_chunks(), "")
+        titles = pc.if_else(pc.equal(titles, ""), "an earlier choice", titles)
+        because = pc.binary_join_element_wise("because of", titles, " ")
+        popularity_N1 = (items["popularity_micro"].to_numpy().astype(np.float64)[:, None] / 1e6).astype(np.float32)
+        return cls(items["item_id"].combine_chunks(),
+                   pa.concat_arrays([because, pa.array(["popular lately", "what newcomers like"])]),
+                   Catalogue(popularity_N1))  # fmt: skip
+
+    def popular(self, k: int, n: int, seen: Seen, group_N: np.ndarray | None) -> TopK:
+        """The most popular items of n users."""
+        everybody_B1 = np.ones((n, 1), np.float32)
+
+        def find(rows: slice | np.ndarray, wide: int, had: Seen) -> TopK:
+            return search(everybody_B1[rows], self.popularity, wide, seen=had)
+
+        return _best(find, k, seen, group_N)
+
+    def rows(
+        self, names: pa.Array, item_BK: np.ndarray, score_BK: np.ndarray, model_BK: np.ndarray, reason_BK: np.ndarray,
+        stamp: Stamp,
+    ) -> pa.RecordBatch:  # fmt: skip
+        """Lists as rows of gold.recommendations. `reason_BK`: places in `reasons`, below 0 from its end."""
+        b, place = np.nonzero(item_BK >= 0)
+        said = reason_BK[b, place]
+        taken = {"user_id": (names, b), "item_id": (self.ids, item_BK[b, place]),
+                 "source": (pa.array([FALLBACK, MODEL]), model_BK[b, place].astype(np.int8)),
+                 "reason": (self.reasons, np.where(said < 0, said + len(self.reasons), said))}  # fmt: skip
+        values = {name: of.take(pa.array(at)) for name, (of, at) in taken.items()}
+        values |= {"rank": pa.array(place + 1), "score": pa.array(score_BK[b, place])}
+        same = {"run_date": stamp.run_date, "arm": stamp.arm, "propensity": 1.0, "model_version": stamp.model_version,
+                "run_id": stamp.run_id}  # fmt: skip
+        arrow = schema.table("gold.recommendations").arrow
+        columns = [pa.repeat(pa.scalar(same[f.name], f.type), len(b)) if f.name in same else values[f.name].cast(f.type)
+                   for f in arrow]  # fmt: skip
+        return pa.RecordBatch.from_arrays(columns, schema=arrow)
 
 
 def _best(find: _Find, k: int, seen: Seen, group_N: np.ndarray | None) -> TopK:
@@ -217,75 +299,46 @@ def _one_of_a_group(
     return item_BK, score_BK
 
 
-def _fill(found: TopK, popular: TopK, group_N: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Empty places take the most popular items of which none of a kind is in the list already."""
-    item_BK, score_BK = found.item.copy(), found.score.copy()
-    source_BK = np.full(item_BK.shape, MODEL, object)
+def _filled(
+    found: TopK, shop: _Shop, seen: Seen, group_N: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Empty places take the most popular items of which none of a kind is in the list already.
+
+    Returns: items, scores, and whether they are the model's, of empty places too.
+    """
+    item_BK, score_BK, model_BK = found.item, found.score, np.ones(found.item.shape, bool)
+    short_S = np.flatnonzero((item_BK < 0).any(1))
+    if not len(short_S):
+        return item_BK, score_BK, model_BK
     # K popular items of K groups are enough: a list with F free places holds items of K - F groups
-    kind_BK = popular.item if group_N is None else np.where(popular.item >= 0, group_N[popular.item], -1)
-    for b in np.flatnonzero((item_BK < 0).any(1)):
+    popular = shop.popular(item_BK.shape[1], len(short_S), of_users(seen, short_S), group_N)
+    kind_SK = popular.item if group_N is None else np.where(popular.item >= 0, group_N[popular.item], -1)
+    for s, b in enumerate(short_S):
         row = item_BK[b]
         own = row[row >= 0]
         have = set((own if group_N is None else group_N[own]).tolist())
         free = np.flatnonzero(row < 0)
-        extra = [(i, s) for i, s, kind in zip(popular.item[b], popular.score[b], kind_BK[b].tolist(), strict=True)
+        extra = [(i, v) for i, v, kind in zip(popular.item[s], popular.score[s], kind_SK[s].tolist(), strict=True)
                  if i >= 0 and kind not in have]  # fmt: skip
         for place, (item, score) in zip(free, extra, strict=False):
-            item_BK[b, place], score_BK[b, place], source_BK[b, place] = item, score, FALLBACK
-    return item_BK, score_BK, source_BK
+            item_BK[b, place], score_BK[b, place], model_BK[b, place] = item, score, False
+    return item_BK, score_BK, model_BK
 
 
 def _reasons(
-    block: pa.Table,
-    index: dict[str, int],
-    titles: list[str],
-    item_BK: np.ndarray,
-    source_BK: np.ndarray,
-    vectors: Vectors | Sums | None,
+    history: Rows, block: slice, item_BK: np.ndarray, model_BK: np.ndarray, vectors: Vectors | Sums | None
 ) -> np.ndarray:
-    reason_BK = np.full(item_BK.shape, "popular lately", object)
-    if vectors is None or not vectors.near:
-        return reason_BK
-    speaks_N = vectors.speaks_N
-    for b, history in enumerate(block["item_ids"].to_pylist()):
-        h_H = np.array([index[i] for i in history if i in index and speaks_N[index[i]]][-_HISTORY:], np.int64)
-        mine = np.flatnonzero((source_BK[b] == MODEL) & (item_BK[b] >= 0))
-        if not len(mine):
-            continue
-        if not len(h_H):
-            reason_BK[b, mine] = "what newcomers like"
-            continue
-        closest = vectors.closeness(item_BK[b, mine], h_H).argmax(1)
-        for place, h in zip(mine, h_H[closest], strict=True):
-            reason_BK[b, place] = f"because of {titles[h] or 'an earlier choice'}"
+    """(B, K): places in `_Shop.reasons`, below 0 from its end."""
+    popular, newcomers = -2, -1
+    reason_BK = np.full(item_BK.shape, popular, np.int64)
+    if vectors is not None and vectors.near:
+        where_BH = history.last(_HISTORY, block)
+        history_BH = np.where(where_BH >= 0, history.at[where_BH], -1) if len(history.at) else where_BH
+        # of the model's places alone, without a look at the others
+        near_BK = vectors.closest(np.where(model_BK, item_BK, -1), history_BH)
+        named_BK = np.take_along_axis(history_BH, near_BK, 1)
+        reason_BK = np.where(model_BK, np.where(named_BK >= 0, named_BK, newcomers), popular)
     return reason_BK
-
-
-def _rows(
-    user_ids: list[str],
-    ids: np.ndarray,
-    item_BK: np.ndarray,
-    score_BK: np.ndarray,
-    source_BK: np.ndarray,
-    reason_BK: np.ndarray,
-    stamp: Stamp,
-) -> pa.RecordBatch:
-    b, place = np.nonzero(item_BK >= 0)
-    n = len(b)
-    values = {
-        "run_date": [stamp.run_date] * n, "arm": [stamp.arm] * n, "user_id": [user_ids[i] for i in b],
-        "rank": place + 1, "item_id": ids[item_BK[b, place]], "score": score_BK[b, place],
-        "source": source_BK[b, place], "reason": reason_BK[b, place], "propensity": np.ones(n),
-        "model_version": [stamp.model_version] * n, "run_id": [stamp.run_id] * n,
-    }  # fmt: skip
-    arrow = schema.table("gold.recommendations").arrow
-    return pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in arrow], schema=arrow)
-
-
-def _csr(column: pa.ChunkedArray, index: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    rows = [[index[i] for i in seen if i in index] for seen in column.to_pylist()]
-    ptr = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
-    return ptr, np.array([i for r in rows for i in r], np.int32)
 
 
 def _unit(x_ND: np.ndarray) -> np.ndarray:

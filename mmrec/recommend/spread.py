@@ -24,6 +24,7 @@ import pyarrow.feather as feather
 from mmrec import schema
 from mmrec.bundle import bundle as bundles
 from mmrec.models.data import group_codes
+from mmrec.recommend.histories import flat
 from mmrec.recommend.score import ItemSide, sums_over, user_vectors
 from mmrec.recommend.slate import Stamp, Sums, Vectors, slates
 from mmrec.topk.rerank import Rerank
@@ -74,17 +75,17 @@ def vectors_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Re
     """Rows of gold.user_sequences -> rows of gold.user_vectors."""
     job, items, side = _open(folder)
     bundle = _bundle(job.bundle, job.digest)
-    place = {i: n for n, i in enumerate(items["item_id"].to_pylist())}
+    ids = items["item_id"].combine_chunks()
     arrow = schema.table("gold.user_vectors").arrow
     for batch in batches:
         users = pa.Table.from_batches([batch])
-        found = user_vectors(bundle, users, place, side.item_in, device=job.device, threads=job.threads)
+        found = user_vectors(bundle, users, ids, side.item_in, device=job.device, threads=job.threads)
         n = batch.num_rows
-        values = {
-            "run_date": [date.fromisoformat(job.run_date)] * n, "user_id": batch.column("user_id"),
-            "vector": list(found), "model_version": [job.model_version] * n, "run_id": [job.run_id] * n,
-        }  # fmt: skip
-        yield pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in arrow], schema=arrow)
+        same = {"run_date": date.fromisoformat(job.run_date), "model_version": job.model_version, "run_id": job.run_id}
+        values = {"user_id": batch.column("user_id"), "vector": _lists(found)}
+        columns = [pa.repeat(pa.scalar(same[f.name], f.type), n) if f.name in same else values[f.name].cast(f.type)
+                   for f in arrow]  # fmt: skip
+        yield pa.RecordBatch.from_arrays(columns, schema=arrow)
 
 
 def lists_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -98,9 +99,15 @@ def lists_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
         if job.kind == "sparse":
             found = _sums(folder)(users)
         elif side is not None and batch.num_rows:
-            user_UD = np.array(users["vector"].to_pylist(), np.float32)
-            found = Vectors(user_UD, side.item_vec, side.item_vec.shape[1] > 1, Rerank.of(job.blend), side.cold)
+            user_UD = flat(users["vector"])[1].to_numpy().astype(np.float32).reshape(users.num_rows, -1)
+            found = _vectors(folder).of(user_UD)
         yield from slates(users, items, found, job.k, stamp, {}, group_N)
+
+
+def _lists(found_UD: np.ndarray) -> pa.Array:
+    """A list of floats a row."""
+    ends = np.arange(len(found_UD) + 1, dtype=np.int32) * found_UD.shape[1]
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(found_UD.astype(np.float32).ravel()))
 
 
 @lru_cache(maxsize=1)  # of one night: a backfill has many
@@ -112,6 +119,15 @@ def _open(folder: str) -> tuple[Job, pa.Table, ItemSide]:
     if (here / "item_vec.npy").is_file():
         side = ItemSide(*(np.load(here / f"{n}.npy", allow_pickle=False) for n in _SIDE))
     return job, items, side  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=1)  # of one night: a backfill has many
+def _vectors(folder: str) -> Vectors:
+    """Of nobody yet."""
+    job, _, side = _open(folder)
+    item_ND = side.item_vec
+    return Vectors(np.zeros((0, item_ND.shape[1]), np.float32), item_ND, item_ND.shape[1] > 1, Rerank.of(job.blend),
+                   side.cold, job.device)  # fmt: skip
 
 
 @lru_cache(maxsize=1)  # of one night: a backfill has many

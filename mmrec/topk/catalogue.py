@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mmrec.topk.graph import Tiles
 from mmrec.topk.native import Panels
 
 
@@ -21,11 +22,12 @@ class Catalogue:
 
     Attributes:
         n: items, shown or not. item_ND: (N, D) float32. row_M: (M,) int32, rows on offer, longest first, then by row.
-        longest: the greatest norm. dropped: items left out because their vector is not finite. ways: K -> the way to
-            search that was found fastest.
+        longest: the greatest norm. dropped: items left out because their vector is not finite. device: "cpu", or where
+            it is searched instead. ways: K -> the way to search that was found fastest.
     """
 
-    def __init__(self, item_ND: np.ndarray, allowed: np.ndarray | None = None) -> None:
+    def __init__(self, item_ND: np.ndarray, allowed: np.ndarray | None = None, device: str = "cpu") -> None:
+        self.device = device
         self.item_ND = np.ascontiguousarray(item_ND, np.float32)
         self.n = len(self.item_ND)
         ok_N = np.isfinite(self.item_ND).all(1)
@@ -54,6 +56,11 @@ class Catalogue:
     def keep_M(self) -> np.ndarray:
         """(M,) int32: rows on offer, rising."""
         return np.sort(self.row_M)
+
+    @cached_property
+    def graph(self) -> Tiles:
+        """On the device."""
+        return Tiles(self.shown_MD, self.device)
 
     @cached_property
     def fp32(self) -> Panels:

@@ -9,6 +9,7 @@ device nor the way there have a say in the result:
     int8      the compiled kernel over vectors of a quarter of the size, see kernel.c
     fp32      the compiled kernel
     portable  BLAS and numba, where there is no compiled kernel
+    graph     ONNX Runtime, for a catalogue on another device
 Trade-off: the second scoring costs little where scores differ; where most items tie within the bound (a constant
 model) it costs a full fp64 product of those users.
 
@@ -26,13 +27,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from mmrec.errors import InputError
-from mmrec.topk import native, portable
+from mmrec.topk import graph, native, portable
 from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.compiled import jit
 from mmrec.topk.heap import is_seen, push, unheap
 from mmrec.topk.seen import Seen, positions
 
-WAYS = ("int8", "fp32", "portable") if native.available() else ("portable",)  # that this machine has
+WAYS = (*(("int8", "fp32") if native.available() else ()), "portable", "graph")  # that this machine has
+_PLAIN = ("portable", "graph")  # these know items by their position among those on offer
 _U32 = 2.0**-24  # unit round-off of fp32
 _TINY = 2.0**-149  # smallest fp32 number: what an underflow can lose
 _HUGE = 2.0**120  # beyond this an fp32 product could overflow on the way
@@ -63,7 +65,7 @@ class TopK:
 
 def search(
     user_BD: np.ndarray, item_ND: np.ndarray | Catalogue, k: int, *, seen: Seen | None = None,
-    allowed: np.ndarray | None = None, block: int = BLOCK, tile: int | None = None, threads: int | None = None,
+    allowed: np.ndarray | None = None, block: int | None = None, tile: int | None = None, threads: int | None = None,
     way: str | None = None,
 ) -> TopK:  # fmt: skip
     """The K items with the greatest dot product for every user; exact.
@@ -74,7 +76,7 @@ def search(
         k: places; where fewer items remain the list is short.
         seen: (B + 1,) int64 ptr and int32 idx, in any order, repeats welcome: what a user must not get.
         allowed: (N,) bool, items on offer; None: all, or those that a `Catalogue` was made of.
-        block, tile: users and items scored at a time; None: as many items as a core's cache holds. threads: blocks
+        block, tile: users and items scored at a time; None: as many as a core's cache holds. threads: blocks
             worked on at once; None: the cores this process may use. way: one of `WAYS`; None: what is fastest here.
             None of the four changes the result.
 
@@ -89,7 +91,7 @@ def search(
     if threads is None:  # macOS has no affinity
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     b = len(user_BD)
-    _check(b, len(given), min(k, block, 1 if tile is None else tile, threads), seen, allowed)
+    _check(b, len(given), min(k, *(1 if n is None else n for n in (block, tile)), threads), seen, allowed)
     if isinstance(item_ND, Catalogue) and allowed is not None:
         raise InputError("Allowed items are a catalogue's own.", where="allowed", valid="Catalogue(item_ND, allowed)")
     catalogue = item_ND if isinstance(item_ND, Catalogue) else Catalogue(given, allowed)
@@ -102,7 +104,8 @@ def search(
         return out
     way = _way(work, way)
     catalogue.ready(way)  # once, before threads ask for it
-    seen_ptr, seen_idx = positions(seen, b, catalogue.n, catalogue.keep_M if way == "portable" else catalogue.row_M)
+    seen_ptr, seen_idx = positions(seen, b, catalogue.n, catalogue.keep_M if way in _PLAIN else catalogue.row_M)
+    block = block or (graph.BLOCK if way == "graph" else BLOCK)
 
     def fill(start: int) -> None:
         rows = slice(start, min(start + block, b))
@@ -111,13 +114,13 @@ def search(
     starts = range(0, b, block)
     # a tile is too small to share: a BLAS with two threads takes three times as long where a core is busy
     with threadpool_limits(1, user_api="blas") if way == "portable" else nullcontext():
-        if threads == 1 or len(starts) == 1:
+        if threads == 1 or len(starts) == 1 or way == "graph":  # one device
             for start in starts:
                 fill(start)
         else:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(fill, starts))
-    if way == "portable":
+    if way in _PLAIN:
         return replace(out, item=np.where(out.item >= 0, catalogue.keep_M[out.item], np.int32(-1)))
     return out
 
@@ -139,12 +142,15 @@ class _Work:
                     self.catalogue.dropped)  # fmt: skip
 
     def fill(self, way: str, rows: slice, seen: Seen, out: TopK) -> int:
-        """Lists of some users; says how many items passed a bound, 0 of the portable way."""
+        """Lists of some users; says how many items passed a bound, 0 where nobody counts."""
         item, score, ok_B = out.item[rows], out.score[rows], self.ok_B[rows]
         user_BD = np.where(ok_B[:, None], self.user_BD[rows], np.float32(0))
         if way == "portable":
-            portable.search_block(user_BD, self.catalogue.shown_MD, ok_B, self.margin_B[rows], *seen, self.tile or 4096,
-                                  item, score)  # fmt: skip
+            portable.search_block(user_BD, self.catalogue.shown_MD, ok_B, self.margin_B[rows], *seen,
+                                  self.tile or portable.TILE, item, score)  # fmt: skip
+            return 0
+        if way == "graph":
+            graph.search_block(self.catalogue.graph, user_BD, ok_B, self.margin_B[rows], *seen, item, score)
             return 0
         panels = self.catalogue.int8 if way == "int8" else self.catalogue.fp32
         width = user_BD.shape[1] * (1 if way == "int8" else 4)
@@ -160,10 +166,13 @@ def _way(work: _Work, asked: str | None) -> str:
     catalogue, wide = work.catalogue, work.user_BD.shape[1] > _WIDEST
     if asked is not None:
         if asked not in WAYS or (asked == "int8" and wide):
-            raise InputError("No such way to search.", value=asked, valid=WAYS[1:] if wide else WAYS)
+            valid = tuple(w for w in WAYS if not (wide and w == "int8"))
+            raise InputError("No such way to search.", value=asked, valid=valid)
         return asked
+    if catalogue.device != "cpu":
+        return "graph"
     # packing costs what some ten users do
-    if len(WAYS) == 1 or (len(work.user_BD) < _FEW and not catalogue.packed):
+    if "fp32" not in WAYS or (len(work.user_BD) < _FEW and not catalogue.packed):
         return "portable"
     if wide:
         return "fp32"

@@ -44,20 +44,21 @@ class Offers:
 
     def __init__(
         self, item_ND: np.ndarray, members: Sequence[tuple[int, int]], cold: np.ndarray,
-        allowed: np.ndarray | None = None,
+        allowed: np.ndarray | None = None, device: str = "cpu",
     ) -> None:  # fmt: skip
         self.item_ND = np.ascontiguousarray(item_ND, np.float32)
         self.members, self.cold_N = tuple(members), cold
         ok_N = np.isfinite(self.item_ND).all(1)
         self.dropped = int((~ok_N).sum())
         self._there_N = ok_N if allowed is None else ok_N & allowed
-        self.parts = [Catalogue(self.item_ND[:, a:b], self._there_N & ~cold) for a, b in self.members]
-        self.late = Catalogue(self.item_ND, self._there_N & cold)
+        self.device = device
+        self.parts = [Catalogue(self.item_ND[:, a:b], self._there_N & ~cold, device) for a, b in self.members]
+        self.late = Catalogue(self.item_ND, self._there_N & cold, device)
 
     @cached_property
     def whole(self) -> Catalogue:
         """Made when a list is longer than its candidates."""
-        return Catalogue(self.item_ND, self._there_N)
+        return Catalogue(self.item_ND, self._there_N, self.device)
 
 
 def candidates(

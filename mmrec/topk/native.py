@@ -148,10 +148,15 @@ def search_block(
 @lru_cache(maxsize=1)
 def _library() -> Any:
     here = Path(__file__).parent
+    if here.parents[1].is_file():  # in a zip, as executors have it: beside that
+        here = here.parents[2]
     file = next((f for s in EXTENSION_SUFFIXES if (f := here / f"_kernel{s}").is_file()), None)
     if file is None or not _flags() >= _NEEDS:
         return None
-    library = ctypes.CDLL(str(file))
+    try:
+        library = ctypes.CDLL(str(file))
+    except OSError:  # made on a machine with another C library
+        return None
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     library.search.argtypes = [pointer] * 8 + [whole, whole, pointer, pointer, whole, whole, whole] + [pointer] * 3
     library.search.restype = ctypes.c_int32

@@ -13,6 +13,8 @@ import numpy as np
 from mmrec.topk.compiled import jit
 from mmrec.topk.heap import is_seen, push, unheap
 
+TILE = 4096  # items at a time, unless asked
+
 
 def search_block(
     user_BD: np.ndarray,
@@ -39,7 +41,7 @@ def search_block(
         with np.errstate(over="ignore", invalid="ignore"):
             score_BT = user_BD @ item_MD[start : start + tile].T
         _scan(score_BT, start, k, margin_B, seen_ptr, seen_idx, buf_item, buf_score, count_B, floor_B)
-    _finish(user_BD, item_MD, seen_ptr, seen_idx, buf_item, count_B, out_item, out_score)
+    finish(user_BD, item_MD, seen_ptr, seen_idx, buf_item, count_B, out_item, out_score)
 
 
 @jit
@@ -120,7 +122,7 @@ def _scan(
 
 
 @jit
-def _finish(
+def finish(
     user_BD: np.ndarray,
     item_MD: np.ndarray,
     seen_ptr: np.ndarray,
@@ -130,7 +132,12 @@ def _finish(
     out_item: np.ndarray,
     out_score: np.ndarray,
 ) -> None:
-    """Score the collected items (or all, where count is -1) in fp64 and keep the best k in order."""
+    """Score the collected items in fp64 and keep the best k in order, of what was not seen.
+
+    Args:
+        buf_item: (B, C) int32 positions. count_B: how many there are; -1: score all items; -2: leave the user out.
+        out_item, out_score: (B, K), filled with -1 and -inf.
+    """
     b, d = user_BD.shape
     k = out_item.shape[1]
     for u in range(b):
@@ -141,7 +148,7 @@ def _finish(
         size = 0
         for c in range(len(item_MD) if everything else count):
             i = c if everything else buf_item[u, c]
-            if everything and is_seen(seen_idx, seen_ptr[u], seen_ptr[u + 1], i):
+            if is_seen(seen_idx, seen_ptr[u], seen_ptr[u + 1], i):
                 continue
             total = 0.0
             for j in range(d):

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmrec.bundle.ort import session
 from mmrec.errors import QualityError
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.linear import history_weights
 from mmrec.models.tables import latest
+from mmrec.ort import session
 from mmrec.train.fit import Champion
 from mmrec.train.graphs import compare, history_feeds, write_graph
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmrec.bundle.ort import session
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.neighbours import ContentNN
+from mmrec.ort import session
 from mmrec.train.graphs import compare, history_feeds, write_graph
 from mmrec.train.rival import Rival
 

@@ -82,7 +82,7 @@ class Cluster:
         options = {"spark.executor.memory": "700m", "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1",
                    "spark.executor.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"} | (conf or {})  # fmt: skip
         options["spark.driver.extraJavaOptions"] = ship["spark.driver.extraJavaOptions"] + " -XX:TieredStopAtLevel=1"
-        command = [str(submit()), "--master", self.master, "--jars", ship["jars"], "--py-files", ship["py_files"], *(w for k, v in options.items() for w in ("--conf", f"{k}={v}")),
+        command = [str(submit()), "--master", self.master, "--jars", ship["jars"], "--py-files", ship["py_files"], *(["--files", ship["files"]] if ship["files"] else []), *(w for k, v in options.items() for w in ("--conf", f"{k}={v}")),
                    str(ROOT / "jobs" / "step.py"), *words]  # fmt: skip
         return subprocess.Popen(command, env=environment() | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                 cwd=self.folder)  # fmt: skip

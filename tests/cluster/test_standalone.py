@@ -10,7 +10,9 @@ import pytest
 
 from mmrec import config
 from mmrec.bundle import registry
+from mmrec.config import SparkConfig
 from mmrec.lake.content import content_hash
+from mmrec.lake.jars import shipped
 from mmrec.lake.store import Lake
 from tests.cluster.standalone import Cluster, events
 from tests.conftest import Lived, mmrec
@@ -78,7 +80,9 @@ def test_two_workers_give_the_rows_of_local_and_lose_nothing_when_one_is_killed_
     ended = [e for e in told if e["Event"] == "SparkListenerTaskEnd"]
     assert any(e["Task End Reason"]["Reason"] == "ExecutorLostFailure" for e in ended), "the kill hit no task"
     assert len({e["Task Info"]["Executor ID"] for e in ended}) == 2
-    assert all(list((cluster.folder / f"worker-{n}").rglob("mmrec.zip")) for n in (0, 1)), "the package was not shipped"
+    sent = ["mmrec.zip", *(Path(f).name for f in shipped(SparkConfig())["files"].split(",") if f)]
+    for file in sent:
+        assert all(list((cluster.folder / f"worker-{n}").rglob(file)) for n in (0, 1)), f"{file} was not shipped"
     assert json.loads(out)["recommend"]["users"] == 60
     mmrec("steps", "publish", "monitor", "--home", str(home), "--date", DAY)
     assert hashes(home) == want

@@ -287,8 +287,8 @@ def test_with_minutes_a_look_comes_at_half_the_time_of_the_next(planted: type[Pl
 
 
 def test_the_made_up_shop_is_of_beautys_size_and_the_same_twice() -> None:
-    pairs = train._shop()
-    assert pairs == train._shop()
+    pairs = train._pairs(None)
+    assert pairs == train._pairs(None)
     users, items = (len({p[n] for p in pairs}) for n in (0, 1))
     assert users == 22_363
     assert items == pytest.approx(12_101, rel=0.01)  # not each item is bought

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from mmrec.bundle import registry
 from mmrec.bundle.bundle import install, load, seal
-from mmrec.bundle.ort import session
 from mmrec.config import Config
 from mmrec.errors import InputError, QualityError, TransientError
+from mmrec.ort import session
 
 FILES = {"item_map.json": b'["a", "b"]', "item_encoder.onnx": bytes(range(256)) * 9, "deep/curves.json": b"[]", "empty": b""}
 ABOUT = {"kind": "two_tower", "encoders": {"text": "toy-1"}}

@@ -10,12 +10,12 @@ import pytest
 import torch
 from shops import make_items, make_log, random_shop
 
-from mmrec.bundle.ort import session
 from mmrec.errors import InputError, QualityError
 from mmrec.evaluate.protocols import evaluate
 from mmrec.models.baselines import Popularity
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.splits import leave_one_out, per_user
+from mmrec.ort import session
 from mmrec.topk.members import Offers
 from mmrec.topk.rerank import Rerank, rerank
 from mmrec.train.export import export, item_feeds, user_feeds

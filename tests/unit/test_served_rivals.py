@@ -101,7 +101,7 @@ def night(world: World, bundle: Bundle, folder: Path, batch: int = 1000, k: int 
     assert (side is None) == (bundle.kind == "sparse")
     job = Job(str(bundle.folder), bundle.digest, "cpu", 1, k, "2026-03-01", "run", "7", bundle.kind)
     packed, users = str(pack(folder, job, world.offered, side)), world.users
-    for remembered in (room._open, room._sums):
+    for remembered in (room._open, room._sums, room._vectors):
         remembered.cache_clear()
     if side is not None:
         vectors = pa.Table.from_batches(vectors_of(packed, iter(users.to_batches(max_chunksize=batch))))

@@ -25,6 +25,7 @@ from mmrec.lake import session as session_room
 from mmrec.lake.jars import jars, package, shipped
 from mmrec.lake.java import QUICK, environment, java, submit
 from mmrec.lake.jvm import archive, settings
+from mmrec.topk import native
 
 ROOT = Path(mmrec.__file__).parents[1]
 
@@ -333,6 +334,9 @@ def test_two_processes_at_once_fetch_and_make_one(bare: Machine) -> None:
 # the package
 
 
+KERNEL = sorted((ROOT / "mmrec").rglob("*.so"))  # one, where there is a C compiler
+
+
 def names_in(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as z:
         assert z.testzip() is None
@@ -383,7 +387,7 @@ def test_a_package_whose_making_was_cut_is_made_again(bare: Machine) -> None:
     made.unlink()
     made.with_suffix(".part").write_bytes(want[:1000])
     assert names_in(package()) == names_in(made)
-    assert [p.name for p in made.parent.iterdir()] == ["mmrec.zip"]
+    assert sorted(p.name for p in made.parent.iterdir()) == sorted(["mmrec.zip", *(p.name for p in KERNEL)])
 
 
 def test_a_process_that_runs_from_the_package_has_its_modules_data_and_names_itself(bare: Machine, tmp_path: Path) -> None:
@@ -394,14 +398,19 @@ sys.path[0] = {str(made)!r}
 import mmrec, mmrec.cli, mmrec.monitor.report, mmrec.recommend.spread
 from mmrec.lake.jars import package
 from importlib import resources
+from mmrec.topk import native
 assert mmrec.__file__.startswith({str(made)!r}), mmrec.__file__
 assert mmrec.recommend.spread.__file__.startswith({str(made)!r})
 assert "<html" in resources.files("mmrec.monitor").joinpath("report.html").read_text(encoding="utf-8")
-print(package())
+print(package(), native.available())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(made)
+    assert done.stdout.strip() == f"{made} {native.available()}"
+    for file in KERNEL:  # as a library of another machine
+        (made.parent / file.name).write_bytes(b"\x7fELF, but not for here")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == f"{made} False", done.stderr
 
 
 def test_what_is_shipped_beside_a_job_are_the_jars_and_the_package(bare: Machine) -> None:
@@ -409,6 +418,8 @@ def test_what_is_shipped_beside_a_job_are_the_jars_and_the_package(bare: Machine
     told = shipped(SparkConfig())
     assert told["jars"].split(",") == [str(p) for p in jars(SparkConfig())]
     assert Path(told["py_files"]) == package()
+    assert told["files"] == ",".join(str(package().with_name(p.name)) for p in KERNEL)
+    assert all(package().with_name(p.name).read_bytes() == p.read_bytes() for p in KERNEL)
     assert bare.times("warmed") == 0
 
 
@@ -443,6 +454,7 @@ def test_another_master_is_sent_jars_and_package_and_needs_no_archive(bare: Mach
         assert told["spark.master"] == master
         assert told["spark.jars"].split(",") == [str(p) for p in jars(SparkConfig())]
         assert told["spark.submit.pyFiles"] == str(package())
+        assert told.get("spark.files", "") == shipped(SparkConfig())["files"]
         assert not {"spark.driver.extraClassPath", "spark.driver.host", "spark.driver.bindAddress"} & told.keys()
         assert "Tiered" not in told["spark.driver.extraJavaOptions"]
     assert bare.times("warmed") == 0

@@ -182,6 +182,7 @@ def test_who_is_listed_twice_is_packed_and_kept_apart_in_every_part(packed: Pack
     for known in (None, {}):
         plain = str(pack(tmp_path / "plain", job, packed.items, side, known))
         spread_room._open.cache_clear()
+        spread_room._vectors.cache_clear()
         lists = pa.Table.from_batches(lists_of(plain, parts(packed.users, order, [3, 3, 11])), LISTS)
         assert lists.sort_by(by).equals(packed.lists.sort_by(by))
     assert not got.sort_by(by).equals(packed.lists.sort_by(by))

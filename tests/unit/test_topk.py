@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrec.errors import InputError
-from mmrec.topk import exact, native
+from mmrec.topk import exact, graph, native
 from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import select
 
@@ -219,7 +219,7 @@ def test_a_wrong_request_is_refused(bad, where):
 
 # the compiled kernel
 
-compiled = pytest.mark.skipif(len(exact.WAYS) == 1, reason="no compiled kernel: no compiler, or another processor")
+compiled = pytest.mark.skipif("fp32" not in exact.WAYS, reason="no compiled kernel: no compiler, or another processor")
 
 
 def passed(user, item, k, way):
@@ -305,7 +305,7 @@ def test_vectors_too_wide_for_sums_of_int8_go_another_way():
     assert exact.search(wide, item, 2).item.tolist() == [[2, 0]] * 40
     with pytest.raises(InputError, match="way") as caught:
         exact.search(wide, item, 2, way="int8")
-    assert caught.value.valid == ("fp32", "portable")
+    assert caught.value.valid == ("fp32", "portable", "graph")
 
 
 def test_a_catalogue_has_its_own_items_on_offer():
@@ -320,7 +320,53 @@ def test_a_way_that_is_not_there_is_refused():
 
 
 def test_without_the_library_the_portable_way_is_taken(monkeypatch):
-    monkeypatch.setattr(exact, "WAYS", ("portable",))
+    monkeypatch.setattr(exact, "WAYS", ("portable", "graph"))
     user, item, seen, allowed = world(11, b=100)
     monkeypatch.setattr(native, "search_block", lambda *_, **__: pytest.fail("it is not there"))
     same(exact.search(user, item, 9, seen=seen, allowed=allowed), oracle(user, item, 9, seen, allowed))
+
+
+# on a device: the graph is the same on a processor
+
+
+def test_a_catalogue_on_a_device_is_searched_there_or_not_at_all():
+    user, item, seen, allowed = world(12)
+    made = Catalogue(item, allowed, device="cuda")
+    if _has_cuda():
+        same(exact.search(user, made, 9, seen=seen), oracle(user, item, 9, seen, allowed))
+    else:
+        with pytest.raises(InputError, match="did not load"):
+            exact.search(user, made, 9, seen=seen)
+    assert not made.packed
+
+
+def _has_cuda():
+    try:
+        graph.session(graph._graph(2), "cuda")
+    except InputError:
+        return False
+    return True
+
+
+def proposed(user, item, k, seen=None):
+    """Users that went the portable way, of a block."""
+    user, item = np.asarray(user, np.float32), np.asarray(item, np.float32)
+    ptr, idx = seen or (np.zeros(len(user) + 1, np.int64), np.zeros(0, np.int32))
+    margin = exact._margin(np.linalg.norm(user.astype(np.float64), axis=1), np.linalg.norm(item, axis=1).max(), user.shape[1])
+    out = np.full((len(user), k), -1, np.int32), np.full((len(user), k), -np.inf, np.float32)
+    rest = graph.search_block(graph.Tiles(item, "cpu"), user, np.ones(len(user), bool), margin, ptr, idx, *out)
+    same(exact.TopK(*out, 0, 0), oracle(user, item, k, seen))
+    return rest
+
+
+def test_proposals_of_tiles_are_taken_where_they_are_proven(monkeypatch):
+    monkeypatch.setattr(graph, "_TILE", 512)
+    rng = np.random.default_rng(13)
+    user, item = rng.standard_normal((40, 16)), rng.standard_normal((2_000, 16))
+    assert proposed(user, item, 10) == 0
+    assert proposed(user, item, 600) == 0  # more than a tile has
+    # so many equal the last that no proposal holds them all
+    assert proposed(np.ones((5, 2)), np.ones((2_000, 2)), 10) == 5
+    # one user has seen more than is proposed beyond K, all of it the best there is
+    first = np.argsort(-(user[3] @ item.T))[:300]
+    assert proposed(user, item, 10, csr([[] if u != 3 else sorted(first.tolist()) for u in range(40)])) <= 1

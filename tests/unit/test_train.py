@@ -19,12 +19,12 @@ from shops import DAY, make_items, make_log, random_shop
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrec import metrics
-from mmrec.bundle.ort import session
 from mmrec.errors import InputError, QualityError
 from mmrec.models import losses
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.losses import full_softmax, gbce, sampled_softmax
 from mmrec.models.splits import hidden, leave_one_out, per_user, rolling
+from mmrec.ort import session
 from mmrec.train import blend as room
 from mmrec.train import cold as colding
 from mmrec.train import measure

@@ -1,8 +1,9 @@
 """ONNX Runtime sessions on the device that config names, and on no other.
 
-In: a graph, a device, a number of threads. Out: an InferenceSession whose active provider was checked: a CUDA
-provider that can't load falls back to the CPU without a word otherwise.
-Trade-off: no provider options are exposed; results must not depend on them.
+In: a graph, as a file or its bytes, a device, a number of threads. Out: an InferenceSession whose active provider was
+checked: a CUDA provider that can't load falls back to the CPU without a word otherwise.
+Trade-off: no provider options are exposed; results must not depend on them. Of a CUDA provider TF32, which it takes by
+itself, is off: it would round factors to ten bits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from mmrec.errors import InputError
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def session(path: Path, device: str = "cpu", threads: int = 2) -> ort.InferenceSession:
+_OPTIONS = {"cuda": {"use_tf32": "0"}}
+
+
+def session(graph: Path | bytes, device: str = "cpu", threads: int = 2) -> ort.InferenceSession:
     """Open a graph.
 
     Raises: InputError: an unknown device, or a provider that is not the one configured.
@@ -30,7 +34,9 @@ def session(path: Path, device: str = "cpu", threads: int = 2) -> ort.InferenceS
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    opened = ort.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
+    opened = ort.InferenceSession(
+        graph if isinstance(graph, bytes) else str(graph), options,
+        providers=[(PROVIDERS[device], _OPTIONS.get(device, {}))])  # fmt: skip
     active = opened.get_providers()[0]
     if active != PROVIDERS[device]:
         raise InputError(
