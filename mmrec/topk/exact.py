@@ -38,8 +38,8 @@ _PLAIN = ("portable", "graph")  # these know items by their position among those
 _U32 = 2.0**-24  # unit round-off of fp32
 _TINY = 2.0**-149  # smallest fp32 number: what an underflow can lose
 _HUGE = 2.0**120  # beyond this an fp32 product could overflow on the way
-BLOCK = 192
-TILE_BYTES = 384 * 1024  # of a catalogue that all users of a block go over, half of a core's second cache
+BLOCK = 384
+TILE_BYTES = 192 * 1024  # of a catalogue that all users of a block go over, half of a core's second cache
 # int8 is worth it while few items pass its bound: some lists' length, and a share of the catalogue
 _PROBED, _PASSED, _MOST = 48, 20, 0.02
 _FEW = 32  # users

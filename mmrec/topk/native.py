@@ -12,6 +12,7 @@ Shape legend: B users, N items, D columns, D4 columns in fours, K places, P pane
 from __future__ import annotations
 
 import ctypes
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -27,6 +28,7 @@ _NEEDS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma"}
 _AT_ONCE = 256  # panels packed at a time
 # norms are rounded up by more than summing and a root can lose
 _UP = 1 + 1e-6
+_local = threading.local()
 _POINTERS = ("item", "row", "panel", "norm", "panel8", "start8", "unit8", "error8", "norm8")
 
 
@@ -135,14 +137,21 @@ def search_block(
     else:
         packed = np.ascontiguousarray(user_GRD.reshape(g, GROUP, d).transpose(0, 2, 1))
     about = _Catalogue(*(getattr(panels, n).ctypes.data for n in _POINTERS), panels.places, d, len(panels.norm))
-    told = np.zeros(2, np.int64)
+    told, cap = np.zeros(2, np.int64), 2 * k + 4 * PANEL
     given = (user_GRD, packed, packed8, norm_B * _UP, np.ascontiguousarray(margin_B), unit, error)
     failed = library.search(ctypes.byref(about), *(x.ctypes.data for x in given), b, k, seen[0].ctypes.data,
-                            seen[1].ctypes.data, tile, reduced, select, out_row.ctypes.data, out_score.ctypes.data,
-                            told.ctypes.data)  # fmt: skip
+                            seen[1].ctypes.data, tile, reduced, select, cap, _room(8 * (cap + 16) * len(user_GRD)),
+                            out_row.ctypes.data, out_score.ctypes.data, told.ctypes.data)  # fmt: skip
     if failed:
         raise MemoryError("no room for the buffers of a block of users")
     return told
+
+
+def _room(size: int) -> int:
+    """Address of so many bytes, a thread's own: fresh ones would be cleared by the system for each block."""
+    if getattr(_local, "room", None) is None or len(_local.room) < size:
+        _local.room = np.empty(size, np.uint8)
+    return _local.room.ctypes.data
 
 
 @lru_cache(maxsize=1)
@@ -158,7 +167,7 @@ def _library() -> Any:
     except OSError:  # made on a machine with another C library
         return None
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
-    library.search.argtypes = [pointer] * 8 + [whole, whole, pointer, pointer, whole, whole, whole] + [pointer] * 3
+    library.search.argtypes = [pointer] * 8 + [whole, whole, pointer, pointer, *[whole] * 4] + [pointer] * 4
     library.search.restype = ctypes.c_int32
     return library
 

@@ -153,7 +153,7 @@ def finish(
             total = 0.0
             for j in range(d):
                 total += np.float64(user_BD[u, j]) * np.float64(item_MD[i, j])
-            score = np.float32(total)
+            score = np.float32(total) + np.float32(0)  # a zero has no sign
             if size < k or score >= out_score[u, 0]:
                 size = push(out_score[u], out_item[u], size, score, i)
         unheap(out_score[u], out_item[u], size)

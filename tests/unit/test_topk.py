@@ -244,7 +244,24 @@ def test_few_items_pass_and_a_short_tail_is_not_looked_at(way):
     assert some[1] < 12 * 40
     item[2_000:] *= 1e-4  # nothing of these can reach what is there already
     fewer = passed(user, item, 10, way)
-    assert fewer[0] <= passed(user, item[:2_000], 10, way)[0]
+    # a panel in 16 of these is looked at for the guess, and passes while there is no floor
+    assert fewer[0] <= passed(user, item[:2_000], 10, way)[0] + 12 * 2 * native.PANEL
+
+
+@compiled
+@pytest.mark.parametrize("way", ["int8", "fp32"])
+def test_a_wrong_guess_is_found_out_and_the_user_looked_at_again(way):
+    rng = np.random.default_rng(14)
+    n, b = 30_016, 20  # 469 panels: enough for a sample
+    # of equal norms, so that places are rows; what is good lies in the panels that are looked at first
+    item = np.where(rng.random((n, 16)) < 0.2, 1, -1).astype(np.float32)
+    first = np.arange(n).reshape(-1, 64)[8::16].ravel()
+    item[first[:60]] = np.where(rng.random((60, 16)) < 0.95, 1, -1)
+    user = rng.uniform(0.5, 1.5, (b, 16)).astype(np.float32)
+    told = passed(user, item, 100, way)
+    assert told[1] >= b * (15 + 100)  # those above the guess, and later a list's
+    user[:10] *= -1  # to these they are the worst
+    assert b * 100 + 10 * 15 <= passed(user, item, 100, way)[1] < told[1]
 
 
 @compiled
@@ -256,6 +273,16 @@ def test_a_score_that_rounds_up_to_a_tie_is_not_lost_to_int8():
     got = search(user, item, 1)
     assert got.item.ravel().tolist() == [0] * 7
     same(got, oracle(user, item, 1))
+
+
+def test_a_score_that_rounds_to_nothing_ties_with_zero_and_has_its_bytes():
+    item = np.zeros((300, 2), np.float32)
+    item[::3, 0], item[1::3, 0] = -(2.0**-100), 2.0**-100
+    user = np.full((40, 2), 2.0**-100, np.float32)
+    for way in (*exact.WAYS, None):
+        got = exact.search(user, item, 9, way=way)
+        assert got.item.tolist() == [list(range(9))] * 40
+        assert got.score.tobytes() == np.zeros((40, 9), np.float32).tobytes()
 
 
 @compiled
