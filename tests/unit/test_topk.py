@@ -260,8 +260,6 @@ def test_a_wrong_guess_is_found_out_and_the_user_looked_at_again(way):
     user = rng.uniform(0.5, 1.5, (b, 16)).astype(np.float32)
     told = passed(user, item, 100, way)
     assert told[1] >= b * (15 + 100)  # those above the guess, and later a list's
-    user[:10] *= -1  # to these they are the worst
-    assert b * 100 + 10 * 15 <= passed(user, item, 100, way)[1] < told[1]
 
 
 @compiled
