@@ -305,12 +305,13 @@ def publish(night: Night) -> dict[str, Any]:
                 valid="a stage that recommend left and maintenance has not taken",
                 next=f"mmrec recommend --date {m.day}",
             )
-    rows = night.out.day(name, m.day)
-    digest = content.content_hash(rows, name)
+    version = night.out.version(name)
+    digest = content.content_hash(lambda columns: night.out.day(name, m.day, version, columns), name)
+    users = night.out.day(name, m.day, version, ["user_id"])["user_id"]
     recorded = night.out.arrow("ops.runs", columns=["run_id"]).column(0).to_pylist()
     counts = {
-        "rows": rows.num_rows,
-        "users": pc.count_distinct(rows["user_id"]).as_py(),
+        "rows": len(users),
+        "users": pc.count_distinct(users).as_py(),
         "content_hash": digest,
         "changed": not done,
     }
@@ -323,7 +324,7 @@ def publish(night: Night) -> dict[str, Any]:
             "model_version": m.model_version,
             "users": counts["users"],
             "rows": counts["rows"],
-            "table_version": night.out.version(name),
+            "table_version": version,
             "finished_at": datetime.now(UTC),
         }
         row = pa.Table.from_pylist([record], schema.table("ops.runs").arrow)

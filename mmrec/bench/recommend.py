@@ -59,11 +59,12 @@ def bench(
         k: places in a list. threads: of encoders and BLAS; the search takes the cores it has.
 
     Returns: users, items, k, dim; rows written; recommend_s, publish_s, and half_recommend_s, half_publish_s of half
-        the users; peak_mb: the process' greatest resident memory, MiB; parts: seconds of items_s (item encoder),
-        users_s (user encoder), kernel_s (top K alone), rows_s (reasons and rows), write_s (the rest of recommend:
-        reading, Parquet, commits); kernel_share: of recommend; rerank_s: the search where the model's three parts are
-        members of a blend by stacking, and blend_vs_single: the time of recommend with it, over that without;
-        million_users_s: both stations, on the line through the two sizes; user_ms and fixed_s: that line.
+        the users; peak_mb: the process' greatest resident memory, MiB, recommend_peak_mb: before it publishes,
+        half_peak_mb: with half the users; parts: seconds of items_s (item encoder), users_s (user encoder), kernel_s
+        (top K alone), rows_s (reasons and rows), write_s (the rest of recommend: reading, Parquet, commits);
+        kernel_share: of recommend; rerank_s: the search where the model's three parts are members of a blend by
+        stacking, and blend_vs_single: the time of recommend with it, over that without; million_users_s: both
+        stations, on the line through the two sizes; user_ms and fixed_s: that line.
     """
     with tempfile.TemporaryDirectory(prefix="mmrec-bench-") as name:
         folder = Path(name)
@@ -86,7 +87,8 @@ def bench(
         "users": users, "items": items, "k": k, "dim": dim, "rows": whole["rows"], "threads": threads,
         "recommend_s": round(whole["recommend_s"], 2), "publish_s": round(whole["publish_s"], 2),
         "half_recommend_s": round(half["recommend_s"], 2), "half_publish_s": round(half["publish_s"], 2),
-        "peak_mb": whole["peak_mb"], "parts": {n: round(s, 2) for n, s in parts.items()},
+        "half_peak_mb": half["peak_mb"], "recommend_peak_mb": whole["recommend_peak_mb"], "peak_mb": whole["peak_mb"],
+        "parts": {n: round(s, 2) for n, s in parts.items()},
         "kernel_share": round(parts["kernel_s"] / whole["recommend_s"], 3), "rerank_s": round(rerank, 2),
         "blend_vs_single": round(1 + (rerank - parts["kernel_s"]) / whole["recommend_s"], 3),
         "user_ms": round(1000 * slope, 4),
@@ -185,12 +187,15 @@ def _offers(item_E: np.ndarray, items: int, day: date) -> dict[str, pa.Array]:
 
 def _whole(night: Night) -> dict[str, Any]:
     """Both stations."""
-    begun = time.perf_counter()
-    counts = stations.recommend(night)
-    between = time.perf_counter()
-    stations.publish(night)
-    return {"recommend_s": between - begun, "publish_s": time.perf_counter() - between, "rows": counts["rows"],
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}  # fmt: skip
+    counts, recommend_s = _timed(lambda: stations.recommend(night))
+    peak_mb = _peak_mb()
+    publish_s = _timed(lambda: stations.publish(night))[1]
+    return {"recommend_s": recommend_s, "publish_s": publish_s, "rows": counts["rows"], "recommend_peak_mb": peak_mb,
+            "peak_mb": _peak_mb()}  # fmt: skip
+
+
+def _peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _parts(night: Night, members: list[tuple[int, int]]) -> dict[str, Any]:
