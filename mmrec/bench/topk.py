@@ -33,7 +33,7 @@ from mmrec.topk import exact
 _OWN = "fp32" if "fp32" in exact.WAYS else "portable"
 _Tell = Callable[[str, int, int], None]
 _SEEN, _CHECKED, _AT_ONCE = 50, 128, 8
-_GROUPS, _OF_GROUP = 200, 0.7
+_GROUPS, _OF_GROUP, _PURCHASES = 200, 0.7, 10_000_000
 
 
 def bench(
@@ -158,12 +158,12 @@ def _random(users: int, items: int, d: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _trained(users: int, items: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of implicit's ALS, of purchases by three times the users and thirty an item."""
+    """Vectors of implicit's ALS, of purchases by three times the users and thirty an item, ten million at most."""
     from implicit.als import AlternatingLeastSquares
     from scipy import sparse
 
     rng = np.random.default_rng(0)
-    rows, shoppers = 30 * items, max(3 * users, items // 4)
+    rows, shoppers = min(30 * items, _PURCHASES), max(3 * users, items // 4)
     group_I = rng.integers(0, _GROUPS, items)
     by_group = np.argsort(group_I, kind="stable")
     ptr = np.searchsorted(group_I[by_group], np.arange(_GROUPS + 1))

@@ -13,7 +13,7 @@ import numpy as np
 from mmrec.topk.compiled import jit
 from mmrec.topk.heap import is_seen, push, unheap
 
-TILE = 4096  # items at a time, unless asked
+BLOCK, TILE = 192, 4096  # users and items at a time, unless asked
 
 
 def search_block(
