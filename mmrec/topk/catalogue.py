@@ -58,6 +58,16 @@ class Catalogue:
         return np.sort(self.row_M)
 
     @cached_property
+    def place_N(self) -> np.ndarray:
+        """(N,) int32: where a row stands in `row_M`; -1: nowhere."""
+        return _inverse(self.row_M, self.n)
+
+    @cached_property
+    def position_N(self) -> np.ndarray:
+        """(N,) int32: where a row stands in `keep_M`; -1: nowhere."""
+        return _inverse(self.keep_M, self.n)
+
+    @cached_property
     def graph(self) -> Tiles:
         """On the device."""
         return Tiles(self.shown_MD, self.device)
@@ -71,3 +81,9 @@ class Catalogue:
     def int8(self) -> Panels:
         """For the compiled kernel, at a quarter of the size."""
         return Panels.of(self.item_ND, self.row_M, reduced=True)
+
+
+def _inverse(row_M: np.ndarray, n: int) -> np.ndarray:
+    place_N = np.full(n, -1, np.int32)
+    place_N[row_M] = np.arange(len(row_M), dtype=np.int32)
+    return place_N

@@ -105,12 +105,12 @@ def search(
         return out
     way = _way(work, way)
     catalogue.ready(way)  # once, before threads ask for it
-    seen_ptr, seen_idx = positions(seen, b, catalogue.n, catalogue.keep_M if way in _PLAIN else catalogue.row_M)
-    block = block or _BLOCK.get(way, BLOCK)
+    place_N = catalogue.position_N if way in _PLAIN else catalogue.place_N
+    block = block or _BLOCK.get(way) or _even(b, threads)
 
     def fill(start: int) -> None:
         rows = slice(start, min(start + block, b))
-        work.fill(way, rows, (seen_ptr[rows.start : rows.stop + 1], seen_idx), out)
+        work.fill(way, rows, positions(seen, rows, place_N), out)
 
     starts = range(0, b, block)
     # a tile is too small to share: a BLAS with two threads takes three times as long where a core is busy
@@ -124,6 +124,12 @@ def search(
     if way in _PLAIN:
         return replace(out, item=np.where(out.item >= 0, catalogue.keep_M[out.item], np.int32(-1)))
     return out
+
+
+def _even(b: int, threads: int) -> int:
+    """Users of a block, groups of the kernel's filled up: so many that threads end together."""
+    each = -(-b // (threads * -(-b // (threads * BLOCK))))
+    return -(-each // native.GROUP) * native.GROUP
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,7 @@ def select(score_BN: np.ndarray, k: int, seen: Seen | None = None, allowed: np.n
     b, n = score_BN.shape
     _check(b, n, k, seen, allowed)
     allowed_N = np.ones(n, bool) if allowed is None else np.ascontiguousarray(allowed, bool)
-    seen_ptr, seen_idx = positions(seen, b, n, np.arange(n, dtype=np.int32))
+    seen_ptr, seen_idx = positions(seen, slice(0, b), np.arange(n, dtype=np.int32))
     out_item = np.full((b, k), -1, np.int32)
     out_score = np.full((b, k), -np.inf, np.float32)
     bad_N, finite_B = np.zeros(n, np.bool_), np.zeros(b, np.bool_)

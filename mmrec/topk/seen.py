@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmrec.topk.compiled import jit
+
 Seen = tuple[np.ndarray, np.ndarray]
 
 
@@ -20,17 +22,30 @@ def of_users(seen: Seen, users: np.ndarray) -> Seen:
     return np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64), np.concatenate(rows)
 
 
-def positions(seen: Seen | None, b: int, n: int, keep_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Seen items as positions in `keep_M`, ascending within a user."""
-    if seen is None or not b:
-        return np.zeros(b + 1, np.int64), np.zeros(0, np.int32)
-    ptr, idx = np.asarray(seen[0], np.int64), np.asarray(seen[1], np.int64)
-    owner = np.repeat(np.arange(b), np.diff(ptr))
-    idx = idx[ptr[0] : ptr[-1]]
-    position = np.full(n, -1, np.int64)
-    position[keep_M] = np.arange(len(keep_M))
-    at = position[idx]
-    owner, at = owner[at >= 0], at[at >= 0]
-    key = np.sort(owner * max(n, 1) + at)
-    counts = np.bincount(owner, minlength=b)
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), (key % max(n, 1)).astype(np.int32)
+def positions(seen: Seen | None, rows: slice, place_N: np.ndarray) -> Seen:
+    """What the users of `rows` have seen, as places of items, ascending within a user; without the interpreter's lock.
+
+    Args:
+        seen: of all users; None: nobody has seen anything. place_N: (N,) int32, -1: an item that is not on offer.
+    """
+    if seen is None:
+        return np.zeros(rows.stop - rows.start + 1, np.int64), np.zeros(0, np.int32)
+    ptr, idx = seen
+    own = np.ascontiguousarray(ptr[rows.start : rows.stop + 1], np.int64)
+    idx = np.ascontiguousarray(idx[own[0] : own[-1]], np.int32)
+    out_ptr, out = np.zeros(len(own), np.int64), np.empty(len(idx), np.int32)
+    _place(own - own[0], idx, place_N, out_ptr, out)
+    return out_ptr, out[: out_ptr[-1]]
+
+
+@jit
+def _place(ptr: np.ndarray, idx: np.ndarray, place_N: np.ndarray, out_ptr: np.ndarray, out: np.ndarray) -> None:
+    n = 0
+    for b in range(len(ptr) - 1):
+        for e in range(ptr[b], ptr[b + 1]):
+            place = place_N[idx[e]]
+            if place >= 0:
+                out[n] = place
+                n += 1
+        out_ptr[b + 1] = n
+        out[out_ptr[b] : n].sort()

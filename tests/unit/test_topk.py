@@ -313,6 +313,16 @@ def test_any_larger_world(seed, b, d, k):
     same(search(user, item, k, seen=seen, allowed=allowed, block=17), oracle(user, item, k, seen, allowed))
 
 
+@pytest.mark.parametrize(("b", "threads"), [(1, 1), (1, 4), (385, 1), (1024, 2), (8192, 2), (8192, 3), (767, 2)])
+def test_blocks_are_of_a_size_that_ends_threads_together(b, threads):
+    block = exact._even(b, threads)
+    assert block % native.GROUP == 0
+    assert block <= exact.BLOCK + native.GROUP
+    turns = -(-b // block)
+    assert turns <= threads * -(-b // (threads * exact.BLOCK))  # not more blocks than turns of all threads
+    assert b - (turns - 1) * block > 0
+
+
 def test_a_catalogue_is_made_once_and_serves_any_block():
     user, item, seen, allowed = world(10)
     made = Catalogue(item, allowed)
