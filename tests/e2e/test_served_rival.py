@@ -6,7 +6,6 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from mmrec import config, learn
 from mmrec.bundle import registry
@@ -20,10 +19,7 @@ from tests.conftest import NIGHTS, Lived, mmrec
 DAY = "2026-03-06"
 
 
-@pytest.mark.usefixtures("spark")
-def test_ease_is_trained_judged_registered_and_serves_a_night_of_its_own_lists(
-    lived: Lived, engine: str, tmp_path: Path
-) -> None:
+def test_ease_is_trained_judged_registered_and_serves_a_night_of_its_own_lists(lived: Lived, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(lived.home, home, symlinks=True)
     text = (home / "mmrec.toml").read_text()
@@ -43,7 +39,7 @@ def test_ease_is_trained_judged_registered_and_serves_a_night_of_its_own_lists(
     registry.crown(settings, version)  # whatever the gate thinks of a model of so small a shop
     night = json.loads(mmrec("run", "--home", str(home), "--date", DAY, "--no-train", "--json").stdout)
     assert (night["published"], night["model_version"], night["lists"]) == (True, version, 60)
-    then = Night(config.load(home, engine=engine), date.fromisoformat(NIGHTS[-1]))
+    then = Night(config.load(home), date.fromisoformat(NIGHTS[-1]))
     data = learn.dataset(then)
     every = learn.everything(data, then)
     model = EASE(bundle.about["config"]["lam"]).fit(data.items, data.log, every)
