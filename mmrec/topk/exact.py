@@ -38,7 +38,7 @@ _PLAIN = ("portable", "graph")  # these know items by their position among those
 _U32 = 2.0**-24  # unit round-off of fp32
 _TINY = 2.0**-149  # smallest fp32 number: what an underflow can lose
 _HUGE = 2.0**120  # beyond this an fp32 product could overflow on the way
-_BLOCK = {"graph": graph.BLOCK, "portable": portable.BLOCK}  # users at a time; of the others:
+_BLOCKS = {"graph": graph.BLOCK, "portable": portable.BLOCK}  # users at a time; of the others:
 BLOCK = 384
 TILE_BYTES = 192 * 1024  # of a catalogue that all users of a block go over; the rest of a core's second cache is theirs
 # int8 is worth it while few items pass its bound: some lists' length, and a share of the catalogue
@@ -106,7 +106,7 @@ def search(
     way = _way(work, way)
     catalogue.ready(way)  # once, before threads ask for it
     place_N = catalogue.position_N if way in _PLAIN else catalogue.place_N
-    block = block or _BLOCK.get(way) or _even(b, threads)
+    block = block or _BLOCKS.get(way) or _even(b, threads)
 
     def fill(start: int) -> None:
         rows = slice(start, min(start + block, b))
