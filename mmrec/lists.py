@@ -2,8 +2,9 @@
 
 In: settings, tables, a published date. Out: rows for a person or a program. The vectors are those that the night scored
 with: users' as they are stored, items' made again from the pinned bundle and features.
-Trade-off: the catalogue is encoded at each call, some seconds for 100,000 items; nothing is written. A segment is ranked
-by the dot product, also where the model's blend re-ranks what users get: a mean of users has no ranks to combine.
+Trade-off: the catalogue is encoded at each call, some seconds for 100,000 items; nothing is written. A segment is
+ranked by the dot product, also where the model's blend re-ranks what users get: a mean of users has no ranks to
+combine.
 """
 
 from __future__ import annotations
