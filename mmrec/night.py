@@ -210,18 +210,21 @@ def recommend(night: Night) -> dict[str, Any]:
     twins = _twins(night)
     groups = None if twins is None else dict(zip(*(c.to_pylist() for c in twins), strict=True))
     packed = str(spread.pack((night.folder / f"scoring-{night.attempt}").absolute(), job, items, side, groups))
-    everywhere = partial(map_arrow, out, config.engine, config.spark, m.day)
     users = out.version("gold.user_sequences")
     history = ("user_id", "item_ids", "event_types", "gap_s", "weight_micro")
-    sources: dict[str, tuple[int, tuple[str, ...]]] = {
-        "gold.user_sequences": (users, ("user_id", "item_ids", "seen_item_ids"))
-    }
+    sources: dict[str, Any] = {"gold.user_sequences": (users, ("user_id", "item_ids", "seen_item_ids"))}
+
+    def made(what: str, of: dict[str, Any], fn: Any, name: str) -> Any:
+        return map_arrow(out, config.engine, config.spark, m.day, of, partial(fn, packed), name,
+                         partial(night.progress, what))  # fmt: skip
+
     if side is not None:
         name = "gold.user_vectors"
-        rows = everywhere({"gold.user_sequences": (users, history)}, partial(spread.vectors_of, packed), name)
-        done = commit.write(out, name, rows, run_id=m.run_id, pinned=_pin(night, name), partition=m.day)
-        sources[name] = (done.version, ("user_id", "vector"))
-    lists = everywhere(sources, partial(spread.lists_of, packed), "gold.recommendations")
+        if commit.published_run_id(out, name, m.day) != m.run_id:  # else an attempt that was cut off got so far
+            rows = made("user vectors", {"gold.user_sequences": (users, history)}, spread.vectors_of, name)
+            commit.write(out, name, rows, run_id=m.run_id, pinned=_pin(night, name), partition=m.day)
+        sources[name] = (out.version(name), ("user_id", "vector"))
+    lists = made("lists", sources, spread.lists_of, "gold.recommendations")
     staged = stage.stage(out, "gold.recommendations", lists, m.run_id)
     counts = tally(out, staged, m.day, m.config["k"], None if side is None else side.item_vec, sources)
     shutil.rmtree(packed)
@@ -257,7 +260,8 @@ def _commit_staged(night: Night, staged: stage.Stage) -> None:
     from mmrec.recommend.check import check_slates
 
     m = night.manifest
-    users, items = (night.out.day(t, m.day) for t in ("gold.user_sequences", "gold.item_features"))
+    users = night.out.day("gold.user_sequences", m.day, columns=["user_id", "seen_item_ids"])
+    items = night.out.day("gold.item_features", m.day, columns=["item_id"])
     before = [d for d in night.out.run_dates() if d < m.day]
     previous = night.out.day(staged.table, before[-1], columns=["rank"]).num_rows if before else 0
     checked = audit(night.out, staged, partition=str(m.day), previous_rows=previous, min_share=m.config["min_share"])

@@ -1,7 +1,8 @@
 """Python over Arrow batches, wherever the engine computes: here, or on Spark's executors.
 
 In: tables of one run_date or rows at hand, a function from batches to batches. Out: the rows of another table, on their
-way: what `commit.write` and `stage.stage` take; or rows at hand.
+way: what `commit.write` and `stage.stage` take; or rows at hand. Here DuckDB sorts and joins in a bounded part of the
+memory, and users come in blocks that outlive an attempt; on executors the engine does all that, and a block is a task.
 Trade-off: the function sees rows in no defined order and in batches of any size, and must not care.
 """
 
@@ -9,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from mmrec import schema
 from mmrec.config import SparkConfig
+from mmrec.lake.blocks import Blocks, Tell
+from mmrec.lake.joined import joined
 from mmrec.lake.session import session
 from mmrec.lake.store import Lake
 
@@ -33,17 +37,20 @@ def map_arrow(
     sources: Mapping[str, tuple[int, Sequence[str]]],
     fn: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]],
     out: str,
-) -> DataFrame | Iterator[pa.RecordBatch]:
+    tell: Tell = lambda _done, _total: None,
+) -> DataFrame | Blocks:
     """`fn` over rows of `day`.
 
     Args:
         sources: table -> (version, columns); all have user_id, the first decides which users there are, of the others
             a row is looked up.
         fn: picklable by reference (a module's function, or a partial of one): executors import it.
-        out: the table whose rows `fn` gives.
+        out: the table whose rows `fn` gives. tell: called with users done and all, where that is known here.
     """
     if engine == "local":
-        return fn(iter(_joined(lake, day, sources).to_batches(max_chunksize=_ROWS)))
+        first, (version, _) = next(iter(sources.items()))
+        total = lake.dataset(first, version).count_rows(filter=ds.field("run_date") == day)
+        return Blocks(partial(joined, lake, day, sources), fn, total, tell)
     from pyspark.sql import functions as F
 
     opened = session(engine, spark)
@@ -83,14 +90,3 @@ def map_rows(
 def parts(engine: str, spark: SparkConfig) -> int:
     """How many parts `map_rows` makes of its rows."""
     return 1 if engine == "local" else spark.partitions
-
-
-def _joined(lake: Lake, day: date, sources: Mapping[str, tuple[int, Sequence[str]]]) -> pa.Table:
-    tables = [lake.day(name, day, version, list(columns)) for name, (version, columns) in sources.items()]
-    rows = tables[0].sort_by("user_id")
-    for other in tables[1:]:
-        at = pc.index_in(rows["user_id"], other["user_id"])
-        for name in other.column_names:
-            if name != "user_id":
-                rows = rows.append_column(name, other[name].take(at))
-    return rows

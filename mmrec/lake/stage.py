@@ -1,7 +1,7 @@
 """Staging: an engine frame or an Arrow stream becomes files inside the table's own folder.
 
-In: a frame or record batches. Out: a `Stage`: a small Delta table in `<table>/stage-<run_id>-<random>`, whose log
-lists the files; nothing of it is visible to readers of the table.
+In: a frame, record batches, or blocks of them. Out: a `Stage`: a small Delta table in
+`<table>/stage-<run_id>-<random>`, whose log lists the files; nothing of it is visible to readers of the table.
 Trade-off: a stage writes a log of its own that is thrown away after adoption; that log is what gives both
 engines' files names, sizes and statistics in one form, and it costs milliseconds.
 """
@@ -28,6 +28,7 @@ from deltalake.exceptions import DeltaError
 from mmrec import schema
 from mmrec.errors import InputError, QualityError, lost_store
 from mmrec.files import put, sync_folder
+from mmrec.lake.blocks import Blocks, Overtaken, unfinished
 from mmrec.lake.store import Lake
 
 if TYPE_CHECKING:
@@ -80,10 +81,12 @@ class Stage:
         self._sync_folders()
 
 
-def stage(lake: Lake, name: str, rows: DataFrame | pa.Table | Iterator[pa.RecordBatch], run_id: str) -> Stage:
+def stage(lake: Lake, name: str, rows: DataFrame | pa.Table | Iterator[pa.RecordBatch] | Blocks, run_id: str) -> Stage:
     """Stage rows through the door they came to: an engine's frame, or Arrow. See the two for errors.
 
-    Raises: TransientError: the disk or the store failed.
+    Blocks are put behind those of an attempt of this run that was cut off, and are kept if this one is.
+
+    Raises: TransientError: the disk or the store failed; another attempt goes on with the same blocks.
     """
     engine_frame = not isinstance(rows, pa.Table | pa.RecordBatchReader) and hasattr(rows, "sparkSession")
     try:
@@ -145,7 +148,7 @@ def stage_frame(lake: Lake, name: str, frame: DataFrame, run_id: str) -> Stage:
         raise
 
 
-def stage_arrow(lake: Lake, name: str, data: pa.Table | Iterator[pa.RecordBatch], run_id: str) -> Stage:
+def stage_arrow(lake: Lake, name: str, data: pa.Table | Iterator[pa.RecordBatch] | Blocks, run_id: str) -> Stage:
     """Write Arrow rows, which are cast to the table's types without loss; no engine is involved.
 
     Raises:
@@ -154,15 +157,23 @@ def stage_arrow(lake: Lake, name: str, data: pa.Table | Iterator[pa.RecordBatch]
     t = schema.table(name)
     own: list[BaseException] = []
     folder = _fresh(lake, name, run_id)
+    if isinstance(data, Blocks):
+        folder = unfinished(lake.path(name), run_id) or folder
     try:
-        if isinstance(data, pa.Table):
-            data = data.select(t.arrow.names).cast(t.arrow)
+        if isinstance(data, Blocks):
+            data.write(folder, name, lambda rows: _cast(t, rows, own))
         else:
-            data = pa.RecordBatchReader.from_batches(
-                t.arrow, (pa.RecordBatch.from_arrays([b.column(n).cast(t.arrow.field(n).type) for n in t.arrow.names],
-                                                     schema=t.arrow) for b in _watched(data, own)))  # fmt: skip
-        write_deltalake(str(folder), data, mode="error", partition_by=[t.partition] if t.partition else None)
+            whole = data.select(t.arrow.names).cast(t.arrow) if isinstance(data, pa.Table) else _cast(t, data, own)
+            write_deltalake(str(folder), whole, mode="error", partition_by=[t.partition] if t.partition else None)
+    except Overtaken:
+        raise  # the files are another attempt's
+    except KeyboardInterrupt:
+        _unless_blocks(data, folder)
+        raise
     except (pa.ArrowException, KeyError, ValueError, DeltaError) as error:
+        if own and isinstance(own[0], KeyboardInterrupt):
+            _unless_blocks(data, folder)
+            raise own[0] from None
         shutil.rmtree(folder, ignore_errors=True)
         if own:
             raise own[0] from None
@@ -180,8 +191,22 @@ def stage_arrow(lake: Lake, name: str, data: pa.Table | Iterator[pa.RecordBatch]
     return read_stage(name, folder)
 
 
+def _unless_blocks(data: object, folder: Path) -> None:
+    """Who was interrupted leaves no file, except blocks to go on from."""
+    if not isinstance(data, Blocks):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cast(t: schema.Table, rows: Iterator[pa.RecordBatch], raised: list[BaseException]) -> pa.RecordBatchReader:
+    """Rows in the table's types; what the stream raises is kept, because delta-rs makes text of it."""
+    names = t.arrow.names
+    same = (pa.RecordBatch.from_arrays([b.column(n).cast(t.arrow.field(n).type) for n in names], schema=t.arrow)
+            for b in _watched(rows, raised))  # fmt: skip
+    return pa.RecordBatchReader.from_batches(t.arrow, same)
+
+
 def _watched(data: Iterator[pa.RecordBatch], raised: list[BaseException]) -> Iterator[pa.RecordBatch]:
-    """`data`; what it raises is kept, because delta-rs makes text of it."""
+    """`data`; what it raises is kept."""
     try:
         yield from data
     except (Exception, KeyboardInterrupt) as error:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from datetime import date
 
+import duckdb
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from mmrec.lake.stage import Stage
@@ -28,25 +28,29 @@ def tally(
 
     Args:
         k: length of a full list.
-        item_vec: (items, dim) float, the vectors that were scored; None where no model was.
+        item_vec: (items, dim) float, the vectors that were scored, users' being as long; None where no model was.
         sources: table -> (version, columns) that the lists were made from.
 
     Returns: users, rows, fallback_rows, short_lists (users with fewer than k), dropped_users and dropped_items (a
     vector with a value that is not finite).
     """
     files = [str(staged.folder / f.path) for f in staged.files]
-    rows = ds.dataset(files, format="parquet").to_table(columns=["user_id", "source"]) if files else None
-    counts = {"users": lake.day("gold.user_sequences", run_date, columns=["user_id"]).num_rows, "rows": 0,
-              "fallback_rows": 0, "short_lists": 0, "dropped_users": 0, "dropped_items": 0}  # fmt: skip
-    counts["short_lists"] = counts["users"]
-    if rows is not None:
-        sizes = rows.group_by("user_id").aggregate([("source", "count")])["source_count"]
-        full = pc.sum(pc.equal(sizes, k)).as_py() or 0
-        counts |= {"rows": rows.num_rows, "short_lists": counts["users"] - full,
-                   "fallback_rows": pc.sum(pc.starts_with(rows["source"], "fallback")).as_py() or 0}  # fmt: skip
+    day = ds.field("run_date") == run_date
+    users = lake.dataset("gold.user_sequences").count_rows(filter=day)
+    counts = {"users": users, "short_lists": users}
+    counts |= dict.fromkeys(("rows", "fallback_rows", "dropped_users", "dropped_items"), 0)
+    if files:
+        with duckdb.connect() as con:
+            con.from_parquet(files, hive_partitioning=False).create_view("lists")
+            rows, fallback, full = con.execute(
+                """SELECT coalesce(sum(n), 0)::BIGINT, coalesce(sum(other), 0)::BIGINT, count(*) FILTER (WHERE n = $k)
+                   FROM (SELECT count(*) AS n, count(*) FILTER (WHERE starts_with(source, 'fallback')) AS other
+                         FROM lists GROUP BY user_id)""", {"k": k}).fetchall()[0]  # fmt: skip
+        counts |= {"rows": rows, "fallback_rows": fallback, "short_lists": users - full}
     if item_vec is not None:
-        vectors = lake.day("gold.user_vectors", run_date, sources["gold.user_vectors"][0], ["vector"])["vector"]
-        flat = pc.list_flatten(vectors).to_numpy().reshape(len(vectors), -1)
-        counts |= {"dropped_users": int((~np.isfinite(flat).all(1)).sum()),
-                   "dropped_items": int((~np.isfinite(item_vec).all(1)).sum())}  # fmt: skip
+        version = sources["gold.user_vectors"][0]
+        for batch in lake.batches("gold.user_vectors", version, columns=["vector"], where=day):
+            flat = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, item_vec.shape[1])
+            counts["dropped_users"] += int((~np.isfinite(flat).all(1)).sum())
+        counts["dropped_items"] = int((~np.isfinite(item_vec).all(1)).sum())
     return counts

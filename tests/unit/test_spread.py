@@ -27,7 +27,7 @@ from test_slate import embeddings, items_of, look, users_of
 from mmrec import config, schema
 from mmrec.bundle.bundle import load, seal
 from mmrec.config import Config, SparkConfig
-from mmrec.lake import commit, spread, stage
+from mmrec.lake import blocks, commit, stage
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.spread import map_arrow
 from mmrec.lake.store import Lake
@@ -243,7 +243,7 @@ def test_a_day_without_users_has_no_batches(tmp_path: Path) -> None:
 
 
 def test_many_users_come_in_batches_of_a_bounded_size_and_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spread, "_ROWS", 10)
+    monkeypatch.setattr(blocks, "_ROWS", 10)
     lake = Lake(tmp_path)
     names = [f"u{n:03d}" for n in np.random.default_rng(0).permutation(95)]
     people = put(lake, "gold.user_sequences", [{"user_id": u} for u in names])
