@@ -18,7 +18,7 @@ from mmrec import schema
 from mmrec.lake.store import Lake
 
 _ROWS = 8192
-_MEMORY = "512MB"  # to sort and join in
+_MEMORY = "256MB"  # to sort and join in
 
 
 def joined(

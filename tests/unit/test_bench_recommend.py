@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from mmrec import config, night
+from mmrec.bench import recommend as bench
 from mmrec.bench.shop import purchases
+from mmrec.context import Night
+from mmrec.lake import blocks
+from mmrec.recommend import spread
 from tests.conftest import mmrec
 
 
@@ -38,3 +46,40 @@ def test_the_command_runs_both_stations_for_two_sizes_and_adds_up() -> None:
     both, half = (told[f"{n}recommend_s"] + told[f"{n}publish_s"] for n in ("", "half_"))
     assert told["million_users_s"] == pytest.approx(both + (both - half) / 150 * (10**6 - 300), abs=200)  # of .03 / 150 a user
     assert told["kernel_share"] == pytest.approx(parts["kernel_s"] / told["recommend_s"], abs=0.05)
+
+
+def test_who_goes_on_after_an_interruption_makes_neither_vectors_nor_lists_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_USERS", 30)
+    bench._home(tmp_path, 100, 150, 10, 1)
+    asked: dict[str, list[int]] = {}
+
+    def counted(patch: pytest.MonkeyPatch, name: str, stop: int | None) -> None:
+        honest = getattr(spread, name)
+        asked[name] = []
+
+        def fn(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                if len(asked[name]) == stop:
+                    raise KeyboardInterrupt
+                asked[name].append(batch.num_rows)
+                yield from honest(folder, iter([batch]))
+
+        patch.setattr(spread, name, fn)
+
+    told: list[tuple[str, int, int]] = []
+    for stops, want in (((2, None), ([30, 30], [])), ((None, 1), ([30, 10], [30])), ((None, None), ([], [30, 30, 10]))):
+        with monkeypatch.context() as patch:
+            for name, stop in zip(("vectors_of", "lists_of"), stops, strict=True):
+                counted(patch, name, stop)
+            shop = Night(config.load(tmp_path / "home"), bench._DAYS[1], progress=lambda *done: told.append(done))
+            if stops == (None, None):
+                counts = night.recommend(shop)
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    night.recommend(shop)
+        assert (asked["vectors_of"], asked["lists_of"]) == want
+    assert counts["rows"] == 100 * 10
+    assert told == [("user vectors", n, 100) for n in (0, 30, 60, 60, 90, 100)] + [("lists", n, 100) for n in (0, 30, 30, 60, 90, 100)]
+    night.publish(shop)
+    assert shop.lake.day("gold.recommendations", bench._DAYS[1]).num_rows == 1000
+    assert shop.lake.day("gold.user_vectors", bench._DAYS[1]).num_rows == 100

@@ -186,6 +186,25 @@ spread.lists_of = lists_of
 """
 
 
+BLOCK_BY_BLOCK = KILL + """
+import sys
+from mmrec.lake import blocks
+from mmrec.recommend import spread
+blocks._USERS = 10
+calls = []
+def counted(name, last):
+    honest = getattr(spread, name)
+    def fn(folder, batches):
+        calls.append(name)
+        print(name, file=sys.stderr, flush=True)
+        if calls.count(name) > last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return honest(folder, batches)
+    fn.__module__, fn.__qualname__ = "mmrec.recommend.spread", name
+    setattr(spread, name, fn)
+"""
+
+
 def test_a_publish_that_is_killed_after_its_commit_is_completed_by_its_retry(home: Path, published: Path) -> None:
     steps(home, "plan", "features", "recommend")
     assert planted(AFTER_COMMIT, home, "publish", "monitor").returncode == -signal.SIGKILL
@@ -223,6 +242,25 @@ def test_a_recommend_that_is_killed_while_it_scores_leaves_nothing_to_publish_an
     assert planted(WHILE_SCORING, home, "recommend").returncode == -signal.SIGKILL
     assert "nothing staged" in steps(home, "publish", ok=(2,))["said"]
     steps(home, "recommend", "publish", "monitor")
+    assert whole(home, published)
+
+
+def test_a_recommend_that_is_killed_again_and_again_makes_every_block_once(home: Path, published: Path) -> None:
+    steps(home, "plan", "features")
+    people = Lake(home / "lake").day("gold.user_sequences", date.fromisoformat(DAY)).num_rows
+    blocks = -(-people // 10)
+    assert blocks > 4
+    made = []
+    for last in (1, 2):  # blocks that an attempt survives
+        done = planted(BLOCK_BY_BLOCK + f"counted('lists_of', {last})\n", home, "recommend")
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        made.append(done.stderr.count("lists_of") - 1)
+        assert "nothing staged" in steps(home, "publish", ok=(2,))["said"]
+    done = planted(BLOCK_BY_BLOCK + "counted('lists_of', 99)\n", home, "recommend")
+    assert done.returncode == 0, done.stderr
+    assert [*made, done.stderr.count("lists_of")] == [1, 2, blocks - 3]
+    assert len(list((home / "lake" / "gold" / "recommendations").glob("stage-*"))) == 1
+    steps(home, "publish", "monitor")
     assert whole(home, published)
 
 
