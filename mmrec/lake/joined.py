@@ -1,24 +1,26 @@
 """What several tables know of each user of a day, in the order of users, in a bounded part of the memory.
 
 In: tables partitioned by run_date, at pinned versions. Out: record batches.
-Trade-off: every reading sorts anew, also of those who go on behind a user; DuckDB does it on disk where memory ends.
+Trade-off: every reading sorts anew, also of those who go on behind a user. DuckDB does it, on disk where memory ends;
+the sorted tables are walked side by side.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import date
+from itertools import chain
 
-import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 
 from mmrec import schema
+from mmrec.lake.bounded import bounded
+from mmrec.lake.sql import connect
 from mmrec.lake.store import Lake
 
 _ROWS = 8192
-_MEMORY = "256MB"  # to sort and join in
 
 
 def joined(
@@ -31,17 +33,42 @@ def joined(
 
     Yields: at most `_ROWS` users each: columns of the first, then those of the others, null where a user has no row.
     """
-    wanted = pa.schema([(c, schema.table(name).arrow.field(c).type) for n, (name, (_, columns)) in enumerate(
-        sources.items()) for c in columns if not n or c != "user_id"])  # fmt: skip
-    joins = "".join(f" LEFT JOIN t{n} USING (user_id)" for n in range(1, len(sources)))
-    where = "" if behind is None else " WHERE user_id > $behind"
-    with tempfile.TemporaryDirectory(prefix="mmrec-") as spill, duckdb.connect() as con:
-        con.execute(f"SET memory_limit = '{_MEMORY}'")
-        con.execute("SET temp_directory = $spill", {"spill": spill})
-        for n, (name, (version, columns)) in enumerate(sources.items()):
-            rows = lake.dataset(name, version).scanner(columns=list(columns), filter=ds.field("run_date") == day)
-            con.register(f"t{n}", rows.to_reader())
-        asked = con.sql(f"SELECT {', '.join(wanted.names)} FROM t0{joins}{where} ORDER BY user_id",
-                        params={} if behind is None else {"behind": behind})  # fmt: skip
-        for batch in asked.to_arrow_reader(_ROWS):
-            yield pa.RecordBatch.from_arrays([batch.column(f.name).cast(f.type) for f in wanted], schema=wanted)
+    with ExitStack() as stack:
+        first, *others = (stack.enter_context(_ordered(lake, day, name, version, list(columns), behind))
+                          for name, (version, columns) in sources.items())  # fmt: skip
+        held = [next(other) for other in others]
+        for rows in first:
+            last = rows["user_id"][-1].as_py() if rows.num_rows else None
+            for n, other in enumerate(others):
+                ids = held[n]["user_id"]
+                while last is not None and not (len(ids) and ids[-1].as_py() >= last):
+                    more = next(other, None)
+                    if more is None:
+                        break
+                    held[n] = pa.concat_tables([held[n], more])
+                    ids = held[n]["user_id"]
+                at = pc.index_in(rows["user_id"], ids)
+                for name in held[n].column_names:
+                    if name != "user_id":
+                        rows = rows.append_column(name, held[n][name].take(at))
+                held[n] = held[n].slice(pc.sum(pc.less_equal(ids, last)).as_py() or 0)
+            yield from rows.combine_chunks().to_batches()
+
+
+@contextmanager
+def _ordered(
+    lake: Lake, day: date, name: str, version: int, columns: list[str], behind: str | None
+) -> Iterator[Iterator[pa.Table]]:
+    """Rows of one table, ascending by user_id, behind a table of none; a sort spills where a join would not."""
+    wanted = pa.schema([schema.table(name).arrow.field(c).with_nullable(True) for c in columns])
+    with bounded() as con:
+        connect(lake, {name: version}, con)
+        lake.read[name] = version
+        view = schema.table(name).view
+        query, values = f"SELECT {', '.join(columns)} FROM {view} WHERE run_date = $day", {"day": day}
+        if behind is not None:
+            query, values = f"{query} AND user_id > $behind", values | {"behind": behind}
+        asked = con.sql(f"{query} ORDER BY user_id", params=values)
+        found = (pa.Table.from_arrays([b.column(f.name).cast(f.type) for f in wanted], schema=wanted)
+                 for b in asked.to_arrow_reader(_ROWS))  # fmt: skip
+        yield chain([wanted.empty_table()], found)

@@ -36,9 +36,11 @@ DERIVED = {
 }
 
 
-def connect(lake: Lake, versions: dict[str, int] | None = None) -> duckdb.DuckDBPyConnection:
-    """A connection with one view a table, at `versions` (default: the newest of each)."""
-    con = duckdb.connect()
+def connect(
+    lake: Lake, versions: dict[str, int] | None = None, con: duckdb.DuckDBPyConnection | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A connection, or `con`, with one view a table, at `versions` (default: the newest of each)."""
+    con = con or duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
     con.execute("SET enable_progress_bar = false")
     for name, version in (lake.versions() if versions is None else versions).items():

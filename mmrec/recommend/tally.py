@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from datetime import date
 
-import duckdb
 import numpy as np
 import pyarrow.dataset as ds
 
+from mmrec.lake.bounded import bounded
 from mmrec.lake.stage import Stage
 from mmrec.lake.store import Lake
 
@@ -40,7 +40,7 @@ def tally(
     counts = {"users": users, "short_lists": users}
     counts |= dict.fromkeys(("rows", "fallback_rows", "dropped_users", "dropped_items"), 0)
     if files:
-        with duckdb.connect() as con:
+        with bounded() as con:
             con.from_parquet(files, hive_partitioning=False).create_view("lists")
             rows, fallback, full = con.execute(
                 """SELECT coalesce(sum(n), 0)::BIGINT, coalesce(sum(other), 0)::BIGINT, count(*) FILTER (WHERE n = $k)
