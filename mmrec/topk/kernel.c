@@ -22,6 +22,7 @@ Shape legend: B users of a block, N items, D columns, K places, P panels of W it
 
 #define R 6
 #define W 64
+#define HELD 16   /* panels whose scores are held back */
 #define SAMPLE 16 /* one panel in so many is looked at first */
 #define FEW 256 /* numbers that are put in order by counting */
 #define TINY 0x1p-149 /* what rounding to fp32 can add to a sum near zero */
@@ -193,40 +194,56 @@ F32 static float about(const float *u, const float *v, int64_t d) {
     return _mm512_reduce_add_ps(_mm512_add_ps(a, b));
 }
 
-/* final scores of n items: each its own lane, columns in order */
+/* eight columns of eight items, a column a register */
+#define TURN(v, t)                                                                                                        \
+    {                                                                                                                     \
+        __m256 a0 = _mm256_loadu_ps(v[0] + j), a1 = _mm256_loadu_ps(v[1] + j), a2 = _mm256_loadu_ps(v[2] + j),            \
+               a3 = _mm256_loadu_ps(v[3] + j), a4 = _mm256_loadu_ps(v[4] + j), a5 = _mm256_loadu_ps(v[5] + j),            \
+               a6 = _mm256_loadu_ps(v[6] + j), a7 = _mm256_loadu_ps(v[7] + j);                                            \
+        __m256 b0 = _mm256_unpacklo_ps(a0, a1), b1 = _mm256_unpackhi_ps(a0, a1), b2 = _mm256_unpacklo_ps(a2, a3),         \
+               b3 = _mm256_unpackhi_ps(a2, a3), b4 = _mm256_unpacklo_ps(a4, a5), b5 = _mm256_unpackhi_ps(a4, a5),         \
+               b6 = _mm256_unpacklo_ps(a6, a7), b7 = _mm256_unpackhi_ps(a6, a7);                                          \
+        __m256 c0 = _mm256_shuffle_ps(b0, b2, 0x44), c1 = _mm256_shuffle_ps(b0, b2, 0xee),                                \
+               c2 = _mm256_shuffle_ps(b1, b3, 0x44), c3 = _mm256_shuffle_ps(b1, b3, 0xee),                                \
+               c4 = _mm256_shuffle_ps(b4, b6, 0x44), c5 = _mm256_shuffle_ps(b4, b6, 0xee),                                \
+               c6 = _mm256_shuffle_ps(b5, b7, 0x44), c7 = _mm256_shuffle_ps(b5, b7, 0xee);                                \
+        t[0] = _mm256_permute2f128_ps(c0, c4, 0x20), t[1] = _mm256_permute2f128_ps(c1, c5, 0x20);                         \
+        t[2] = _mm256_permute2f128_ps(c2, c6, 0x20), t[3] = _mm256_permute2f128_ps(c3, c7, 0x20);                         \
+        t[4] = _mm256_permute2f128_ps(c0, c4, 0x31), t[5] = _mm256_permute2f128_ps(c1, c5, 0x31);                         \
+        t[6] = _mm256_permute2f128_ps(c2, c6, 0x31), t[7] = _mm256_permute2f128_ps(c3, c7, 0x31);                         \
+    }
+
+/* final scores of n items: each its own lane, columns in order; two registers of lanes, because each waits for itself */
 F32 static void final(const float *u, const catalogue *c, const int32_t *place, int64_t n, float *out) {
     int64_t d = c->columns;
-    for (int64_t s = 0; s < n; s += 8) {
-        const float *v[8];
-        for (int l = 0; l < 8; l++) v[l] = c->item + (int64_t)c->row[place[s + l < n ? s + l : n - 1]] * d;
-        __m512d sum = _mm512_setzero_pd();
+    for (int64_t s = 0; s < n; s += 16) {
+        const float *v[16];
+        int two = s + 8 < n;
+        for (int l = 0; l < 16; l++) v[l] = c->item + (int64_t)c->row[place[s + l < n ? s + l : n - 1]] * d;
+        __m512d sum = _mm512_setzero_pd(), more = sum;
         int64_t j = 0;
         for (; j + 8 <= d; j += 8) {
-            __m256 a0 = _mm256_loadu_ps(v[0] + j), a1 = _mm256_loadu_ps(v[1] + j), a2 = _mm256_loadu_ps(v[2] + j),
-                   a3 = _mm256_loadu_ps(v[3] + j), a4 = _mm256_loadu_ps(v[4] + j), a5 = _mm256_loadu_ps(v[5] + j),
-                   a6 = _mm256_loadu_ps(v[6] + j), a7 = _mm256_loadu_ps(v[7] + j);
-            __m256 b0 = _mm256_unpacklo_ps(a0, a1), b1 = _mm256_unpackhi_ps(a0, a1), b2 = _mm256_unpacklo_ps(a2, a3),
-                   b3 = _mm256_unpackhi_ps(a2, a3), b4 = _mm256_unpacklo_ps(a4, a5), b5 = _mm256_unpackhi_ps(a4, a5),
-                   b6 = _mm256_unpacklo_ps(a6, a7), b7 = _mm256_unpackhi_ps(a6, a7);
-            __m256 c0 = _mm256_shuffle_ps(b0, b2, 0x44), c1 = _mm256_shuffle_ps(b0, b2, 0xee),
-                   c2 = _mm256_shuffle_ps(b1, b3, 0x44), c3 = _mm256_shuffle_ps(b1, b3, 0xee),
-                   c4 = _mm256_shuffle_ps(b4, b6, 0x44), c5 = _mm256_shuffle_ps(b4, b6, 0xee),
-                   c6 = _mm256_shuffle_ps(b5, b7, 0x44), c7 = _mm256_shuffle_ps(b5, b7, 0xee);
-            __m256 t[8] = {_mm256_permute2f128_ps(c0, c4, 0x20), _mm256_permute2f128_ps(c1, c5, 0x20),
-                           _mm256_permute2f128_ps(c2, c6, 0x20), _mm256_permute2f128_ps(c3, c7, 0x20),
-                           _mm256_permute2f128_ps(c0, c4, 0x31), _mm256_permute2f128_ps(c1, c5, 0x31),
-                           _mm256_permute2f128_ps(c2, c6, 0x31), _mm256_permute2f128_ps(c3, c7, 0x31)};
-            for (int l = 0; l < 8; l++)
-                sum = _mm512_fmadd_pd(_mm512_cvtps_pd(t[l]), _mm512_set1_pd((double)u[j + l]), sum);
+            __m256 t[8], m[8];
+            TURN(v, t)
+            if (two) TURN((v + 8), m)
+            for (int l = 0; l < 8; l++) {
+                __m512d x = _mm512_set1_pd((double)u[j + l]);
+                sum = _mm512_fmadd_pd(_mm512_cvtps_pd(t[l]), x, sum);
+                if (two) more = _mm512_fmadd_pd(_mm512_cvtps_pd(m[l]), x, more);
+            }
         }
         for (; j < d; j++) {
+            __m512d x = _mm512_set1_pd((double)u[j]);
             __m256 t = _mm256_setr_ps(v[0][j], v[1][j], v[2][j], v[3][j], v[4][j], v[5][j], v[6][j], v[7][j]);
-            sum = _mm512_fmadd_pd(_mm512_cvtps_pd(t), _mm512_set1_pd((double)u[j]), sum);
+            __m256 m = _mm256_setr_ps(v[8][j], v[9][j], v[10][j], v[11][j], v[12][j], v[13][j], v[14][j], v[15][j]);
+            sum = _mm512_fmadd_pd(_mm512_cvtps_pd(t), x, sum);
+            more = _mm512_fmadd_pd(_mm512_cvtps_pd(m), x, more);
         }
-        float got[8];
+        float got[16];
         /* a zero has no sign: -0 would tie with 0 and have another key */
         _mm256_storeu_ps(got, _mm256_add_ps(_mm512_cvtpd_ps(sum), _mm256_setzero_ps()));
-        for (int l = 0; l < 8 && s + l < n; l++) out[s + l] = got[l];
+        _mm256_storeu_ps(got + 8, _mm256_add_ps(_mm512_cvtpd_ps(more), _mm256_setzero_ps()));
+        for (int l = 0; l < 16 && s + l < n; l++) out[s + l] = got[l];
     }
 }
 
@@ -282,17 +299,16 @@ F32 static void sift(one *u, int64_t start, float least) {
 F32 static void compact(work *w, one *u) {
     int trusted = isfinite(u->margin);
     int32_t last = u->count > u->fresh ? u->place[u->count - 1] : -1;
-    for (; u->seen < u->seen_end && *u->seen <= last; u->seen++) {
-        __m512i gone = _mm512_set1_epi32(*u->seen);
-        for (int64_t i = u->fresh; i < u->count; i += 16) { /* behind the end is no place to be found but the same */
-            __mmask16 m = _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(u->place + i), gone);
-            if (m) {
-                _mm512_mask_storeu_epi32(u->place + i, m, _mm512_set1_epi32(-1));
-                _mm512_mask_storeu_ps(u->score + i, m, _mm512_set1_ps(-INFINITY));
-            }
+    for (int64_t i = u->fresh; u->seen < u->seen_end && *u->seen <= last; u->seen++) {
+        while (i + 16 < u->count && u->place[i + 15] < *u->seen) i += 16; /* both ascend */
+        /* behind the end is no place to be found but the same */
+        __mmask16 m = _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(u->place + i), _mm512_set1_epi32(*u->seen));
+        if (m) {
+            _mm512_mask_storeu_epi32(u->place + i, m, _mm512_set1_epi32(-1));
+            _mm512_mask_storeu_ps(u->score + i, m, _mm512_set1_ps(-INFINITY));
         }
     }
-    u->full = w->floor_k < w->k && u->count + W / 2 < w->cap - W ? u->count + W / 2 : w->cap - W;
+    u->full = w->floor_k < w->k && u->count + W < w->cap - W ? u->count + W : w->cap - W;
     if (w->reduced) {
         float least = -INFINITY;
         if (trusted) {
@@ -335,19 +351,34 @@ F32 static int64_t rank_of(const uint64_t *keys, int64_t n, uint64_t x) {
     return less;
 }
 
+/* How many of n scores are greater than x. */
+F32 static int64_t above(const float *score, int64_t n, float x) {
+    int64_t more = 0;
+    __m512 edge = _mm512_set1_ps(x);
+    for (int64_t i = 0; i < n; i += 16) {
+        __mmask16 m = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+        more += _mm_popcnt_u32(_mm512_mask_cmp_ps_mask(m, _mm512_maskz_loadu_ps(m, score + i), edge, _CMP_GT_OQ));
+    }
+    return more;
+}
+
 /* The list of a user whose scan is over; whether its guess was right. */
 static int finish(work *w, one *u, int32_t *out_row, float *out_score) {
     int64_t n = u->count;
     final(u->user, w->c, u->place, n, u->score);
     w->scored += n;
     for (int64_t i = 0; i < n; i++) w->keys[i] = key(u->score[i], w->c->row[u->place[i]]);
+    int32_t rank[FEW];
+    int64_t sum = 0;
     int few = n <= FEW; /* then counting beats sorting, which a processor can't foresee */
     if (!few) sort(w->keys, 0, n - 1);
+    for (int64_t i = 0; few && i < n; i++) sum += rank[i] = (int32_t)above(u->score, n, u->score[i]);
+    int tied = few && sum < n * (n - 1) / 2; /* of equal scores the row decides */
     for (int64_t i = 0; i < n; i++) {
-        int64_t rank = few ? rank_of(w->keys, n, w->keys[i]) : i;
-        if (rank >= w->k) continue;
-        out_row[rank] = (int32_t)(uint32_t)w->keys[i];
-        out_score[rank] = score_of(w->keys[i]);
+        int64_t at = !few ? i : tied ? rank_of(w->keys, n, w->keys[i]) : rank[i];
+        if (at >= w->k) continue;
+        out_row[at] = (int32_t)(uint32_t)w->keys[i];
+        out_score[at] = score_of(w->keys[i]);
     }
     return u->guess == -INFINITY || (n >= w->k && out_score[w->k - 1] >= u->guess);
 }
@@ -378,15 +409,52 @@ F32 static inline void push(one *u, __mmask16 pass, int32_t first, __m512 score)
 
 #define EACH_R(X) X(0) X(1) X(2) X(3) X(4) X(5)
 
+/* Scores of some rows of a group and panels, 64 at a time: `tag` says whose and where. */
+typedef struct {
+    float score[(HELD * R + 1) * W];
+    int32_t tag[HELD * R + 1];
+    int64_t count;
+} held;
+
+/* what of the held scores passes the floors as they are by now */
+F32 static void settle(work *w, one *u, const held *h) {
+    for (int64_t n = 0; n < h->count; n++) {
+        one *x = u + h->tag[n] % 8;
+        if (!x->user) continue;
+        int64_t p = w->order[h->tag[n] / 8], before = x->count;
+        uint64_t there = (p + 1) * W <= w->c->places ? ~0ull : (1ull << (w->c->places - p * W)) - 1;
+        __m512 f = _mm512_set1_ps(x->in->edge[x->lane]);
+        uint64_t pass = 0;
+        const float *score = h->score + n * W;
+        for (int i = 0; i < W; i += 16)
+            pass |= (uint64_t)_mm512_cmp_ps_mask(_mm512_load_ps(score + i), f, _CMP_NLT_UQ) << i;
+        pass &= there;
+        int64_t count = before;
+        for (; pass; pass &= pass - 1, count++) {
+            int i = __builtin_ctzll(pass);
+            x->place[count] = (int32_t)(p * W + i);
+            x->score[count] = score[i];
+        }
+        x->count = count;
+        w->pushed += count - before;
+        if (x->count > x->full) compact(w, x);
+    }
+}
+
 /* panels [from, to) of the order for a group; returns the first that no user of the group needs, or `to` */
 F32 static int64_t scan32(work *w, one *u, const float *packed, int64_t from, int64_t to, int select) {
     const catalogue *c = w->c;
     const group *in = u->in;
     int64_t d = c->columns;
+    held h __attribute__((aligned(64)));
+    h.count = 0;
     for (int64_t at = from; at < to; at++) {
         int64_t p = w->order[at];
         __m512d most = _mm512_fmadd_pd(_mm512_loadu_pd(in->norm), _mm512_set1_pd(c->norm[p]), _mm512_set1_pd(TINY));
-        if (select && !_mm512_cmp_pd_mask(most, _mm512_loadu_pd(in->floor), _CMP_NLT_UQ)) return at;
+        if (select && !_mm512_cmp_pd_mask(most, _mm512_loadu_pd(in->floor), _CMP_NLT_UQ)) {
+            to = at;
+            break;
+        }
         const float *v = c->panel + p * d * W;
 #define ZERO(r) __m512 a##r = _mm512_setzero_ps(), b##r = a##r, c##r = a##r, d##r = a##r;
         EACH_R(ZERO)
@@ -408,23 +476,25 @@ F32 static int64_t scan32(work *w, one *u, const float *packed, int64_t from, in
             EACH_R(SINK)
             continue;
         }
-        uint64_t there = (p + 1) * W <= c->places ? ~0ull : (1ull << (c->places - p * W)) - 1;
-#define PASS(r)                                                                                    \
-    {                                                                                              \
-        __m512 f = _mm512_set1_ps(in->edge[r]);                                                     \
-        __m512 best = _mm512_max_ps(_mm512_max_ps(a##r, b##r), _mm512_max_ps(c##r, d##r));         \
-        if (_mm512_cmp_ps_mask(best, f, _CMP_NLT_UQ) && u[r].user) {                               \
-            int64_t before = u[r].count;                                                           \
-            push(u + r, _mm512_cmp_ps_mask(a##r, f, _CMP_NLT_UQ) & there, p * W, a##r);            \
-            push(u + r, _mm512_cmp_ps_mask(b##r, f, _CMP_NLT_UQ) & there >> 16, p * W + 16, b##r); \
-            push(u + r, _mm512_cmp_ps_mask(c##r, f, _CMP_NLT_UQ) & there >> 32, p * W + 32, c##r); \
-            push(u + r, _mm512_cmp_ps_mask(d##r, f, _CMP_NLT_UQ) & there >> 48, p * W + 48, d##r); \
-            w->pushed += u[r].count - before;                                                      \
-            if (u[r].count > u[r].full) compact(w, u + r);                                         \
-        }                                                                                          \
+        /* no branch: one in three passes, and which can't be foreseen */
+#define HOLD(r)                                                                            \
+    {                                                                                      \
+        __m512 best = _mm512_max_ps(_mm512_max_ps(a##r, b##r), _mm512_max_ps(c##r, d##r)); \
+        float *to_here = h.score + h.count * W;                                            \
+        _mm512_store_ps(to_here, a##r);                                                    \
+        _mm512_store_ps(to_here + 16, b##r);                                               \
+        _mm512_store_ps(to_here + 32, c##r);                                               \
+        _mm512_store_ps(to_here + 48, d##r);                                               \
+        h.tag[h.count] = (int32_t)(at * 8 + r);                                            \
+        h.count += _mm512_cmp_ps_mask(best, _mm512_set1_ps(in->edge[r]), _CMP_NLT_UQ) != 0; \
     }
-        EACH_R(PASS)
+        EACH_R(HOLD)
+        if (h.count > (HELD - 1) * R) {
+            settle(w, u, &h);
+            h.count = 0;
+        }
     }
+    settle(w, u, &h);
     return to;
 }
 

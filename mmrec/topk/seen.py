@@ -33,19 +33,21 @@ def positions(seen: Seen | None, rows: slice, place_N: np.ndarray) -> Seen:
     ptr, idx = seen
     own = np.ascontiguousarray(ptr[rows.start : rows.stop + 1], np.int64)
     idx = np.ascontiguousarray(idx[own[0] : own[-1]], np.int32)
-    out_ptr, out = np.zeros(len(own), np.int64), np.empty(len(idx), np.int32)
-    _place(own - own[0], idx, place_N, out_ptr, out)
-    return out_ptr, out[: out_ptr[-1]]
+    out_ptr, key = np.zeros(len(own), np.int64), np.empty(len(idx), np.int64)
+    _place(own - own[0], idx, place_N, out_ptr, key)
+    key = key[: out_ptr[-1]]
+    key.sort()  # at once: numpy's sort of many numbers takes a fifth of as many sorts of a few
+    return out_ptr, key.astype(np.int32)
 
 
 @jit
-def _place(ptr: np.ndarray, idx: np.ndarray, place_N: np.ndarray, out_ptr: np.ndarray, out: np.ndarray) -> None:
+def _place(ptr: np.ndarray, idx: np.ndarray, place_N: np.ndarray, out_ptr: np.ndarray, key: np.ndarray) -> None:
+    """Keys of places, by user and then place: a place is the lower half."""
     n = 0
     for b in range(len(ptr) - 1):
         for e in range(ptr[b], ptr[b + 1]):
             place = place_N[idx[e]]
             if place >= 0:
-                out[n] = place
+                key[n] = (b << 32) | place
                 n += 1
         out_ptr[b + 1] = n
-        out[out_ptr[b] : n].sort()
