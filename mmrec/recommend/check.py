@@ -13,7 +13,9 @@ import duckdb
 import pyarrow as pa
 
 from mmrec.errors import QualityError
+from mmrec.lake.bounded import bounded
 
+_MEMORY = "640MB"  # at first
 _FAULTS = {
     "seen_item": "SELECT r.user_id, r.item_id FROM lists r SEMI JOIN seen s USING (user_id, item_id)",
     "not_on_offer": "SELECT r.user_id, r.item_id FROM lists r ANTI JOIN items i ON i.item_id = r.item_id",
@@ -41,26 +43,33 @@ def check_slates(files: list[Path], users: pa.Table, items: pa.Table, k: int, gr
 
     Returns: users with a list. Raises: QualityError with `report["faults"]`.
     """
-    con = duckdb.connect()
     try:
-        con.from_parquet([str(f) for f in files], hive_partitioning=False).create_view("lists")
-        con.register("users", users.select(["user_id", "seen_item_ids"]))
-        con.register("items", items.select(["item_id"]))
-        con.register("grouped", _NO_GROUPS if groups is None else groups.select(["item_id", "group_id"]))
-        con.execute("CREATE TEMP TABLE seen AS SELECT user_id, unnest(seen_item_ids) AS item_id FROM users")
-        faults = {}
-        for name, query in _FAULTS.items():
-            found = con.execute(query, {"k": k} if "$k" in query else None).fetchall()
-            if found:
-                faults[name] = f"{len(found)} times, as {found[0]}"
-        if faults:
-            raise QualityError(
-                "the finished lists break a promise: " + "; ".join(f"{n}: {t}" for n, t in faults.items()),
-                where="gold.recommendations, staged",
-                valid="lists that keep every promise of docs/promises.md",
-                next="mmrec run --date D --force",
-                report={"faults": faults},
-            )
-        return con.execute("SELECT count(DISTINCT user_id) FROM lists").fetchall()[0][0]
-    finally:
-        con.close()
+        with bounded(_MEMORY, threads=None) as con:
+            return _checked(con, files, users, items, k, groups)
+    except duckdb.OutOfMemoryException:  # of many millions of rows, that is
+        with duckdb.connect() as con:
+            return _checked(con, files, users, items, k, groups)
+
+
+def _checked(
+    con: duckdb.DuckDBPyConnection, files: list[Path], users: pa.Table, items: pa.Table, k: int, groups: pa.Table | None
+) -> int:
+    con.from_parquet([str(f) for f in files], hive_partitioning=False).create_view("lists")
+    con.register("users", users.select(["user_id", "seen_item_ids"]))
+    con.register("items", items.select(["item_id"]))
+    con.register("grouped", _NO_GROUPS if groups is None else groups.select(["item_id", "group_id"]))
+    con.execute("CREATE TEMP TABLE seen AS SELECT user_id, unnest(seen_item_ids) AS item_id FROM users")
+    faults = {}
+    for name, query in _FAULTS.items():
+        found = con.execute(query, {"k": k} if "$k" in query else None).fetchall()
+        if found:
+            faults[name] = f"{len(found)} times, as {found[0]}"
+    if faults:
+        raise QualityError(
+            "the finished lists break a promise: " + "; ".join(f"{n}: {t}" for n, t in faults.items()),
+            where="gold.recommendations, staged",
+            valid="lists that keep every promise of docs/promises.md",
+            next="mmrec run --date D --force",
+            report={"faults": faults},
+        )
+    return con.execute("SELECT count(DISTINCT user_id) FROM lists").fetchall()[0][0]

@@ -9,6 +9,7 @@ Shape legend: N items, M items that may be shown, D columns.
 
 from __future__ import annotations
 
+import threading
 from functools import cached_property
 
 import numpy as np
@@ -37,10 +38,13 @@ class Catalogue:
         self.row_M = keep_M[np.argsort(-norm_M, kind="stable")].astype(np.int32)
         self.longest = float(norm_M.max(initial=0.0))
         self.ways: dict[int, str] = {}
+        self._making = threading.Lock()
 
     def ready(self, way: str) -> None:
-        """Make what a way to search needs, if it is not there."""
-        getattr(self, "shown_MD" if way == "portable" else way)
+        """Make what a way to search needs, if it is not there; once, whoever asks at the same time."""
+        with self._making:
+            getattr(self, "shown_MD" if way == "portable" else way)
+            self.position_N if way == "portable" else self.place_N  # noqa: B018
 
     @property
     def packed(self) -> bool:

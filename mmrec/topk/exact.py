@@ -18,7 +18,6 @@ Shape legend: B users, N items, M items that may be shown, K places, D vector si
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from mmrec.errors import InputError
 from mmrec.topk import graph, native, portable
 from mmrec.topk.catalogue import Catalogue
-from mmrec.topk.compiled import jit
+from mmrec.topk.compiled import cores, jit
 from mmrec.topk.heap import is_seen, push, unheap
 from mmrec.topk.seen import Seen, positions
 
@@ -89,8 +88,7 @@ def search(
     given = item_ND.item_ND if isinstance(item_ND, Catalogue) else np.ascontiguousarray(item_ND, np.float32)
     if user_BD.ndim != 2 or given.ndim != 2 or user_BD.shape[1] != given.shape[1]:
         raise InputError("Vectors don't fit.", value=(user_BD.shape, given.shape), valid="(B, D) and (N, D)")
-    if threads is None:  # macOS has no affinity
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores() if threads is None else threads
     b = len(user_BD)
     _check(b, len(given), min(k, *(1 if n is None else n for n in (block, tile)), threads), seen, allowed)
     if isinstance(item_ND, Catalogue) and allowed is not None:
@@ -184,6 +182,7 @@ def _way(work: _Work, asked: str | None) -> str:
     if wide:
         return "fp32"
     if work.k not in catalogue.ways:
+        catalogue.ready("int8")
         n = min(_PROBED, len(work.user_BD))
         nobody = np.zeros(n + 1, np.int64), np.zeros(0, np.int32)
         passed = work.fill("int8", slice(0, n), nobody, work.empty(n, 0))

@@ -5,7 +5,7 @@ user's K best by (score descending, item row ascending), where a score is the fp
 the columns and rounded once to fp32. All else here only proposes: what is left out is proven to be out.
 
 Scan: 6 users by 64 items at a time are summed in registers, as fp32 or as int8, and compared there with each user's
-floor; only what reaches it is written. Compact: when a user's buffer is full, the K-th best in it raises the floor.
+floor; only what reaches it is kept. Compact: when a user's buffer is full, the K-th best in it raises the floor.
 Stop: items come by falling norm, so a group of users is done where norm times norm is below every floor.
 Guess: one panel in 16 comes first, and the floor is put where some two and a half times K should lie above it; a user of
 whom fewer than K turn out to is looked at once more, without a guess.

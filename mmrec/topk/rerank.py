@@ -14,17 +14,20 @@ Shape legend: B users, N items, D columns, P members, C candidates, K places.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mmrec.errors import InputError
-from mmrec.topk.exact import TopK, search
+from mmrec.topk.compiled import cores
+from mmrec.topk.exact import WAYS, TopK, search
 from mmrec.topk.members import Offers, candidates
-from mmrec.topk.seen import Seen, of_users
+from mmrec.topk.seen import Seen, of_rows, of_users
 
 KINDS = ("ranks", "vote", "stacking")
+_FEWEST = 64  # users of a thread
 _RRF = 60.0  # of reciprocal rank fusion (Cormack et al., SIGIR 2009)
 
 
@@ -87,9 +90,31 @@ def rerank(
 ) -> TopK:
     """The K best of every user; `offers` of `how.members`, the rest, errors and dropped rows as of `search`.
 
+    Args:
+        threads: parts of the users worked on at once, which changes nothing; None: the cores this process may use.
+
     Items behind the union have the last score of the union less their distance from the best of them less one, so
     that scores fall along a list.
     """
+    b, each = len(user_BD), threads or cores()
+    step = max(_FEWEST, -(-b // each))
+    alone = "fp32" not in WAYS or offers.device != "cpu"  # BLAS and a device have threads of their own
+    if b <= step or alone or (seen is not None and len(seen[0]) != b + 1):  # which is refused
+        return _rerank(user_BD, offers, k, how, seen, threads)
+
+    def part(start: int) -> TopK:
+        rows = slice(start, min(start + step, b))
+        return _rerank(user_BD[rows], offers, k, how, None if seen is None else of_rows(seen, rows), 1)
+
+    with ThreadPoolExecutor(each) as pool:
+        parts = list(pool.map(part, range(0, b, step)))
+    return TopK(np.concatenate([p.item for p in parts]), np.concatenate([p.score for p in parts]),
+                sum(p.dropped_users for p in parts), parts[0].dropped_items)  # fmt: skip
+
+
+def _rerank(
+    user_BD: np.ndarray, offers: Offers, k: int, how: Rerank, seen: Seen | None, threads: int | None
+) -> TopK:
     found = candidates(user_BD, offers, how.depth, seen=seen, threads=threads)
     there_BC = found.item_BC >= 0
     total_BC = np.where(there_BC, how.combined(found.score_BCP, found.rank_BCP).astype(np.float32), -np.inf)

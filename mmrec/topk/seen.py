@@ -22,6 +22,12 @@ def of_users(seen: Seen, users: np.ndarray) -> Seen:
     return np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64), np.concatenate(rows)
 
 
+def of_rows(seen: Seen, rows: slice) -> Seen:
+    """The same of users that stand together."""
+    ptr = seen[0][rows.start : rows.stop + 1]
+    return ptr - ptr[0], seen[1][ptr[0] : ptr[-1]]
+
+
 def positions(seen: Seen | None, rows: slice, place_N: np.ndarray) -> Seen:
     """What the users of `rows` have seen, as places of items, ascending within a user; without the interpreter's lock.
 

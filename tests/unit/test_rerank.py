@@ -90,6 +90,27 @@ def test_a_longer_list_begins_with_the_shorter_one_and_blocks_change_nothing() -
     np.testing.assert_array_equal(np.concatenate([a.score for a in alone]), long.score)
 
 
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), kind=st.sampled_from(("ranks", "vote", "stacking")), k=st.integers(1, 90), threads=st.integers(2, 5))
+def test_threads_that_share_the_users_change_nothing(seed: int, kind: str, k: int, threads: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, b = 60, int(rng.integers(1, 400))
+    users, items = _vectors(rng, b, n)
+    users[rng.random(b) < 0.1] = np.nan
+    items[rng.random(n) < 0.1, 0] = np.inf
+    cold = rng.random(n) < 0.2
+    weights = {"ranks": 2, "vote": 0, "stacking": 4}[kind]
+    how = Rerank(kind, int(rng.integers(1, 20)), MEMBERS, tuple(rng.normal(size=weights).tolist()))
+    size = rng.integers(0, n, b)
+    seen = np.concatenate([[0], np.cumsum(size)]).astype(np.int64), np.concatenate([rng.choice(n, s, replace=False) for s in size]).astype(np.int32)
+    one = rerank(users, Offers(items, MEMBERS, cold), k, how=how, seen=seen, threads=1)
+    more = rerank(users, Offers(items, MEMBERS, cold), k, how=how, seen=seen, threads=threads)
+    np.testing.assert_array_equal(one.item, more.item)
+    np.testing.assert_array_equal(one.score, more.score)
+    assert (one.dropped_users, one.dropped_items) == (more.dropped_users, more.dropped_items)
+    assert one.dropped_users == int(np.isnan(users).any(1).sum())
+
+
 def test_weighted_scores_of_whole_depth_are_the_dot_product() -> None:
     rng = np.random.default_rng(5)
     users, items = rng.standard_normal((8, 5)).astype(np.float32), rng.standard_normal((40, 5)).astype(np.float32)
@@ -132,6 +153,14 @@ def _planted(rng: np.random.Generator, weights: np.ndarray) -> tuple[_Cases, np.
     cases = _Cases(x_BCF.astype(np.float32), np.zeros(x_BCF.shape, np.int32), np.ones(wanted_BC.shape, bool), wanted_BC,
                    np.ones(4000, np.int64), rng.random(4000) < 0.5)  # fmt: skip
     return cases, np.moveaxis(x_BCF, 2, 0).astype(np.float32)
+
+
+def test_what_users_have_seen_is_refused_where_it_is_of_others() -> None:
+    users, items = _vectors(np.random.default_rng(0), 300, 20)
+    how = Rerank("vote", 5, MEMBERS)
+    for size in (299, 400):
+        with pytest.raises(InputError, match="Seen"):
+            rerank(users, Offers(items, MEMBERS, np.zeros(20, bool)), 3, how=how, seen=(np.zeros(size + 1, np.int64), np.zeros(0, np.int32)), threads=3)
 
 
 def test_planted_weights_are_found() -> None:
