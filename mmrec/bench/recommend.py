@@ -12,7 +12,6 @@ the stations knows that they are measured.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ from mmrec.bundle import bundle as bundles
 from mmrec.context import Night
 from mmrec.lake import commit
 from mmrec.lake.manifest import Manifest
+from mmrec.memory import Peak
 from mmrec.recommend import spread
 from mmrec.recommend.score import item_side
 from mmrec.recommend.slate import Vectors
@@ -59,7 +59,7 @@ def bench(
         k: places in a list. threads: of encoders and BLAS; the search takes the cores it has.
 
     Returns: users, items, k, dim; rows written; recommend_s, publish_s, and half_recommend_s, half_publish_s of half
-        the users; peak_mb: the process' greatest resident memory, MiB, recommend_peak_mb: before it publishes,
+        the users; peak_mb: the process' greatest resident memory, MiB, recommend_peak_mb: while it recommends,
         half_peak_mb: with half the users; parts: seconds of items_s (item encoder), users_s (user encoder), kernel_s
         (top K alone), rows_s (reasons and rows), write_s (the rest of recommend: reading, Parquet, commits);
         kernel_share: of recommend; rerank_s: the search where the model's three parts are members of a blend by
@@ -187,15 +187,12 @@ def _offers(item_E: np.ndarray, items: int, day: date) -> dict[str, pa.Array]:
 
 def _whole(night: Night) -> dict[str, Any]:
     """Both stations."""
-    counts, recommend_s = _timed(lambda: stations.recommend(night))
-    peak_mb = _peak_mb()
-    publish_s = _timed(lambda: stations.publish(night))[1]
-    return {"recommend_s": recommend_s, "publish_s": publish_s, "rows": counts["rows"], "recommend_peak_mb": peak_mb,
-            "peak_mb": _peak_mb()}  # fmt: skip
-
-
-def _peak_mb() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    with Peak() as first:
+        counts, recommend_s = _timed(lambda: stations.recommend(night))
+    with Peak() as second:
+        publish_s = _timed(lambda: stations.publish(night))[1]
+    return {"recommend_s": recommend_s, "publish_s": publish_s, "rows": counts["rows"],
+            "recommend_peak_mb": first.megabytes, "peak_mb": max(first.megabytes, second.megabytes)}  # fmt: skip
 
 
 def _parts(night: Night, members: list[tuple[int, int]]) -> dict[str, Any]:
