@@ -44,7 +44,7 @@ class Catalogue:
         """Make what a way to search needs, if it is not there; once, whoever asks at the same time."""
         with self._making:
             getattr(self, "shown_MD" if way == "portable" else way)
-            self.position_N if way == "portable" else self.place_N  # noqa: B018
+            self.position_N if way in ("portable", "graph") else self.place_N  # noqa: B018
 
     @property
     def packed(self) -> bool:

@@ -6,7 +6,6 @@ Trade-off: what was compiled is kept beside the module where that can be written
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numba
@@ -18,9 +17,3 @@ def jit(function: Callable) -> Callable:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no writable place for the cache, as in a read-only image
         return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-def cores() -> int:
-    """How many this process may use."""
-    # macOS has no affinity
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,6 +18,7 @@ Shape legend: B users, N items, M items that may be shown, K places, D vector si
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from mmrec.errors import InputError
 from mmrec.topk import graph, native, portable
 from mmrec.topk.catalogue import Catalogue
-from mmrec.topk.compiled import cores, jit
+from mmrec.topk.compiled import jit
 from mmrec.topk.heap import is_seen, push, unheap
 from mmrec.topk.seen import Seen, positions
 
@@ -122,6 +123,12 @@ def search(
     if way in _PLAIN:
         return replace(out, item=np.where(out.item >= 0, catalogue.keep_M[out.item], np.int32(-1)))
     return out
+
+
+def cores() -> int:
+    """How many this process may use."""
+    # macOS has no affinity
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _even(b: int, threads: int) -> int:

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmrec.errors import InputError
-from mmrec.topk.compiled import cores
-from mmrec.topk.exact import WAYS, TopK, search
+from mmrec.topk.exact import WAYS, TopK, cores, search
 from mmrec.topk.members import Offers, candidates
 from mmrec.topk.seen import Seen, of_rows, of_users
 
@@ -96,10 +95,10 @@ def rerank(
     Items behind the union have the last score of the union less their distance from the best of them less one, so
     that scores fall along a list.
     """
-    b, each = len(user_BD), threads or cores()
-    step = max(_FEWEST, -(-b // each))
+    b, each = len(user_BD), cores() if threads is None else threads
+    step = max(_FEWEST, -(-b // max(each, 1)))
     alone = "fp32" not in WAYS or offers.device != "cpu"  # BLAS and a device have threads of their own
-    if b <= step or alone or (seen is not None and len(seen[0]) != b + 1):  # which is refused
+    if each < 2 or b <= step or alone or (seen is not None and len(seen[0]) != b + 1):  # or they are refused
         return _rerank(user_BD, offers, k, how, seen, threads)
 
     def part(start: int) -> TopK:

@@ -163,6 +163,13 @@ def test_what_users_have_seen_is_refused_where_it_is_of_others() -> None:
             rerank(users, Offers(items, MEMBERS, np.zeros(20, bool)), 3, how=how, seen=(np.zeros(size + 1, np.int64), np.zeros(0, np.int32)), threads=3)
 
 
+@pytest.mark.parametrize("threads", [0, -3])
+def test_fewer_than_one_thread_is_refused(threads: int) -> None:
+    users, items = _vectors(np.random.default_rng(0), 300, 20)
+    with pytest.raises(InputError, match="count something"):
+        rerank(users, Offers(items, MEMBERS, np.zeros(20, bool)), 3, how=Rerank("vote", 5, MEMBERS), threads=threads)
+
+
 def test_planted_weights_are_found() -> None:
     truth = np.array([1.0, 0.4, 2.0])
     cases, x_FBC = _planted(np.random.default_rng(0), truth)
