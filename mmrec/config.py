@@ -208,6 +208,11 @@ class Config(BaseSettings):
         return self.home / "cache"
 
     @property
+    def rules(self) -> Path:
+        """What the shop rules about its lists; there need not be any."""
+        return self.home / "rules.yaml"
+
+    @property
     def recipes(self) -> Path:
         """Recipes of this home, NAME.toml each."""
         return self.home / "recipes"

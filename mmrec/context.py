@@ -101,6 +101,10 @@ class Night:
         """Files of this run: manifest, stage pointer."""
         return self.config.runs / self.manifest.run_id
 
+    def fence(self, name: str) -> int:
+        """The fence the manifest pinned; a replay's scratch lake starts at 0."""
+        return self.manifest.fences[name] if self.out is self.lake else commit.fence(self.out, name, self.run_date)
+
     @cached_property
     def attempt(self) -> int:
         """The number of this process among those that worked on the date, from 1; taken when first asked for."""

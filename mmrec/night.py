@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import mmrec
-from mmrec import alike, late, schema
+from mmrec import alike, late
 from mmrec.context import Night
 from mmrec.encoding import unfed
-from mmrec.errors import InputError, QualityError
+from mmrec.errors import QualityError
 from mmrec.files import put
-from mmrec.lake import commit, content, stage
-from mmrec.lake.audit import audit
+from mmrec.lake import commit, stage
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.session import session
 from mmrec.lake.spread import map_arrow
 from mmrec.lake.store import Lake
 from mmrec.models.fields import USUAL
+from mmrec.publish import GROUPS, ruling_of, twins, twins_on_offer
 
 SILVER = ("items", "users", "interactions", "relations", "impressions")
-GROUPS = "silver.item_groups"
 TARGETS = ("gold.user_sequences", "gold.item_features", "gold.user_vectors", "gold.recommendations", "ops.freshness")
 
 
@@ -110,12 +109,14 @@ def _validate(
 def plan(night: Night) -> dict[str, Any]:
     """Pin table versions, model, settings and fences; the manifest's digest is the run_id."""
     from mmrec.bundle.registry import champion
+    from mmrec.recommend import rules
 
     lake, config = night.lake, night.config
     pinned = [*(f"silver.{k}" for k in SILVER), GROUPS, "gold.item_embeddings"]
     bundle, version = champion(config, night.as_of)
     chosen = bundle.fields["text"]
     texts = {} if chosen == USUAL["text"] else {"text_fields": chosen}  # the usual choice keeps the digest it had
+    ruled = [r.record() for r in rules.read(config.rules) if r.holds(night.run_date)]
     half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     fences = {n: commit.fence(lake, n, night.run_date) for n in TARGETS}
     for name in TARGETS:  # a fence, too, must be there after the power went
@@ -129,7 +130,7 @@ def plan(night: Night) -> dict[str, Any]:
         encoders=bundle.encoders,
         config=config.night.model_dump()
         | texts
-        | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump()},
+        | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump(), "rules": ruled},
         fences=fences,
         code=mmrec.__version__,
         late=json.loads(_overdue(night).read_text()) if _overdue(night).is_file() else [],
@@ -163,6 +164,7 @@ def features(night: Night) -> dict[str, Any]:
             m.config["half_life_days"],
             m.run_id,
             m.config.get("text_fields", USUAL["text"]),
+            attributes="rules" in m.config,
         ),
     }
     counts = {
@@ -171,7 +173,7 @@ def features(night: Night) -> dict[str, Any]:
             name,
             frame,
             run_id=m.run_id,
-            pinned=_pin(night, name),
+            pinned=night.fence(name),
             partition=m.day,
         ).rows
         for name, frame in made.items()
@@ -187,6 +189,7 @@ def recommend(night: Night) -> dict[str, Any]:
     """Score every user against every item on offer and stage the lists; nothing is visible yet."""
     from mmrec.bundle import bundle as bundles
     from mmrec.recommend import spread
+    from mmrec.recommend.packed import Job, pack
     from mmrec.recommend.score import item_side
     from mmrec.recommend.tally import tally
 
@@ -205,14 +208,15 @@ def recommend(night: Night) -> dict[str, Any]:
             next="mmrec tables silver.items",
         )
     side = item_side(model, items, night.lake, m, device=config.device, threads=config.threads)
-    job = spread.Job(str(folder.absolute()), m.model_digest, config.device, config.threads, m.config["k"],
-                     m.run_date, m.run_id, m.model_version, model.kind, model.about.get("blend"))  # fmt: skip
-    twins = _twins(night)
-    groups = None if twins is None else dict(zip(*(c.to_pylist() for c in twins), strict=True))
-    packed = str(spread.pack((night.folder / f"scoring-{night.attempt}").absolute(), job, items, side, groups))
+    job = Job(str(folder.absolute()), m.model_digest, config.device, config.threads, m.config["k"], m.run_date,
+              m.run_id, m.model_version, model.kind, model.about.get("blend"), m.config.get("rules"))  # fmt: skip
+    listed = twins(night)
+    groups = None if listed is None else dict(zip(*(c.to_pylist() for c in listed), strict=True))
+    packed = str(pack((night.folder / f"scoring-{night.attempt}").absolute(), job, items, side, groups))
     users = out.version("gold.user_sequences")
     history = ("user_id", "item_ids", "event_types", "gap_s", "weight_micro")
-    sources: dict[str, Any] = {"gold.user_sequences": (users, ("user_id", "item_ids", "seen_item_ids"))}
+    asked = ("user_id", "item_ids", "seen_item_ids", *(("attributes",) if m.config.get("rules") else ()))
+    sources: dict[str, Any] = {"gold.user_sequences": (users, asked)}
 
     def made(what: str, of: dict[str, Any], fn: Any, name: str) -> Any:
         return map_arrow(out, config.engine, config.spark, m.day, of, partial(fn, packed), name,
@@ -222,7 +226,7 @@ def recommend(night: Night) -> dict[str, Any]:
         name = "gold.user_vectors"
         if commit.published_run_id(out, name, m.day) != m.run_id:  # else an attempt that was cut off got so far
             rows = made("user vectors", {"gold.user_sequences": (users, history)}, spread.vectors_of, name)
-            commit.write(out, name, rows, run_id=m.run_id, pinned=_pin(night, name), partition=m.day)
+            commit.write(out, name, rows, run_id=m.run_id, pinned=night.fence(name), partition=m.day)
         sources[name] = (out.version(name), ("user_id", "vector"))
     lists = made("lists", sources, spread.lists_of, "gold.recommendations")
     staged = stage.stage(out, "gold.recommendations", lists, m.run_id)
@@ -230,109 +234,6 @@ def recommend(night: Night) -> dict[str, Any]:
     shutil.rmtree(packed)
     staged.sync()  # the pointer below is on the disk for good: what it points at must be there before it
     put(night.folder / "stage.json", json.dumps({"folder": str(staged.folder), "counts": counts}))
-    return counts
-
-
-def _twins(night: Night) -> pa.Table | None:
-    """item_id and group_id of who is listed twice, as planned; None: the manifest is of before that was known."""
-    version = night.manifest.tables.get(GROUPS)
-    return None if version is None else night.lake.arrow(GROUPS, version, columns=["item_id", "group_id"])
-
-
-def _own_features(night: Night) -> None:
-    """A list is published beside the features it was made of, or not at all.
-
-    Raises: Fenced: another run of the date has replaced them."""
-    m = night.manifest
-    for name in ("gold.user_sequences", "gold.item_features"):
-        found = commit.published_run_id(night.out, name, m.day)
-        if found != m.run_id:
-            raise commit.Fenced(
-                "another run of this date has replaced the features of this one",
-                where=f"{name} run_date={m.day}",
-                value=found,
-                valid=m.run_id,
-                next=f"mmrec run --date {m.day}",
-            )
-
-
-def _commit_staged(night: Night, staged: stage.Stage) -> None:
-    from mmrec.recommend.check import check_slates
-
-    m = night.manifest
-    users = night.out.day("gold.user_sequences", m.day, columns=["user_id", "seen_item_ids"])
-    items = night.out.day("gold.item_features", m.day, columns=["item_id"])
-    before = [d for d in night.out.run_dates() if d < m.day]
-    previous = night.out.day(staged.table, before[-1], columns=["rank"]).num_rows if before else 0
-    checked = audit(night.out, staged, partition=str(m.day), previous_rows=previous, min_share=m.config["min_share"])
-    check_slates([staged.folder / f.path for f in staged.files], users, items, m.config["k"], _twins(night))
-    commit.adopt(
-        night.out,
-        checked,
-        run_id=m.run_id,
-        pinned=_pin(night, staged.table),
-        partition=m.day,
-        metadata={"model_version": m.model_version},
-    )
-
-
-def publish(night: Night) -> dict[str, Any]:
-    """Look at the staged lists once more, then make them the day's one commit."""
-    m, name = night.manifest, "gold.recommendations"
-    if m.late:
-        return {"late": m.late, "changed": False}
-    done = commit.published_run_id(night.out, name, m.day) == m.run_id
-    if not done:
-        pointer = night.folder / "stage.json"
-        folder = stage.waiting(pointer)
-        _own_features(night)
-        staged = folder and stage.find(name, folder)
-        found = commit.fence(night.out, name, m.day)  # before the look at who published: it may be this very run
-        if staged:
-            _commit_staged(night, staged)
-            pointer.unlink(missing_ok=True)
-        elif commit.published_run_id(night.out, name, m.day) == m.run_id:
-            done = True  # another attempt of this run was faster
-        elif found != _pin(night, name):
-            raise commit.Fenced(
-                "another run of this date was faster, and what this one staged was dropped",
-                where=f"{name} run_date={m.day}",
-                value=f"fence {found}",
-                valid=f"fence {_pin(night, name)}, as it was planned",
-                next=f"mmrec run --date {m.day}",
-            )
-        else:
-            raise InputError(
-                "there is nothing staged to publish",
-                where=f"run_date {m.day}, run {m.run_id}",
-                value=f"{folder.name} is gone" if folder else None,
-                valid="a stage that recommend left and maintenance has not taken",
-                next=f"mmrec recommend --date {m.day}",
-            )
-    version = night.out.version(name)
-    digest = content.content_hash(lambda columns: night.out.day(name, m.day, version, columns), name)
-    users = night.out.day(name, m.day, version, ["user_id"])["user_id"]
-    recorded = night.out.arrow("ops.runs", columns=["run_id"]).column(0).to_pylist()
-    counts = {
-        "rows": len(users),
-        "users": pc.count_distinct(users).as_py(),
-        "content_hash": digest,
-        "changed": not done,
-    }
-    if m.run_id not in recorded:
-        record = {
-            "run_id": m.run_id,
-            "run_date": m.day,
-            "manifest": m.to_json(),
-            "content_hash": digest,
-            "model_version": m.model_version,
-            "users": counts["users"],
-            "rows": counts["rows"],
-            "table_version": version,
-            "finished_at": datetime.now(UTC),
-        }
-        row = pa.Table.from_pylist([record], schema.table("ops.runs").arrow)
-        commit.append(night.out, "ops.runs", row, m.run_id)
     return counts
 
 
@@ -344,6 +245,7 @@ def monitor(night: Night) -> dict[str, Any]:
     from mmrec.content.sandbox import Sandbox
     from mmrec.content.video import still
     from mmrec.monitor import alerts, health, report
+    from mmrec.recommend.drops import rule_drops
 
     m, lake = night.manifest, night.lake
     fresh = health.freshness(lake, m.tables, m.day, m.moment, night.config.max_age_hours, m.run_id)
@@ -361,6 +263,9 @@ def monitor(night: Night) -> dict[str, Any]:
     commit.append(lake, "ops.alerts", alerts.alerts(fresh, m, unfed(night)), m.run_id)
     if m.late:
         raise alerts.nothing_published(m, night.lake.run_dates())
+    if "rules" in m.config:
+        drops = rule_drops(lake, m.day, ruling_of(lake, m), twins_on_offer(night), m.run_id)
+        commit.append(lake, "ops.rule_drops", drops, m.run_id)
     numbers = health.night_metrics(lake, m.day, m.run_id, m.model_version, m.config["k"])
     commit.append(lake, "ops.metrics", numbers, m.run_id)
     with Sandbox() as box:
@@ -393,8 +298,3 @@ def due(night: Night) -> str | None:
 def _curves(night: Night) -> list[dict[str, Any]] | None:
     path = night.config.bundles / night.manifest.model_version / "curves.json"
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _pin(night: Night, name: str) -> int:
-    """The fence the manifest pinned; a replay's scratch lake starts at 0."""
-    return night.manifest.fences[name] if night.out is night.lake else commit.fence(night.out, name, night.run_date)

@@ -60,9 +60,9 @@ STEPS: tuple[Step, ...] = (
          ("gold.user_vectors",),
          "mmrec.night:recommend"),
     Step("publish", "audit the staged lists and commit them, once", (), ("gold.recommendations", "ops.runs"),
-         "mmrec.night:publish"),
+         "mmrec.publish:publish"),
     Step("monitor", "metrics, freshness and report.html", ("gold.recommendations",),
-         ("ops.metrics", "ops.freshness", "ops.alerts"),
+         ("ops.metrics", "ops.freshness", "ops.alerts", "ops.rule_drops"),
          "mmrec.night:monitor"),
 )  # fmt: skip
 

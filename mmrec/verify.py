@@ -212,6 +212,8 @@ def _lists(con: duckdb.DuckDBPyConnection, lake: Lake, note: Note) -> None:
     told = f"{len(days)} dates" + (f"; {unasked} between them were not asked for" if unasked else "")
     note("dates are complete", not open_, f"planned, and neither lists nor a reason: {_some(open_)}" if open_ else told)
     for name, query in _PROMISES.items():
+        if "ops_rule_drops" in query and not lake.exists("ops.rule_drops"):
+            continue  # of before there were rules
         (n,) = con.execute(query).fetchall()[0]
         note(name, n == 0, f"{n} exceptions")
 
@@ -249,6 +251,16 @@ _PROMISES = {
           OR count(DISTINCT rank) <> count(*))""",
     "no list offers an item twice": """SELECT count(*) FROM (SELECT 1 FROM recommendations
         GROUP BY run_date, arm, user_id HAVING count(DISTINCT item_id) <> count(*))""",
+    "every candidate is in its list or passed over, with its cause": """SELECT count(*) FROM (
+        SELECT place, row_number() OVER w + sum(coalesce(len(passed), 0)) OVER w AS due FROM recommendations
+        WHERE place IS NOT NULL WINDOW w AS (PARTITION BY run_date, arm, user_id ORDER BY rank)) WHERE place <> due""",
+    "what rules did is what the lists say": """SELECT count(*) FROM (
+        SELECT run_id, rule, sum(n) AS n FROM (
+          SELECT run_id, unnest(passed) AS rule, 1 AS n FROM recommendations WHERE passed IS NOT NULL
+          UNION ALL SELECT run_id, rule, 1 FROM recommendations WHERE rule IS NOT NULL) GROUP BY ALL) did
+        JOIN (SELECT DISTINCT run_id FROM ops_rule_drops) USING (run_id)
+        LEFT JOIN ops_rule_drops told ON told.run_id = did.run_id AND told.rule = did.rule
+        WHERE told.rule IS NULL OR told.passed + told.placed <> did.n""",
     "a date and arm has one run": """SELECT count(*) FROM (SELECT 1 FROM recommendations
         GROUP BY run_date, arm HAVING count(DISTINCT run_id) > 1)""",
     "a date and arm has one model": """SELECT count(*) FROM (SELECT 1 FROM recommendations WHERE source = 'model'

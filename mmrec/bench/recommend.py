@@ -35,7 +35,9 @@ from mmrec.context import Night
 from mmrec.lake import commit
 from mmrec.lake.manifest import Manifest
 from mmrec.memory import Peak
+from mmrec.publish import publish
 from mmrec.recommend import spread
+from mmrec.recommend.packed import Job, pack
 from mmrec.recommend.score import item_side
 from mmrec.recommend.slate import Vectors
 from mmrec.topk.rerank import Rerank
@@ -113,7 +115,8 @@ def _home(folder: Path, users: int, items: int, k: int, threads: int) -> list[tu
         pinned = ("gold.item_embeddings", "silver.item_groups")
         night.planned(Manifest(
             str(day), night.as_of.isoformat(), {name: night.lake.pin(name) for name in pinned}, "1", digest, {},
-            config.night.model_dump() | {"k": k, "zone": config.zone}, fences, mmrec.__version__))  # fmt: skip
+            config.night.model_dump() | {"k": k, "zone": config.zone, "rules": []}, fences,
+            mmrec.__version__))  # fmt: skip
         made = {"gold.user_sequences": _sequences(owner_E[some], item_E[some], day),
                 "gold.item_features": _offers(item_E[some], items, day)}  # fmt: skip
         run_id = night.manifest.run_id
@@ -190,7 +193,7 @@ def _whole(night: Night) -> dict[str, Any]:
     with Peak() as first:
         counts, recommend_s = _timed(lambda: stations.recommend(night))
     with Peak() as second:
-        publish_s = _timed(lambda: stations.publish(night))[1]
+        publish_s = _timed(lambda: publish(night))[1]
     return {"recommend_s": recommend_s, "publish_s": publish_s, "rows": counts["rows"],
             "recommend_peak_mb": first.megabytes, "peak_mb": max(first.megabytes, second.megabytes)}  # fmt: skip
 
@@ -205,9 +208,9 @@ def _parts(night: Night, members: list[tuple[int, int]]) -> dict[str, Any]:
     side, spent["items_s"] = _timed(
         lambda: item_side(model, items, night.lake, m, device=config.device, threads=config.threads))  # fmt: skip
     assert side is not None
-    job = spread.Job(str(config.bundles.absolute() / "1"), m.model_digest, config.device, config.threads, m.config["k"],
-                     m.run_date, m.run_id, "1", model.kind, model.about.get("blend"))  # fmt: skip
-    packed = str(spread.pack(night.folder / "parts", job, items, side))
+    job = Job(str(config.bundles.absolute() / "1"), m.model_digest, config.device, config.threads, m.config["k"],
+              m.run_date, m.run_id, "1", model.kind, model.about.get("blend"), m.config["rules"])  # fmt: skip
+    packed = str(pack(night.folder / "parts", job, items, side))
     vectors, spent["users_s"] = _timed(
         lambda: pa.Table.from_batches(spread.vectors_of(packed, _batches(users))))  # fmt: skip
     user_UD = np.stack(vectors["vector"].to_numpy())

@@ -56,7 +56,7 @@ def _fields() -> Column:
 
 def item_features(
     interactions: DataFrame, items: DataFrame, run_date: date, as_of: datetime, half_life_days: float, run_id: str,
-    text_fields: str = "joined",
+    text_fields: str = "joined", attributes: bool = True,
 ) -> DataFrame:  # fmt: skip
     """Rows of gold.item_features.
 
@@ -64,6 +64,7 @@ def item_features(
         interactions, items: what asof.interactions and asof.items give for `as_of`.
         as_of: aware instant, exclusive. half_life_days: days after which an event counts half.
         text_fields: "separate": the keys of two texts too. "joined": texts_sha256 is null.
+        attributes: whether items' attributes are kept; else they are null, as before there were rules.
 
     Returns: one row an item of `items`, unordered; popularity_micro sums floor(1e6 * 2^(-whole days / half-life))
         over the item's users, each by their latest event; windows are `[as_of - n days, as_of)`.
@@ -97,6 +98,7 @@ def item_features(
         "item_id",
         "title",
         "categories",
+        (F.col("attributes") if attributes else F.lit(None)).cast("string").alias("attributes"),
         F.sha2(_text(), 256).alias("text_sha256"),
         (_fields() if text_fields == "separate" else F.lit(None)).cast("array<string>").alias("texts_sha256"),
         "image_sha256",

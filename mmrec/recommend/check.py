@@ -1,7 +1,8 @@
 """The last look at finished slates, on what is staged, before they are published.
 
 In: rows of gold.recommendations, the day's users and items, who is listed twice. Out: nothing, or a QualityError
-naming each fault: seen_item, not_on_offer, unknown_user, gap_in_ranks, repeated_item, twins, too_long, order.
+naming each fault: seen_item, not_on_offer, unknown_user, gap_in_ranks, repeated_item, twins, too_long, order,
+forbidden, cap_exceeded, uncounted.
 Trade-off: it repeats what the scorer promised, on purpose and by other means (joins in DuckDB, not the kernel).
 """
 
@@ -27,37 +28,60 @@ _FAULTS = {
                 HAVING count(DISTINCT item_id) > 1""",
     "too_long": "SELECT user_id, max(rank) FROM lists GROUP BY arm, user_id HAVING max(rank) > $k",
     "order": """SELECT user_id, rank FROM (SELECT *, lag(score) OVER w AS before, lag(item_id) OVER w AS id FROM lists
-                WINDOW w AS (PARTITION BY arm, user_id, source ORDER BY rank))
+                WHERE rule IS NULL WINDOW w AS (PARTITION BY arm, user_id, source ORDER BY rank))
                 WHERE score > before OR (score = before AND item_id < id)""",
+    "forbidden": """SELECT r.user_id, r.item_id, b.name FROM lists r JOIN bars b USING (item_id)
+                    LEFT JOIN bound u ON u.name = b.name AND u.user_id = r.user_id
+                    WHERE NOT b.some OR u.user_id IS NOT NULL""",
+    "cap_exceeded": """SELECT r.user_id, c.name, count(*) FROM lists r JOIN counted c USING (item_id)
+                       LEFT JOIN bound u ON u.name = c.name AND u.user_id = r.user_id
+                       WHERE NOT c.some OR u.user_id IS NOT NULL
+                       GROUP BY r.arm, r.user_id, c.name, c.code, c.most HAVING count(*) > c.most""",
+    # a row's place is the rows before it and what was passed over, and itself
+    "uncounted": """SELECT user_id, rank FROM (
+                    SELECT *, row_number() OVER w + sum(coalesce(len(passed), 0)) OVER w AS due FROM lists
+                    WHERE place IS NOT NULL WINDOW w AS (PARTITION BY arm, user_id ORDER BY rank))
+                    WHERE place <> due""",
 }
 
+_NO_RULES = {"bars": pa.schema({"name": pa.string(), "item_id": pa.string(), "some": pa.bool_()}),
+             "counted": pa.schema({"name": pa.string(), "item_id": pa.string(), "code": pa.int64(), "most": pa.int64(),
+                                   "some": pa.bool_()}),
+             "bound": pa.schema({"name": pa.string(), "user_id": pa.string()})}  # fmt: skip
 _NO_GROUPS = pa.table({"item_id": pa.array([], pa.string()), "group_id": pa.array([], pa.string())})
 
 
-def check_slates(files: list[Path], users: pa.Table, items: pa.Table, k: int, groups: pa.Table | None = None) -> int:
+def check_slates(
+    files: list[Path], users: pa.Table, items: pa.Table, k: int, groups: pa.Table | None = None,
+    ruled: dict[str, pa.Table] | None = None,
+) -> int:  # fmt: skip
     """Check staged slates.
 
     Args:
         files: Parquet files of one day. users: gold.user_sequences (user_id, seen_item_ids). items: gold.item_features.
         k: places in a list. groups: silver.item_groups (item_id, group_id); None: not known.
+        ruled: what Ruling.tables gives; None: there are no rules.
 
     Returns: users with a list. Raises: QualityError with `report["faults"]`.
     """
     try:
         with bounded(_MEMORY, threads=None) as con:
-            return _checked(con, files, users, items, k, groups)
+            return _checked(con, files, users, items, k, groups, ruled or {})
     except duckdb.OutOfMemoryException:  # of many millions of rows, that is
         with duckdb.connect() as con:
-            return _checked(con, files, users, items, k, groups)
+            return _checked(con, files, users, items, k, groups, ruled or {})
 
 
 def _checked(
-    con: duckdb.DuckDBPyConnection, files: list[Path], users: pa.Table, items: pa.Table, k: int, groups: pa.Table | None
-) -> int:
+    con: duckdb.DuckDBPyConnection, files: list[Path], users: pa.Table, items: pa.Table, k: int,
+    groups: pa.Table | None, ruled: dict[str, pa.Table],
+) -> int:  # fmt: skip
     con.from_parquet([str(f) for f in files], hive_partitioning=False).create_view("lists")
     con.register("users", users.select(["user_id", "seen_item_ids"]))
     con.register("items", items.select(["item_id"]))
     con.register("grouped", _NO_GROUPS if groups is None else groups.select(["item_id", "group_id"]))
+    for name, arrow in _NO_RULES.items():
+        con.register(name, ruled.get(name, arrow.empty_table()))
     con.execute("CREATE TEMP TABLE seen AS SELECT user_id, unnest(seen_item_ids) AS item_id FROM users")
     faults = {}
     for name, query in _FAULTS.items():

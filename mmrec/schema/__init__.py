@@ -19,7 +19,7 @@ from mmrec.schema.silver import SILVER
 
 __all__ = ["TABLES", "Column", "Mode", "Rule", "Table", "features_fingerprint", "rules", "table"]
 
-_SEVERAL = ("texts_sha256", "images_sha256")
+_LATER = ("texts_sha256", "images_sha256", "attributes")
 TABLES: dict[str, Table] = {t.name: t for t in (*BRONZE, *SILVER, *GOLD, *OPS)}
 
 
@@ -48,9 +48,10 @@ def rules(name: str) -> list[tuple[Column, Rule]]:
 def features_fingerprint() -> str:
     """Digest of the definitions that training and scoring share: names and types of the feature tables.
 
-    Keys of several contents are left out: which of them a model takes stands in its bundle, and one that was trained
-    before they came takes none.
+    Nullable columns that came later are left out: which keys of several contents a model takes stands in its bundle,
+    and one that was trained before they came takes none; no model reads an item's attributes.
     """
     tables = [table(n) for n in ("gold.user_sequences", "gold.item_features", "gold.item_embeddings")]
-    shared = [", ".join(f"`{c.name}` {c.type}" for c in t.columns if c.name not in _SEVERAL) for t in tables]
+    early = [[c for c in t.columns if c.name not in _LATER or not c.nullable] for t in tables]
+    shared = [", ".join(f"`{c.name}` {c.type}" for c in columns) for columns in early]
     return hashlib.sha256("|".join(shared).encode()).hexdigest()[:16]

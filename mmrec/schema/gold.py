@@ -62,6 +62,8 @@ GOLD = (
             _c("item_id", _STR, "external item id"),
             _c("title", _STR, "display name as of run_date"),
             _c("categories", "ARRAY<STRING>", "most important first"),
+            _c("attributes", _STR, "the item's attributes as of run_date, JSON; null: before there were rules",
+               nullable=True),
             _c("text_sha256", _STR, "content key of title, categories and text", nullable=True),
             _c("texts_sha256", "ARRAY<STRING>",
                "content keys of title with categories, and of text; null: the model takes them joined, or one is empty",
@@ -106,8 +108,13 @@ GOLD = (
             _c("arm", _STR, "experiment arm, main where none runs"),
             *_LIST,
             _c("score", "FLOAT", "what the list is ordered by, comparable within one user and source"),
-            _c("source", _STR, "model, or fallback:popularity"),
+            _c("source", _STR, "model, fallback:popularity, or rule: pinned, the score is 0"),
             _c("reason", _STR, "why it is there, in words for the user"),
+            _c("rule", _STR, "the rule that pinned or lifted it; null: none", nullable=True),
+            _c("place", "INT", "place among the candidates looked at for the list, 1 is first; null: pinned, or a list"
+               " of before there were rules", nullable=True),
+            _c("passed", "ARRAY<STRING>", "of every candidate between the row before and this one, why it is not in"
+               " the list: a rule's name, or twin; null: there is none", nullable=True),
             _c("propensity", "DOUBLE", "probability with which the item got this place"),
             _c("model_version", _STR, "bundle that scored it"),
             _c("run_id", _STR, "the run that wrote the row", meta=True),

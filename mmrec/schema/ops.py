@@ -140,6 +140,25 @@ OPS = (
          "events_from_1": "events >= 1"},
     ),
     Table(
+        "ops.rule_drops", "one rule of one run",
+        "What each rule in force did to the lists of a run; as a rule, twin: near-duplicates of what is in the list.",
+        "monitor", "append_new", ("run_date", "rule", "run_id"),
+        (
+            _c("run_date", "DATE", "the night"),
+            _c("rule", _STR, "name of the rule, or twin"),
+            _c("kind", _STR, "exclude, include, boost, cap, quota, pin or twin"),
+            _c("line", "INT", "where it began in rules.yaml; 0 for twin"),
+            _c("items", "BIGINT", "items on offer that it names; of twin, those that have one"),
+            _c("users", "BIGINT", "users with a list for whom it holds"),
+            _c("passed", "BIGINT", "candidates it kept out above the last row of a list; what is kept from everybody"
+               " never is one"),
+            _c("lists", "BIGINT", "lists in which it passed over, lifted or pinned anything"),
+            _c("placed", "BIGINT", "rows that it lifted or pinned"),
+            _c("run_id", _STR, "the run whose lists they are"),
+        ),
+        {"rule_named": "rule <> ''", "counts_from_0": "passed >= 0 AND placed >= 0 AND lists >= 0"},
+    ),
+    Table(
         "ops.promotions", "one decision of the gate", "Who became champion or was held, and the numbers.",
         "promote", "append_new", ("model_version", "decided_for"),
         (

@@ -22,12 +22,13 @@ from urllib.parse import unquote
 import pytest
 
 from mmrec import schema
+from mmrec.context import Night
 from mmrec.errors import MmrecError, QualityError
 from mmrec.lake.content import content_hash
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.repair import repair
 from mmrec.lake.store import Lake
-from mmrec.night import Night, publish
+from mmrec.publish import publish
 from mmrec.run import make_home
 from mmrec.verify import verify
 from tests.faults.preload import Faults

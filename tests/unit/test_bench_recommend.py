@@ -15,6 +15,7 @@ from mmrec.bench import recommend as bench
 from mmrec.bench.shop import purchases
 from mmrec.context import Night
 from mmrec.lake import blocks
+from mmrec.publish import publish
 from mmrec.recommend import spread
 from tests.conftest import mmrec
 
@@ -80,6 +81,6 @@ def test_who_goes_on_after_an_interruption_makes_neither_vectors_nor_lists_again
         assert (asked["vectors_of"], asked["lists_of"]) == want
     assert counts["rows"] == 100 * 10
     assert told == [("user vectors", n, 100) for n in (0, 30, 60, 60, 90, 100)] + [("lists", n, 100) for n in (0, 30, 30, 60, 90, 100)]
-    night.publish(shop)
+    publish(shop)
     assert shop.lake.day("gold.recommendations", bench._DAYS[1]).num_rows == 1000
     assert shop.lake.day("gold.user_vectors", bench._DAYS[1]).num_rows == 100

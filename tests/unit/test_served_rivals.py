@@ -28,10 +28,10 @@ from mmrec.models.data import Fold, Items, Log
 from mmrec.models.rivals import STOPPED, published_rivals
 from mmrec.models.splits import per_user
 from mmrec.recommend import slate
-from mmrec.recommend import spread as room
+from mmrec.recommend.packed import Job, opened, pack
 from mmrec.recommend.score import item_side
 from mmrec.recommend.slate import FALLBACK, MODEL
-from mmrec.recommend.spread import Job, lists_of, pack, vectors_of
+from mmrec.recommend.spread import lists_of, vectors_of
 from mmrec.topk.exact import select
 from mmrec.train.rival import Plan, Rival
 
@@ -101,8 +101,7 @@ def night(world: World, bundle: Bundle, folder: Path, batch: int = 1000, k: int 
     assert (side is None) == (bundle.kind == "sparse")
     job = Job(str(bundle.folder), bundle.digest, "cpu", 1, k, "2026-03-01", "run", "7", bundle.kind)
     packed, users = str(pack(folder, job, world.offered, side)), world.users
-    for remembered in (room._open, room._sums, room._vectors):
-        remembered.cache_clear()
+    opened.cache_clear()
     if side is not None:
         vectors = pa.Table.from_batches(vectors_of(packed, iter(users.to_batches(max_chunksize=batch))))
         users = users.append_column("vector", vectors["vector"].combine_chunks())

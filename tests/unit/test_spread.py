@@ -33,10 +33,10 @@ from mmrec.lake.spread import map_arrow
 from mmrec.lake.store import Lake
 from mmrec.models.splits import per_user
 from mmrec.night import Night
-from mmrec.recommend import spread as spread_room
+from mmrec.recommend.packed import Job, opened, pack
 from mmrec.recommend.score import item_side
 from mmrec.recommend.slate import FALLBACK, Stamp, Vectors, slates
-from mmrec.recommend.spread import Job, lists_of, pack, vectors_of
+from mmrec.recommend.spread import lists_of, vectors_of
 from mmrec.recommend.tally import tally
 from mmrec.train.export import export
 from mmrec.train.fit import Champion
@@ -166,7 +166,7 @@ def test_a_popularity_bundle_packs_no_vectors_and_gives_popular_lists_in_parts(p
 def test_who_is_listed_twice_is_packed_and_kept_apart_in_every_part(packed: Packed, tmp_path: Path, model: bool) -> None:
     ids = packed.items["item_id"].to_pylist()
     groups = {i: f"g{n % 30}" for n, i in enumerate(ids) if n % 3} | {"of another day": "g1"}
-    job, _, side = spread_room._open(packed.folder)
+    job, side = opened(packed.folder).job, opened(packed.folder).side
     users = packed.users if model else packed.users.drop_columns(["vector"])
     folder = str(pack(tmp_path / "packed", job, packed.items, side if model else None, groups))
     order = list(range(users.num_rows))[::-1]
@@ -181,8 +181,7 @@ def test_who_is_listed_twice_is_packed_and_kept_apart_in_every_part(packed: Pack
     # a pack of before, and one without twins, give what they always gave
     for known in (None, {}):
         plain = str(pack(tmp_path / "plain", job, packed.items, side, known))
-        spread_room._open.cache_clear()
-        spread_room._vectors.cache_clear()
+        opened.cache_clear()
         lists = pa.Table.from_batches(lists_of(plain, parts(packed.users, order, [3, 3, 11])), LISTS)
         assert lists.sort_by(by).equals(packed.lists.sort_by(by))
     assert not got.sort_by(by).equals(packed.lists.sort_by(by))

@@ -1,0 +1,96 @@
+"""`mmrec rules` and `mmrec why-not`: what the shop rules, what that would change, and where an item fell.
+
+In: typed words. Out: tables for people, JSON for programs. Trade-off: as nights.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mmrec import config as settings
+from mmrec import dates
+from mmrec.cli.common import HOME, Home, Json, app, cell, lake_of, out, show_json
+
+group = typer.Typer(no_args_is_help=True, help="The shop's rules: rules.yaml of the home.")
+app.add_typer(group, name="rules", rich_help_panel="The lists")
+
+For = Annotated[str | None, typer.Option("--date", help="run_date they are asked for; else the next night's")]
+
+
+@group.command()
+def check(home: Home = HOME, day: For = None, as_json: Json = False) -> None:
+    """Read the rules, and say of each what it does and what it names; a mistake is told with its line."""
+    from mmrec.rulebook import check as look
+
+    found = look(settings.load(home), lake_of(home), dates.parse(day) if day else None)
+    if as_json:
+        show_json(found)
+        return
+    grid = Table("line", "rule", "what it does", "in force", "items", "users")
+    for r in found:
+        span = " ".join(f"{word} {r[word]}" for word in ("from", "until") if r[word])
+        reach = (cell("" if r[c] is None else f"{r[c]:,}") for c in ("items", "users"))
+        grid.add_row(cell(r["line"]), cell(r["name"]), cell(f"{r['kind']}: {r['says']}"),
+                     cell(("yes" if r["in_force"] else "no") + (f", {span}" if span else "")), *reach)  # fmt: skip
+    out.print(grid)
+    idle = [f"{r['name']} names no {what}" for r in found for what in ("items", "users") if r[what] == 0]
+    for told in idle:
+        out.print(cell(f"note: {told}"))
+    out.print(f"{len(found)} rules, no contradiction; next: mmrec rules preview --home {home}", soft_wrap=True)
+
+
+@group.command()
+def preview(
+    home: Home = HOME,
+    day: For = None,
+    users: Annotated[int, typer.Option(min=1, help="at most so many users are looked at")] = 1000,
+    everybody: Annotated[bool, typer.Option("--all", help="look at every user")] = False,
+    as_json: Json = False,
+) -> None:
+    """What the rules would change in the newest night's lists; nothing is written."""
+    from mmrec.rulebook import preview as look
+
+    cfg = settings.load(home)
+    told = look(cfg, lake_of(home), dates.parse(day) if day else None, None if everybody else users)
+    if as_json:
+        show_json(told)
+        return
+    grid = Table("line", "rule", "kind", "items", "users", "rows now", "then", "passed over", "placed")
+    for r in told["rules"]:
+        numbers = (cell(f"{r[c]:,}") for c in ("items", "users", "rows_now", "rows_then", "passed", "placed"))
+        grid.add_row(cell(r["line"]), cell(r["name"]), cell(r["kind"]), *numbers)
+    out.print(grid)
+    for each in told["lists"]:
+        out.print(cell(f"user {each['user_id']}"))
+        for sign, rows in (("-", each["went"]), ("+", each["came"])):
+            for r in rows:
+                by = f"  by {r['rule']}" if r.get("rule") else ""
+                out.print(cell(f"  {sign} {r['rank']:>3}  {r['item_id']}  {r['title'] or ''}{by}"))
+    out.print(f"lists of {told['run_date']} under the rules of {told['for_date']}: {told['changed']:,} of "
+              f"{told['users']:,} change, {told['went']:,} rows go and {told['came']:,} come; nothing was written",
+              soft_wrap=True)  # fmt: skip
+    out.print(f"next: mmrec run --home {home} --date {told['for_date']}", soft_wrap=True)
+
+
+@app.command("why-not", rich_help_panel="The lists")
+def why_not(
+    user: Annotated[str, typer.Argument(help="user id")],
+    item: Annotated[str, typer.Argument(help="item id")],
+    home: Home = HOME,
+    day: Annotated[str | None, typer.Option("--date", help="run_date; else the newest published one")] = None,
+    as_json: Json = False,
+) -> None:
+    """Where an item fell on its way into a user's list."""
+    from mmrec.whynot import why_not as look
+
+    told: dict[str, Any] = look(settings.load(home), lake_of(home), user, item, dates.parse(day) if day else None)
+    if as_json:
+        show_json(told)
+        return
+    title = f" ({told['title']})" if told.get("title") else ""
+    out.print(cell(f"{told['run_date']}, user {user}, item {item}{title}: {told['says']}"), soft_wrap=True)
+    if told["fell"] != "outranked" and told.get("rank"):
+        out.print(cell(f"without it, {told['source']} ranks it {told['rank']} with a score of {told['score']:.4g}"))

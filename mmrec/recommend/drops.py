@@ -1,0 +1,61 @@
+"""What a run's rules did to its lists, counted from the lists as they are published.
+
+In: a day's lists, users, the ruling they were made under. Out: rows of ops.rule_drops.
+Trade-off: rows where a rule did anything are read once more; in exchange a count can't be of rows that never arrived.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from mmrec import schema
+from mmrec.lake.store import Lake
+from mmrec.recommend.ruling import TWIN, Ruling
+
+
+def rule_drops(lake: Lake, day: date, ruling: Ruling, twins: int, run_id: str) -> pa.Table:
+    """Rows of ops.rule_drops for the lists of a published day, a rule each and one for twins.
+
+    Args:
+        twins: items on offer that have a twin on offer.
+    """
+    touched = pc.is_valid(ds.field("passed")) | pc.is_valid(ds.field("rule"))
+    rows = lake.arrow("gold.recommendations", where=(ds.field("run_date") == day) & touched,
+                      columns=["user_id", "passed", "rule"]).combine_chunks()  # fmt: skip
+    listed = lake.day("gold.recommendations", day, columns=["user_id"])["user_id"].unique()
+    told = lake.day("gold.user_sequences", day, columns=["user_id", "attributes"])
+    holds_R = _holds(ruling, told.filter(pc.is_in(told["user_id"], value_set=listed)))
+    users = rows["user_id"].combine_chunks() if rows.num_rows else pa.array([], pa.string())
+    lists = rows["passed"].combine_chunks() if rows.num_rows else pa.array([], pa.list_(pa.string()))
+    over = pa.table({"rule": lists.flatten(), "user": users.take(pc.list_parent_indices(lists))})
+    by = pa.table({"rule": rows["rule"], "user": rows["user_id"]}).drop_null()
+    passed, placed = _counted(over), _counted(by)
+    lists_of = dict(zip(*_lists(pa.concat_tables([over, by.select(["rule", "user"])])), strict=True))
+    about = [(r.name, r.kind, r.line, int(ruling.meant_RN[k].sum()), int(holds_R[k]))
+             for k, r in enumerate(ruling.rules)]  # fmt: skip
+    about.append((TWIN, TWIN, 0, twins, len(listed)))
+    made = [{"run_date": day, "rule": name, "kind": kind, "line": line, "items": items, "users": users_,
+             "passed": passed.get(name, 0), "lists": lists_of.get(name, 0), "placed": placed.get(name, 0),
+             "run_id": run_id} for name, kind, line, items, users_ in about]  # fmt: skip
+    return pa.Table.from_pylist(made, schema.table("ops.rule_drops").arrow)
+
+
+def _holds(ruling: Ruling, users: pa.Table) -> np.ndarray:
+    """(R,) of how many users each rule holds for."""
+    law = ruling.law(users["user_id"].combine_chunks(), users["attributes"].combine_chunks())
+    return np.bincount(law.class_B, minlength=len(law.holds_CR)) @ law.holds_CR
+
+
+def _counted(pairs: pa.Table) -> dict[str, int]:
+    found = pairs["rule"].value_counts()
+    return {v["values"]: v["counts"] for v in found.to_pylist()}
+
+
+def _lists(pairs: pa.Table) -> tuple[list[str], list[int]]:
+    found = pairs.group_by("rule").aggregate([("user", "count_distinct")])
+    return found["rule"].to_pylist(), found["user_count_distinct"].to_pylist()

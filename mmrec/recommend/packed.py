@@ -1,0 +1,140 @@
+"""What every part of a night's scoring shares, in a folder that any machine opens once.
+
+In: the day's items, their vectors, who is listed twice, rules, where the bundle is. Out: `pack` writes the folder,
+`opened` reads it: the sides of the dot product or the sums, twins, the ruling.
+Trade-off: machines find the folder and the bundle by path, so a cluster shares the home's file system; in exchange the
+catalogue crosses no wire more than once a process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather as feather
+
+from mmrec.bundle import bundle as bundles
+from mmrec.models.data import group_codes
+from mmrec.recommend.histories import flat
+from mmrec.recommend.rules import of_records
+from mmrec.recommend.ruling import Ruling
+from mmrec.recommend.score import ItemSide, sums_over
+from mmrec.recommend.slate import Sums, Vectors
+from mmrec.topk.rerank import Rerank
+
+_SIDE = ("item_in", "item_vec", "cold")
+_RULED = ("categories", "attributes")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a part of the users is scored with; `kind` and `blend` are the bundle's, see topk/rerank.py; `rules`:
+    records of those in force, None: of a night before there were any."""
+
+    bundle: str
+    digest: str
+    device: str
+    threads: int
+    k: int
+    run_date: str
+    run_id: str
+    model_version: str
+    kind: str = "two_tower"
+    blend: dict[str, Any] | None = None
+    rules: list[dict[str, Any]] | None = None
+
+
+def pack(
+    folder: Path, job: Job, items: pa.Table, side: ItemSide | None, groups: Mapping[str, str] | None = None
+) -> Path:
+    """Write what every part needs.
+
+    Args:
+        items: gold.item_features of the day, ascending by item_id. side: None where the bundle has no vectors.
+        groups: item id -> group id of items that are listed twice, on offer or not; None: not known.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    catalogue = items.select(["item_id", "title", "popularity_micro", *(_RULED if job.rules else ())])
+    codes = group_codes(items["item_id"].to_pylist(), groups or {})
+    if len(np.unique(codes)) < len(codes):  # else nobody on offer has a twin
+        catalogue = catalogue.append_column("group", pa.array(codes, pa.int64()))
+    feather.write_feather(catalogue, folder / "items.arrow")
+    for name in _SIDE:
+        (folder / f"{name}.npy").unlink(missing_ok=True)
+        if side is not None:
+            np.save(folder / f"{name}.npy", getattr(side, name), allow_pickle=False)
+    (folder / "job.json").write_text(json.dumps(asdict(job)))
+    return folder
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An opened folder."""
+
+    folder: Path
+
+    @cached_property
+    def job(self) -> Job:
+        return Job(**json.loads((self.folder / "job.json").read_text()))
+
+    @cached_property
+    def items(self) -> pa.Table:
+        return feather.read_table(self.folder / "items.arrow")
+
+    @cached_property
+    def side(self) -> ItemSide | None:
+        """None where the bundle has no vectors."""
+        if not (self.folder / "item_vec.npy").is_file():
+            return None
+        return ItemSide(*(np.load(self.folder / f"{n}.npy", allow_pickle=False) for n in _SIDE))
+
+    @cached_property
+    def bundle(self) -> bundles.Bundle:
+        return bundles.load(Path(self.job.bundle), self.job.digest)
+
+    @cached_property
+    def group_N(self) -> np.ndarray | None:
+        """(N,) int64, equal for twins; None: nobody on offer has one."""
+        return self.items["group"].to_numpy() if "group" in self.items.column_names else None
+
+    @cached_property
+    def ruling(self) -> Ruling | None:
+        return None if self.job.rules is None else Ruling(of_records(self.job.rules), self.items)
+
+    def scored(self, users: pa.Table) -> Vectors | Sums | None:
+        """What rows of gold.user_sequences, with a column `vector` where the bundle has vectors, are scored with; None:
+        a popularity bundle, or nobody."""
+        if self.job.kind == "sparse":
+            return replace(self._sums(users), allowed_N=self._allowed_N)
+        if self.side is None or not users.num_rows:
+            return None
+        user_UD = flat(users["vector"])[1].to_numpy().astype(np.float32).reshape(users.num_rows, -1)
+        return self._nobody.of(user_UD)
+
+    @property
+    def _allowed_N(self) -> np.ndarray | None:
+        return None if self.ruling is None else self.ruling.allowed_N
+
+    @cached_property
+    def _nobody(self) -> Vectors:
+        side = self.side
+        assert side is not None
+        wide = side.item_vec.shape[1]
+        return Vectors(np.zeros((0, wide), np.float32), side.item_vec, wide > 1, Rerank.of(self.job.blend), side.cold,
+                       self.job.device, self._allowed_N)  # fmt: skip
+
+    @cached_property
+    def _sums(self) -> Callable[[pa.Table], Sums]:
+        return sums_over(self.bundle, self.items)
+
+
+@lru_cache(maxsize=1)  # of one night: a backfill has many
+def opened(folder: str) -> Packed:
+    """The folder that `pack` wrote."""
+    return Packed(Path(folder))

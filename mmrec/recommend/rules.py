@@ -1,0 +1,311 @@
+"""What a shop rules about its lists: one file that people review, `rules.yaml` in the home.
+
+In: the file. Out: `Rule`s in the file's order, or an InputError that names the line, and of two rules that contradict
+each other both lines.
+A rule does one thing (exclude, include, boost, cap, quota, pin) to the items it names, for the users it names, from a
+day up to a day; docs/rules.md shows each.
+Trade-off: two rules are called contradictory only where the file alone shows it, whatever the items of the day are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+
+from mmrec.errors import InputError
+
+KINDS = ("exclude", "include", "boost", "cap", "quota", "pin")
+_NEEDS = {"boost": "places", "cap": "most", "quota": "least", "pin": "place"}
+_Scalar = str | int | float | bool
+
+
+class Range(BaseModel):
+    """Numbers from `at_least` up to, not including, `below`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    at_least: float | None = Field(None, description="the least number that is meant")
+    below: float | None = Field(None, description="the first number that is not meant any more")
+
+    @model_validator(mode="after")
+    def _some(self) -> Range:
+        if self.at_least is None and self.below is None:
+            raise ValueError("a range has at_least, below, or both")
+        if self.at_least is not None and self.below is not None and self.at_least >= self.below:
+            raise ValueError("no number is at_least one and below the other")
+        return self
+
+
+_Values = Annotated[tuple[_Scalar, ...], Field(min_length=1)]
+Match = dict[Annotated[str, StringConstraints(min_length=1)], Range | _Values]
+
+
+class Rule(BaseModel):
+    """One rule. `line`: where it stands in its file.
+
+    A match is field -> values, any of which will do, or a range; all its fields must hold. Fields of items are item,
+    category (any of the item's), title, or the name of an attribute; of users, user, or the name of an attribute.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$", description="how lists and tables call it")
+    kind: Literal["exclude", "include", "boost", "cap", "quota", "pin"] = Field(description="what it does")
+    items: Match = Field({}, description="what it is done to")
+    users: Match = Field({}, description="for whom; empty: everybody")
+    from_: date | None = Field(None, alias="from", description="first run_date it holds for; null: always")
+    until: date | None = Field(None, description="first run_date it holds for no more; null: for good")
+    each: str | None = Field(None, description="of a cap: a field of items; every value of it has the cap of its own")
+    places: int | None = Field(None, ge=1, le=1000, description="of a boost: so many places up")
+    most: int | None = Field(None, ge=1, description="of a cap: so many in a list at most")
+    least: int | None = Field(None, ge=1, description="of a quota: so many in a list, if there are so many")
+    place: int | None = Field(None, ge=1, description="of a pin: the item's place in a list, 1 is first")
+    why: str = Field("", description="for people who read the file")
+    line: int = Field(0, description="where it begins")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Rule:
+        for kind, need in _NEEDS.items():
+            if (getattr(self, need) is not None) != (self.kind == kind):
+                raise ValueError(f"{need} is for {kind}, and a {kind} needs it")
+        if self.each is not None and self.kind != "cap":
+            raise ValueError("each is for cap")
+        if not self.items and not (self.kind == "cap" and self.each):
+            raise ValueError(f"{self.kind} needs at least one field of items")
+        if self.kind == "pin" and (set(self.items) != {"item"} or len(_values(self.items["item"])) != 1):
+            raise ValueError("a pin is of one item: pin: {item: ID}")
+        if self.from_ is not None and self.until is not None and self.from_ >= self.until:
+            raise ValueError("no day is from the one and before the other")
+        return self
+
+    def holds(self, day: date) -> bool:
+        """Whether it is in force on a run_date."""
+        return (self.from_ is None or self.from_ <= day) and (self.until is None or day < self.until)
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest keeps; `of_records` reads it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def of_records(records: list[dict[str, Any]]) -> list[Rule]:
+    """Rules as a manifest keeps them."""
+    return TypeAdapter(list[Rule]).validate_python(records)
+
+
+def read(path: Path) -> list[Rule]:
+    """The rules of a file; none where there is no file.
+
+    Raises: InputError: with the line of what can't be read or understood, or both lines of a contradiction.
+    """
+    if not path.is_file():
+        return []
+    lines: dict[tuple[Any, ...], int] = {}
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        whole = None if root is None else _plain(root, (), lines, path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        said = getattr(error, "problem", None) or str(error)
+        raise InputError(f"the rules can't be read: {said}", where=_at(path, mark.line + 1 if mark else 1),
+                         valid="YAML", next="mmrec rules check") from None  # fmt: skip
+    if whole is None:
+        return []
+    if not isinstance(whole, dict) or set(whole) != {"rules"} or not isinstance(whole["rules"], list):
+        raise InputError("a rules file has one key, rules, and under it a list", where=_at(path, 1),
+                         value=sorted(map(str, whole)) if isinstance(whole, dict) else type(whole).__name__,
+                         valid="rules:\n         - name: ...", next="mmrec rules check")  # fmt: skip
+    found = [_rule(each, n, lines, path) for n, each in enumerate(whole["rules"])]
+    for one, other in combinations(found, 2):
+        said = _contradiction(one, other)
+        if said:
+            raise InputError(f"two rules contradict each other: {said}",
+                             where=f"{_at(path, one.line)} ({one.name}) and line {other.line} ({other.name})",
+                             valid="rules that can both be kept", next="mmrec rules check")  # fmt: skip
+    return found
+
+
+def worded(r: Rule) -> str:
+    """A rule in a line, for people."""
+    items = _match_worded(r.items) or "everything"
+    body = {"exclude": f"nothing with {items}", "include": f"only what has {items}",
+            "boost": f"{r.places} places up: {items}", "cap": f"at most {r.most} with {items}",
+            "quota": f"at least {r.least} with {items}", "pin": f"{items} at place {r.place}"}[r.kind]  # fmt: skip
+    if r.each:
+        body = f"at most {r.most} of each {r.each}" + (f" with {items}" if r.items else "")
+    return body + (f", for users with {_match_worded(r.users)}" if r.users else "")
+
+
+def _match_worded(match: Match) -> str:
+    def one(name: str, wanted: Any) -> str:
+        if isinstance(wanted, Range):
+            low = "" if wanted.at_least is None else f" from {wanted.at_least:g}"
+            return f"{name}{low}" + ("" if wanted.below is None else f" below {wanted.below:g}")
+        return f"{name} {' or '.join(map(str, wanted[:4]))}" + (f" or {len(wanted) - 4} more" if wanted[4:] else "")
+
+    return " and ".join(one(*pair) for pair in match.items())
+
+
+def _at(path: Path, line: int) -> str:
+    return f"{path.name} line {line}"
+
+
+def _plain(node: yaml.Node, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int], path: Path) -> Any:
+    """A node as Python has it; `lines` gets the line of everything."""
+    lines[at] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        out: dict[Any, Any] = {}
+        for key, value in node.value:
+            name = _scalar(key)
+            if not isinstance(name, str):
+                raise InputError("a key is a word", where=_at(path, key.start_mark.line + 1), value=key.value,
+                                 next="mmrec rules check")  # fmt: skip
+            if name in out:
+                raise InputError("a key stands twice", where=f"{_at(path, lines[(*at, name)])} and line "
+                                 f"{key.start_mark.line + 1}", value=name, next="mmrec rules check")  # fmt: skip
+            out[name] = _plain(value, (*at, name), lines, path)
+            lines[(*at, name)] = key.start_mark.line + 1
+        return out
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(value, (*at, n), lines, path) for n, value in enumerate(node.value)]
+    return _scalar(node)
+
+
+def _scalar(node: yaml.Node) -> Any:
+    if not isinstance(node, yaml.ScalarNode):
+        return None
+    value = yaml.SafeLoader("").construct_object(node)
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _rule(given: Any, n: int, lines: dict[tuple[Any, ...], int], path: Path) -> Rule:
+    at: tuple[Any, ...] = ("rules", n)
+    if not isinstance(given, dict):
+        raise InputError("a rule has a name and says what it does", where=_at(path, lines[at]), value=given,
+                         valid="- name: ...", next="mmrec rules check")  # fmt: skip
+    kinds = [k for k in KINDS if k in given]
+    if len(kinds) != 1:
+        raise InputError("a rule does one thing", where=_at(path, lines[at]), value=kinds or sorted(given),
+                         valid=KINDS, next="mmrec rules check")  # fmt: skip
+    (kind,) = kinds
+    for key in ("kind", "items", "line"):  # the record's words, not the file's
+        if key in given:
+            _refuse(path, lines, (*at, key), "no such key", key)
+    values: dict[str, Any] = {k: v for k, v in given.items() if k != kind}
+    values |= {"kind": kind, "items": _match(given[kind]), "line": lines[at]}
+    if "users" in given:
+        values["users"] = _match(given["users"])
+    try:
+        return Rule.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = tuple(kind if part == "items" else part for part in first["loc"])
+        near = next((w for i in range(len(where), -1, -1) if (w := (*at, *where[:i])) in lines), at)
+        said = first["msg"].removeprefix("Value error, ").lower()
+        _refuse(path, lines, near, said, first["input"] if where else given.get("name"), ".".join(map(str, where[:2])))
+    raise AssertionError
+
+
+def _refuse(path: Path, lines: dict[tuple[Any, ...], int], at: tuple[Any, ...], said: str, value: Any,
+            key: str = "") -> None:  # fmt: skip
+    fields = [f.alias or n for n, f in Rule.model_fields.items() if n not in ("kind", "items", "line")]
+    raise InputError(f"a rule is wrong: {said}", where=_at(path, lines[at]) + (f": {key}" if key else ""), value=value,
+                     valid=[*KINDS, *fields], next="mmrec rules check")  # fmt: skip
+
+
+def _match(given: Any) -> Any:
+    """One value is a list of one; what is no mapping is left for pydantic to refuse."""
+    if not isinstance(given, dict):
+        return given
+    return {k: v if isinstance(v, dict | list) else [v] for k, v in given.items()}
+
+
+def _values(match: Range | tuple[_Scalar, ...]) -> tuple[_Scalar, ...]:
+    return () if isinstance(match, Range) else match
+
+
+# ---- contradictions ----
+
+
+def _contradiction(a: Rule, b: Rule) -> str | None:
+    """Why no list can keep both rules, as far as their own words go; None: it can."""
+    if a.name == b.name:
+        return "both have the same name"
+    if not _meet(a, b):
+        return None
+    return next(filter(None, _reasons(a, b)), None)
+
+
+def _reasons(a: Rule, b: Rule) -> Iterator[str | None]:
+    for bars, wants in ((a, b), (b, a)):
+        if wants.kind in ("include", "boost", "pin", "quota") and _users_within(wants, bars):
+            if bars.kind == "exclude" and _within(wants.items, bars.items):
+                yield f"{bars.name} excludes everything that {wants.name} is about"
+            if bars.kind == "include" and _apart(wants.items, bars.items):
+                yield f"{bars.name} includes nothing that {wants.name} is about"
+        limits = wants.kind == "quota" and bars.kind == "cap" and bars.each is None
+        if limits and (wants.least or 0) > (bars.most or 0) and _within(wants.items, bars.items):
+            yield f"{wants.name} asks for {wants.least} where {bars.name} allows {bars.most}"
+    if a.kind == b.kind == "pin":
+        if a.place == b.place:
+            yield f"both pin place {a.place}"
+        elif a.items == b.items:
+            yield "both pin the same item"
+    if a.kind == b.kind and a.kind in ("boost", "cap", "quota") and a.items == b.items and a.each == b.each:
+        numbers = [getattr(r, _NEEDS[r.kind]) for r in (a, b)]
+        yield f"the same items for the same users, once {numbers[0]} and once {numbers[1]}"
+
+
+def _meet(a: Rule, b: Rule) -> bool:
+    """Whether there may be a day and a user for whom both hold."""
+    apart = (a.until is not None and b.from_ is not None and a.until <= b.from_) or (
+        b.until is not None and a.from_ is not None and b.until <= a.from_)  # fmt: skip
+    return not apart and not _apart(a.users, b.users)
+
+
+def _users_within(a: Rule, b: Rule) -> bool:
+    """Whether `b` holds for all of the users of `a`."""
+    return _within(a.users, b.users)
+
+
+def _within(a: Match, b: Match) -> bool:
+    """Whether whatever meets `a` meets `b`."""
+    return all(name in a and _covers(b[name], a[name]) for name in b)
+
+
+def _apart(a: Match, b: Match) -> bool:
+    """Whether nothing meets both; an item has several categories, and one of everything else."""
+    return any(name != "category" and _disjoint(a[name], b[name]) for name in set(a) & set(b))
+
+
+def _covers(b: Range | tuple[_Scalar, ...], a: Range | tuple[_Scalar, ...]) -> bool:
+    if isinstance(b, Range):
+        if isinstance(a, Range):
+            low = b.at_least is None or (a.at_least is not None and a.at_least >= b.at_least)
+            return low and (b.below is None or (a.below is not None and a.below <= b.below))
+        return all(_inside(b, v) for v in a)
+    return not isinstance(a, Range) and {*map(_key, a)} <= {*map(_key, b)}
+
+
+def _disjoint(a: Range | tuple[_Scalar, ...], b: Range | tuple[_Scalar, ...]) -> bool:
+    if isinstance(a, Range) and isinstance(b, Range):
+        return (a.below is not None and b.at_least is not None and a.below <= b.at_least) or (
+            b.below is not None and a.at_least is not None and b.below <= a.at_least)  # fmt: skip
+    if isinstance(a, Range) or isinstance(b, Range):
+        wide, values = (a, _values(b)) if isinstance(a, Range) else (b, _values(a))
+        return not any(_inside(wide, v) for v in values)  # type: ignore[arg-type]
+    return not {*map(_key, a)} & {*map(_key, b)}
+
+
+def _inside(wide: Range, value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return (wide.at_least is None or value >= wide.at_least) and (wide.below is None or value < wide.below)
+
+
+def _key(value: _Scalar) -> tuple[str, Any]:
+    """True is not 1."""
+    return ("word" if isinstance(value, str) else "truth" if isinstance(value, bool) else "number"), value

@@ -1,0 +1,266 @@
+"""Rules made ready for one day's items: what each keeps from whom, lifts, limits, asks for and puts where.
+
+In: rules in force, the day's items with their attributes, a batch of users with theirs. Out: `Ruling`, and of a batch
+the `Law` of each user as arrays that a compiled walk reads.
+What is kept from everybody leaves the catalogue before anything is scored. Users whom the same rules hold for are one
+class, and a class has its arrays once, however many users it has.
+Trade-off: a class costs four bytes an item, so rules that name many single users one by one cost memory.
+
+Shape legend: N items, B users of a batch, C classes, R rules, P pins of a class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmrec.recommend.rules import Match, Range, Rule
+
+TWIN = "twin"  # what a walk says of an item whose twin is in the list; no rule's name may be it
+
+
+@dataclass(frozen=True)
+class Law:
+    """What holds for some users.
+
+    Attributes:
+        class_B: (B,) int32. cause_CN: (C, N) int16, the first rule that keeps an item from a class, -1: none.
+        lift_CN: (C, N) int16, places that a boost lifts it. lifter_CN: (C, N) int16, which boost; -1: none.
+        code_RN: (R, N) int32, of caps what is counted together, of quotas 0; -1: not meant. holds_CR: (C, R) bool.
+        bound_R: (R,) int32, of caps the most, of quotas the negative of the least, 0 of others.
+        pin_CP, place_CP, pinner_CP: (C, P) int32, pinned items, their places from 0, and rules, in the order of
+            places; -1 in empty places.
+    """
+
+    class_B: np.ndarray
+    cause_CN: np.ndarray
+    lift_CN: np.ndarray
+    lifter_CN: np.ndarray
+    code_RN: np.ndarray
+    holds_CR: np.ndarray
+    bound_R: np.ndarray
+    pin_CP: np.ndarray
+    place_CP: np.ndarray
+    pinner_CP: np.ndarray
+
+    @property
+    def lift(self) -> int:
+        """The most places that anything is lifted."""
+        return int(self.lift_CN.max(initial=0))
+
+    def of(self, rows: np.ndarray) -> Law:
+        """Of some of the users."""
+        return Law(self.class_B[rows], *(getattr(self, n) for n in self.__dataclass_fields__ if n != "class_B"))
+
+
+class Ruling:
+    """See the module.
+
+    Attributes:
+        rules: those in force, in the file's order. names: theirs, then `TWIN`: what a cause is called.
+        allowed_N: (N,) bool, items that not everybody is kept from. meant_RN: (R, N) bool, the items of a rule.
+    """
+
+    def __init__(self, rules: Sequence[Rule], items: pa.Table) -> None:
+        """Args: items: of the day, ascending by item_id: item_id, and with rules title, categories, attributes."""
+        self.rules = list(rules)
+        self.names = [*(r.name for r in self.rules), TWIN]
+        n = items.num_rows
+        self._items_ids = items["item_id"]
+        fields = _Fields(items)
+        self.meant_RN = np.array([fields.meant(r.items) for r in self.rules], bool).reshape(len(self.rules), n)
+        self._barred_RN = np.array([(~m if r.kind == "include" else m) & (r.kind in ("exclude", "include"))
+                                    for r, m in zip(self.rules, self.meant_RN, strict=True)], bool
+                                   ).reshape(len(self.rules), n)  # fmt: skip
+        for_all = [k for k, r in enumerate(self.rules) if not r.users]
+        self.cause_N = _first(self._barred_RN, for_all)
+        self.allowed_N = self.cause_N < 0
+        # the bars on everybody are in the catalogue: a class knows only its own
+        self._code_RN = np.array([fields.codes(r, m) for r, m in zip(self.rules, self.meant_RN, strict=True)], np.int32
+                                 ).reshape(len(self.rules), n)  # fmt: skip
+        self._bound_R = np.array([r.most if r.kind == "cap" else -(r.least or 0) for r in self.rules], np.int32)
+        self._place = {i: p for p, i in enumerate(items["item_id"].to_pylist())} if self._kind("pin") else {}
+        self._classes: dict[bytes, int] = {}
+        self._made: list[tuple[np.ndarray, ...]] = []
+        self._by_attributes = lru_cache(maxsize=65_536)(self._holds_for)
+        self._named = any("user" in r.users for r in self.rules)
+
+    def _kind(self, *kinds: str) -> list[int]:
+        return [k for k, r in enumerate(self.rules) if r.kind in kinds]
+
+    @property
+    def walks(self) -> bool:
+        """Whether lists need more than the best K of what is allowed."""
+        return any(r.kind not in ("exclude", "include") or r.users for r in self.rules)
+
+    def law(self, user_ids: pa.Array, attributes: pa.Array | None) -> Law:
+        """What holds for a batch of users.
+
+        Args:
+            user_ids: (B,). attributes: (B,) JSON objects, null: none; None: nobody has any.
+        """
+        texts = pa.nulls(len(user_ids), pa.string()) if attributes is None else attributes
+        if self._named:
+            found = [self._holds_for(t, u) for t, u in zip(texts.to_pylist(), user_ids.to_pylist(), strict=True)]
+            class_B = np.array([self._class(h) for h in found], np.int32)
+        else:
+            coded = pc.dictionary_encode(pc.fill_null(texts, "{}"))
+            class_D = np.array([self._class(self._by_attributes(t)) for t in coded.dictionary.to_pylist()], np.int32)
+            class_B = class_D[coded.indices.to_numpy()] if len(coded) else np.zeros(0, np.int32)
+        if not self._made:  # nobody
+            self._class(np.zeros(len(self.rules), bool).tobytes())
+        cause, lift, lifter, holds, pin, place, pinner = self._stacked(len(self._made))
+        return Law(class_B, cause, lift, lifter, self._code_RN, holds, self._bound_R, pin, place, pinner)
+
+    def holds_for(self, user_id: str, attributes: str | None) -> np.ndarray:
+        """(R,) bool: the rules that hold for a user."""
+        return np.frombuffer(self._holds_for(attributes, user_id), bool)
+
+    def tables(self, users: pa.Table) -> dict[str, pa.Table]:
+        """What a finished list can be held against, by joins.
+
+        Args:
+            users: user_id and attributes, those who have a list.
+
+        Returns: bars: name, item_id, some: what a rule keeps from users; counted: name, item_id, code, most, some: of
+            caps, what is counted together; bound: name, user_id: for whom a rule of `some` users holds.
+        """
+        bars, counted, bound = [], [], []
+        for k, rule in enumerate(self.rules):
+            some = bool(rule.users)
+            if rule.kind in ("exclude", "include"):
+                bars += [(rule.name, i, some) for i in self._ids(self._barred_RN[k])]
+            if rule.kind == "cap":
+                there = self._code_RN[k] >= 0
+                counted += [(rule.name, i, int(code), rule.most, some)
+                            for i, code in zip(self._ids(there), self._code_RN[k][there], strict=True)]  # fmt: skip
+        conditional = [k for k, r in enumerate(self.rules) if r.users]
+        if conditional:
+            for u, text in zip(users["user_id"].to_pylist(), users["attributes"].to_pylist(), strict=True):
+                holds_R = self.holds_for(u, text) if self._named else np.frombuffer(self._by_attributes(text), bool)
+                bound += [(self.rules[k].name, u) for k in conditional if holds_R[k]]
+        return {"bars": _table(bars, name=pa.string(), item_id=pa.string(), some=pa.bool_()),
+                "counted": _table(counted, name=pa.string(), item_id=pa.string(), code=pa.int64(), most=pa.int64(),
+                                  some=pa.bool_()),
+                "bound": _table(bound, name=pa.string(), user_id=pa.string())}  # fmt: skip
+
+    def _ids(self, which_N: np.ndarray) -> list[str]:
+        return self._items_ids.filter(pa.array(which_N)).to_pylist()
+
+    def _holds_for(self, attributes: str | None, user_id: str | None = None) -> bytes:
+        about = {**json.loads(attributes or "{}"), **({} if user_id is None else {"user": user_id})}
+        return np.array([all(name in about and _meets(about[name], m, name == "user") for name, m in r.users.items())
+                         for r in self.rules], bool).tobytes()  # fmt: skip
+
+    def _class(self, holds: bytes) -> int:
+        if holds not in self._classes:
+            self._classes[holds] = len(self._made)
+            self._made.append(self._arrays(np.frombuffer(holds, bool)))
+            self._stacked.cache_clear()
+        return self._classes[holds]
+
+    def _arrays(self, holds_R: np.ndarray) -> tuple[np.ndarray, ...]:
+        own = [k for k, r in enumerate(self.rules) if holds_R[k] and r.users]
+        cause_N = _first(self._barred_RN, own)
+        n = len(cause_N)
+        lift_N, lifter_N = np.zeros(n, np.int16), np.full(n, -1, np.int16)
+        for k in self._kind("boost"):
+            higher = self.meant_RN[k] & holds_R[k] & (lift_N < (self.rules[k].places or 0))
+            lift_N[higher], lifter_N[higher] = self.rules[k].places, k
+        pins = []
+        for k in self._kind("pin"):
+            (item,) = self.rules[k].items["item"]  # type: ignore[misc]
+            at = self._place.get(str(item), -1)
+            if holds_R[k] and at >= 0 and self.allowed_N[at] and cause_N[at] < 0:
+                pins.append(((self.rules[k].place or 1) - 1, at, k))
+        pin_P3 = np.array(sorted(pins), np.int32).reshape(-1, 3)
+        return cause_N, lift_N, lifter_N, holds_R, pin_P3[:, 1], pin_P3[:, 0], pin_P3[:, 2]
+
+    @lru_cache(maxsize=1)  # noqa: B019  # a ruling lives as long as its process
+    def _stacked(self, classes: int) -> list[np.ndarray]:
+        assert classes == len(self._made)
+        wide = max(len(made[4]) for made in self._made)
+        return [np.stack([np.pad(x, (0, wide - len(x)), constant_values=-1) if n >= 4 else x for x in column])
+                for n, column in enumerate(zip(*self._made, strict=True))]  # fmt: skip
+
+
+def _table(rows: list[tuple[Any, ...]], **types: pa.DataType) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(types)
+    return pa.table({n: pa.array(c, t) for (n, t), c in zip(types.items(), columns, strict=True)})
+
+
+def _first(barred_RN: np.ndarray, rules: list[int]) -> np.ndarray:
+    """(N,) int16: the first of some rules that bars an item, -1: none."""
+    cause_N = np.full(barred_RN.shape[1], -1, np.int16)
+    for k in reversed(rules):
+        cause_N[barred_RN[k]] = k
+    return cause_N
+
+
+class _Fields:
+    """The day's items as rules see them; a field is read once."""
+
+    def __init__(self, items: pa.Table) -> None:
+        self._items, self.n = items, items.num_rows
+        self._about: list[dict[str, Any]] | None = None
+        self._read = lru_cache(maxsize=None)(self._values)
+
+    def meant(self, match: Match) -> np.ndarray:
+        """(N,) bool: items that meet all of a match."""
+        out_N = np.ones(self.n, bool)
+        for name, wanted in match.items():
+            text = name in ("item", "category", "title")
+            if name == "category":
+                out_N &= np.array([any(_meets(c, wanted, True) for c in cs or ()) for cs in self._read(name)], bool)
+            elif name == "item" and not isinstance(wanted, Range):
+                ids = pa.array([str(w) for w in wanted], pa.string())
+                out_N &= pc.is_in(self._items["item_id"], value_set=ids).to_numpy()
+            else:
+                out_N &= np.array([v is not None and _meets(v, wanted, text) for v in self._read(name)], bool)
+        return out_N
+
+    def codes(self, rule: Rule, meant_N: np.ndarray) -> np.ndarray:
+        """(N,) int32: what a cap counts together, 0 what a quota counts; -1: neither."""
+        if rule.kind not in ("cap", "quota"):
+            return np.full(self.n, -1, np.int32)
+        if rule.each is None:
+            return np.where(meant_N, 0, -1).astype(np.int32)
+        values = self._read(rule.each)
+        # of several categories the first, which is the most important, is counted
+        first = [(v[0] if v else None) if isinstance(v, list) else v for v in values]
+        known: dict[str, int] = {}
+        codes = [-1 if v is None else known.setdefault(json.dumps(v), len(known)) for v in first]
+        return np.where(meant_N, np.array(codes, np.int32), -1).astype(np.int32)
+
+    def _values(self, name: str) -> list[Any]:
+        column = {"item": "item_id", "category": "categories", "title": "title"}.get(name)
+        if column is not None:
+            return self._items[column].to_pylist()
+        if self._about is None:
+            read: Callable[[str | None], dict[str, Any]] = lru_cache(maxsize=4096)(lambda t: json.loads(t or "{}"))
+            self._about = [read(t) for t in self._items["attributes"].to_pylist()]
+        return [about.get(name) for about in self._about]
+
+
+def _meets(value: Any, wanted: Range | tuple[Any, ...], text: bool) -> bool:
+    """Whether a value is one of those wanted, or any of its values is; with `text` a number is its digits."""
+    if isinstance(value, list):
+        return any(_meets(v, wanted, text) for v in value)
+    if isinstance(wanted, Range):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return (wanted.at_least is None or value >= wanted.at_least) and (wanted.below is None or value < wanted.below)
+    if text:
+        return str(value) in {str(w) for w in wanted}
+    return any(value == w and (type(value) is type(w) or _numbers(value, w)) for w in wanted)
+
+
+def _numbers(a: Any, b: Any) -> bool:
+    return all(isinstance(x, int | float) and not isinstance(x, bool) for x in (a, b))

@@ -1,0 +1,121 @@
+"""Where an item fell on its way into a user's list.
+
+In: settings, tables, a user, an item, a published date. Out: one answer, with a sentence for people.
+The user's list is made again as the night made it, and the item is followed down to where it was left behind.
+Trade-off: the catalogue is encoded anew, and the user's whole ranking is made: seconds for 100,000 items.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from mmrec.config import Config
+from mmrec.errors import InputError
+from mmrec.lake.store import Lake
+from mmrec.recommend.choose import Chosen
+from mmrec.recommend.packed import Packed
+from mmrec.recommend.rules import Rule, of_records, worded
+from mmrec.recommend.slate import FALLBACK, MODEL, chosen
+from mmrec.remade import Remade, remade
+
+
+def why_not(config: Config, lake: Lake, user: str, item: str, when: date | None = None) -> dict[str, Any]:
+    """Where an item fell on its way into a user's list.
+
+    Args:
+        when: a published run_date; None: the newest.
+
+    Returns: run_date, user_id, item_id, title, fell: listed, not_on_offer, seen, rule, twin, outranked or unranked;
+        says: a sentence; and what is known of rank (in the ranking, free of rules, of everything on offer that the user
+        has not had), score and source, list_length and last_score of the list, rule and line, twin.
+
+    Raises: InputError: no such night, user, or item.
+    """
+    made = remade(config, lake, when)
+    row = made.users.filter(pc.equal(made.users["user_id"], user))
+    if not row.num_rows:
+        raise InputError("this user has no list", where=f"gold.user_sequences run_date={made.day}", value=user,
+                         valid=f"one of {made.users.num_rows}, as {made.users['user_id'][0]}",
+                         next="mmrec sql 'select user_id from user_sequences'")  # fmt: skip
+    told: dict[str, Any] = {"run_date": str(made.day), "user_id": user, "item_id": item}
+    at = pc.index(made.items["item_id"], item).as_py()
+    if at < 0:
+        return told | _not_offered(made, item)
+    told["title"] = made.items["title"][at].as_py()
+    where = ds.field("user_id") == user
+    listed = lake.day("gold.recommendations", made.day).filter(where).sort_by("rank").to_pylist()
+    found = next((r for r in listed if r["item_id"] == item), None)
+    if found:
+        by = f", put there by rule {found['rule']}" if found["rule"] else ""
+        return told | {"fell": "listed", "rank_in_list": found["rank"], "score": found["score"], "rule": found["rule"],
+                       "says": f"it is in the list at rank {found['rank']} ({found['source']}){by}"}  # fmt: skip
+    if item in row["seen_item_ids"][0].as_py():
+        return told | {"fell": "seen", "says": "the user has had it: a list holds only what is new to its user"}
+    force = of_records(made.manifest.config.get("rules") or [])
+    return told | _fell(made, row, at, force, listed)
+
+
+def _not_offered(made: Remade, item: str) -> dict[str, Any]:
+    columns = ["title", "valid_from", "withdrawn_at", "available_at"]
+    rows = made.lake.arrow("silver.items", made.manifest.tables["silver.items"], columns=columns,
+                      where=ds.field("item_id") == item).sort_by("available_at").to_pylist()  # fmt: skip
+    if not rows:
+        raise InputError("no such item", where="silver.items", value=item, valid="an item that a source delivered",
+                         next="mmrec sql 'select item_id, title from items'")  # fmt: skip
+    known = [r for r in rows if r["available_at"] < made.manifest.moment]
+    if not known:
+        return {"title": rows[-1]["title"], "fell": "not_on_offer",
+                "says": f"it was not on offer: it came on {rows[0]['available_at']:%Y-%m-%d}, after the night"}
+    last = known[-1]
+    gone = last["withdrawn_at"] is not None and last["withdrawn_at"] < made.manifest.moment
+    why = f"withdrawn on {last['withdrawn_at']:%Y-%m-%d}" if gone else f"on offer from {last['valid_from']:%Y-%m-%d}"
+    return {"title": last["title"], "fell": "not_on_offer", "says": f"it was not on offer: {why}"}
+
+
+def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where an item on offer fell that the user has not had."""
+    told: dict[str, Any] = {"list_length": len(listed), "last_score": listed[-1]["score"] if listed else None}
+    with made.packed([]) as packed:  # the whole ranking, of which nobody rules anything
+        whole = chosen(row, packed.items, packed.scored(row), packed.items.num_rows, None, None)
+    (place,) = (whole.item_BK[0] == at).nonzero()
+    source = FALLBACK
+    if len(place):
+        source = MODEL if whole.model_BK[0, place[0]] else FALLBACK
+        told |= {"rank": int(place[0]) + 1, "score": float(whole.score_BK[0, place[0]]), "source": source}
+    with made.packed(force) as packed:
+        ruling = packed.ruling
+        assert ruling is not None
+        law = ruling.law(row["user_id"].combine_chunks(), row["attributes"].combine_chunks())
+        cause = max(int(ruling.cause_N[at]), int(law.cause_CN[law.class_B[0], at]))
+        if cause >= 0:
+            r = force[cause]
+            return told | {"fell": "rule", "rule": r.name, "line": r.line,
+                           "says": f"rule {r.name} (line {r.line}) keeps it out: {worded(r)}"}  # fmt: skip
+        again = chosen(row, packed.items, packed.scored(row), packed.job.k, packed.group_N, ruling)
+        for _, above, _, why in again.passed[again.passed[:, 2] == at].tolist():
+            if why == len(force):
+                twin = _twin_in(packed, again, at)
+                return told | {"fell": "twin", "twin": twin,
+                               "says": f"it is the same thing as {twin}, which is in the list"}  # fmt: skip
+            r = force[why]
+            return told | {"fell": "rule", "rule": r.name, "line": r.line,
+                           "says": f"rule {r.name} (line {r.line}) passed it over above rank {above + 1}: "
+                                   f"{worded(r)}"}  # fmt: skip
+    if "rank" not in told:
+        return told | {"fell": "unranked", "says": "neither the model nor popularity ranks it"}
+    end = f"; the list ends at {listed[-1]['score']:.4g}" if listed and listed[-1]["source"] == source else ""
+    return told | {"fell": "outranked",
+                   "says": f"{source} ranks it {told['rank']} of {packed.items.num_rows} with a score of "
+                           f"{told['score']:.4g}, and the list has {len(listed)} places{end}"}  # fmt: skip
+
+
+def _twin_in(packed: Packed, made: Chosen, at: int) -> str:
+    group_N = packed.group_N
+    assert group_N is not None
+    (mate,) = [i for i in made.item_BK[0].tolist() if i >= 0 and group_N[i] == group_N[at]]
+    return packed.items["item_id"][mate].as_py()
