@@ -52,6 +52,14 @@ class NightConfig(_Part):
     audio: str = Field("logmel", description="sound encoder: the same")
 
 
+class ExploreConfig(_Part):
+    share: float = Field(0, ge=0, le=0.5, description="of a list's places, drawn so that the shop learns; 0: none")
+    pool: int = Field(10, ge=2, description="candidates behind the list that each such place draws from")
+    by: Literal["uniform", "uncertainty"] = Field(
+        "uniform", description="uniform: all alike; uncertainty: the more, the less is known of them"
+    )
+
+
 class ContentConfig(_Part):
     comments: bool = Field(False, description="texts of interactions (reviews, comments, tags) are encoded too")
     text_fields: Literal["joined", "separate"] = Field(
@@ -164,6 +172,7 @@ class Config(BaseSettings):
     mlflow_uri: str | None = Field(None, description="tracking server; null: SQLite in the home")
     source: SourceConfig = SourceConfig()
     night: NightConfig = NightConfig()
+    explore: ExploreConfig = ExploreConfig()
     content: ContentConfig = ContentConfig()
     twins: TwinsConfig = TwinsConfig()
     train: TrainConfig = TrainConfig()

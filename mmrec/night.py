@@ -117,6 +117,7 @@ def plan(night: Night) -> dict[str, Any]:
     chosen = bundle.fields["text"]
     texts = {} if chosen == USUAL["text"] else {"text_fields": chosen}  # the usual choice keeps the digest it had
     ruled = [r.record() for r in rules.read(config.rules) if r.holds(night.run_date)]
+    drawn = {"explore": config.explore.model_dump()} if config.explore.share else {}
     half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     fences = {n: commit.fence(lake, n, night.run_date) for n in TARGETS}
     for name in TARGETS:  # a fence, too, must be there after the power went
@@ -130,6 +131,7 @@ def plan(night: Night) -> dict[str, Any]:
         encoders=bundle.encoders,
         config=config.night.model_dump()
         | texts
+        | drawn
         | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump(), "rules": ruled},
         fences=fences,
         code=mmrec.__version__,
@@ -189,7 +191,8 @@ def recommend(night: Night) -> dict[str, Any]:
     """Score every user against every item on offer and stage the lists; nothing is visible yet."""
     from mmrec.bundle import bundle as bundles
     from mmrec.recommend import spread
-    from mmrec.recommend.packed import Job, pack
+    from mmrec.recommend.packed import Job, opened, pack
+    from mmrec.recommend.sane import check_model
     from mmrec.recommend.score import item_side
     from mmrec.recommend.tally import tally
 
@@ -209,7 +212,8 @@ def recommend(night: Night) -> dict[str, Any]:
         )
     side = item_side(model, items, night.lake, m, device=config.device, threads=config.threads)
     job = Job(str(folder.absolute()), m.model_digest, config.device, config.threads, m.config["k"], m.run_date,
-              m.run_id, m.model_version, model.kind, model.about.get("blend"), m.config.get("rules"))  # fmt: skip
+              m.run_id, m.model_version, model.kind, model.about.get("blend"), m.config.get("rules"),
+              m.config.get("explore"))  # fmt: skip
     listed = twins(night)
     groups = None if listed is None else dict(zip(*(c.to_pylist() for c in listed), strict=True))
     packed = str(pack((night.folder / f"scoring-{night.attempt}").absolute(), job, items, side, groups))
@@ -230,8 +234,14 @@ def recommend(night: Night) -> dict[str, Any]:
         sources[name] = (out.version(name), ("user_id", "vector"))
     lists = made("lists", sources, spread.lists_of, "gold.recommendations")
     staged = stage.stage(out, "gold.recommendations", lists, m.run_id)
-    counts = tally(out, staged, m.day, m.config["k"], None if side is None else side.item_vec, sources)
-    shutil.rmtree(packed)
+    counts: dict[str, Any] = tally(out, staged, m.day, m.config["k"], None if side is None else side.item_vec, sources)
+    try:
+        counts["model"] = check_model(out, staged, m.day, opened(packed), sources)
+    except QualityError:
+        staged.discard()
+        raise
+    finally:
+        shutil.rmtree(packed)
     staged.sync()  # the pointer below is on the disk for good: what it points at must be there before it
     put(night.folder / "stage.json", json.dumps({"folder": str(staged.folder), "counts": counts}))
     return counts

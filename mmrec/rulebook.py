@@ -73,7 +73,8 @@ def preview(config: Config, lake: Lake, when: date | None = None, most: int | No
         ruling = packed.ruling
         assert ruling is not None
         meant_RN = ruling.meant_RN
-        holds_UR = np.array([ruling.holds_for(u, a) for u, a in _pairs(users)], bool).reshape(-1, len(force))
+        holds_UR = np.array([ruling.holds_for(u, a) for u, a in _pairs(users)], bool)
+        holds_UR = holds_UR.reshape(users.num_rows, len(force))
     old = lake.day("gold.recommendations", made.day, columns=["user_id", "rank", "item_id"])
     before, after = _by_user(old, users), _by_user(new, users)
     passed = Counter(c for cs in new["passed"].to_pylist() for c in cs or ())

@@ -82,16 +82,18 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
     told: dict[str, Any] = {"list_length": len(listed), "last_score": listed[-1]["score"] if listed else None}
     with made.packed([]) as packed:  # the whole ranking, of which nobody rules anything
         whole = chosen(row, packed.items, packed.scored(row), packed.items.num_rows, None, None)
-    (place,) = (whole.item_BK[0] == at).nonzero()
+    (place,) = (whole.lists.item_BK[0] == at).nonzero()
     source = FALLBACK
     if len(place):
-        source = MODEL if whole.model_BK[0, place[0]] else FALLBACK
-        told |= {"rank": int(place[0]) + 1, "score": float(whole.score_BK[0, place[0]]), "source": source}
+        source = MODEL if whole.lists.model_BK[0, place[0]] else FALLBACK
+        told |= {"rank": int(place[0]) + 1, "score": float(whole.lists.score_BK[0, place[0]]), "source": source}
     with made.packed(force) as packed:
         ruling = packed.ruling
         assert ruling is not None
         law = ruling.law(row["user_id"].combine_chunks(), row["attributes"].combine_chunks())
-        cause = max(int(ruling.cause_N[at]), int(law.cause_CN[law.class_B[0], at]))
+        cause = int(ruling.cause_N[at])  # what is kept from everybody has left the catalogue before a class's rules
+        if cause < 0:
+            cause = int(law.fate_CN[law.class_B[0], at, 0])
         if cause >= 0:
             r = force[cause]
             return told | {"fell": "rule", "rule": r.name, "line": r.line,
@@ -117,5 +119,5 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
 def _twin_in(packed: Packed, made: Chosen, at: int) -> str:
     group_N = packed.group_N
     assert group_N is not None
-    (mate,) = [i for i in made.item_BK[0].tolist() if i >= 0 and group_N[i] == group_N[at]]
+    (mate,) = [i for i in made.lists.item_BK[0].tolist() if i >= 0 and group_N[i] == group_N[at]]
     return packed.items["item_id"][mate].as_py()

@@ -107,7 +107,8 @@ def bench(
     name: Annotated[str, typer.Argument(help="jvm: a cold start of Spark; lake: a commit beside a plain Delta write; "
                                         "embed: encoders beside sentence-transformers and torch; "
                                         "train: training beside RecTools; topk: exact top K beside four "
-                                        "libraries; recommend: a night's scoring, part by part")],
+                                        "libraries; recommend: a night's scoring, part by part; "
+                                        "slate: what rules cost beside the search")],
     rounds: Annotated[int, typer.Option(min=1, help="of each side, interleaved; bench recommend has one")] = 3,
     rows: Annotated[int, typer.Option(min=1, help="rows of a commit, of bench lake")] = 1_000_000,
     source: Annotated[Path | None, typer.Option(help="films as MovieLens has them, of bench embed; Amazon sequences, "
@@ -119,13 +120,13 @@ def bench(
     minutes: Annotated[float | None, typer.Option(min=0, help="of a side in all rounds, with the validation ndcg "
                                                               "reached after each, of bench train")] = None,
     peer: Annotated[list[str] | None, typer.Option(help="only beside this one, of bench train; repeatable")] = None,
-    users: Annotated[int | None, typer.Option(min=8, help="of bench topk (8,192) and recommend (100,000)")] = None,
-    items: Annotated[int, typer.Option(min=10, help="of bench topk, where one case has ten times as many, and "
-                                                    "recommend")] = 100_000,
+    users: Annotated[int | None, typer.Option(min=8, help="of bench topk (8,192), of two others (100,000)")] = None,
+    items: Annotated[int, typer.Option(min=10, help="of bench topk, where one case has ten times as many, "
+                                                    "recommend and slate")] = 100_000,
     as_json: Json = False,
 ) -> None:
     """Measure a hot path beside its peers, after a check that all give the same answer."""
-    from mmrec.bench import embed, jvm, lake, recommend, topk, train
+    from mmrec.bench import embed, jvm, lake, recommend, slate, topk, train
 
     films = {"source": source, "texts": texts, "pictures": pictures, "threads": threads}
     timed = {"source": source, "threads": threads, "seconds": seconds, "minutes": minutes,
@@ -134,6 +135,7 @@ def bench(
              "train": partial(train.bench, **timed),
              "topk": partial(topk.bench, users=users or 8192, items=items, threads=threads),
              "recommend": lambda _, tell: recommend.bench(tell, users=users or 100_000, items=items, threads=threads),
+             "slate": partial(slate.bench, users=users or 100_000, items=items),
              }  # fmt: skip
     if name not in rooms:
         raise InputError("no such benchmark", where="bench", value=name, valid=list(rooms), next="mmrec bench jvm")

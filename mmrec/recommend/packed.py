@@ -21,6 +21,7 @@ import pyarrow.feather as feather
 
 from mmrec.bundle import bundle as bundles
 from mmrec.models.data import group_codes
+from mmrec.recommend.explore import Exploration
 from mmrec.recommend.histories import flat
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import Ruling
@@ -35,7 +36,8 @@ _RULED = ("categories", "attributes")
 @dataclass(frozen=True)
 class Job:
     """What a part of the users is scored with; `kind` and `blend` are the bundle's, see topk/rerank.py; `rules`:
-    records of those in force, None: of a night before there were any."""
+    records of those in force, None: of a night before there were any; `explore`: of explore.py, None: nothing is
+    drawn."""
 
     bundle: str
     digest: str
@@ -48,6 +50,7 @@ class Job:
     kind: str = "two_tower"
     blend: dict[str, Any] | None = None
     rules: list[dict[str, Any]] | None = None
+    explore: dict[str, Any] | None = None
 
 
 def pack(
@@ -60,7 +63,8 @@ def pack(
         groups: item id -> group id of items that are listed twice, on offer or not; None: not known.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    catalogue = items.select(["item_id", "title", "popularity_micro", *(_RULED if job.rules else ())])
+    catalogue = items.select(["item_id", "title", "popularity_micro", *(_RULED if job.rules else ()),
+                              *(("n_interactions",) if job.explore else ())])  # fmt: skip
     codes = group_codes(items["item_id"].to_pylist(), groups or {})
     if len(np.unique(codes)) < len(codes):  # else nobody on offer has a twin
         catalogue = catalogue.append_column("group", pa.array(codes, pa.int64()))
@@ -106,6 +110,10 @@ class Packed:
     @cached_property
     def ruling(self) -> Ruling | None:
         return None if self.job.rules is None else Ruling(of_records(self.job.rules), self.items)
+
+    @cached_property
+    def draws(self) -> Exploration | None:
+        return Exploration(self.job.k, **self.job.explore) if self.job.explore else None
 
     def scored(self, users: pa.Table) -> Vectors | Sums | None:
         """What rows of gold.user_sequences, with a column `vector` where the bundle has vectors, are scored with; None:

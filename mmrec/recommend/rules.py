@@ -16,21 +16,44 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from mmrec.errors import InputError
 
 KINDS = ("exclude", "include", "boost", "cap", "quota", "pin")
+_MOST = 2_000_000  # values of a file: an alias within an alias within an alias is more than anyone means
 _NEEDS = {"boost": "places", "cap": "most", "quota": "least", "pin": "place"}
-_Scalar = str | int | float | bool
+_TEXTS = {"item", "category", "title"}  # of items; of users: user
+_Scalar = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool
+_Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+
+
+def _day(given: Any) -> Any:
+    """Not a number, which would be seconds since 1970."""
+    if given is None or isinstance(given, date):
+        return given
+    return date.fromisoformat(given if isinstance(given, str) else repr(given))
+
+
+_Day = Annotated[date, BeforeValidator(_day)]
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class Range(BaseModel):
     """Numbers from `at_least` up to, not including, `below`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    at_least: float | None = Field(None, description="the least number that is meant")
-    below: float | None = Field(None, description="the first number that is not meant any more")
+    at_least: _Number | None = Field(None, description="the least number that is meant")
+    below: _Number | None = Field(None, description="the first number that is not meant any more")
 
     @model_validator(mode="after")
     def _some(self) -> Range:
@@ -52,23 +75,25 @@ class Rule(BaseModel):
     category (any of the item's), title, or the name of an attribute; of users, user, or the name of an attribute.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$", description="how lists and tables call it")
     kind: Literal["exclude", "include", "boost", "cap", "quota", "pin"] = Field(description="what it does")
     items: Match = Field({}, description="what it is done to")
     users: Match = Field({}, description="for whom; empty: everybody")
-    from_: date | None = Field(None, alias="from", description="first run_date it holds for; null: always")
-    until: date | None = Field(None, description="first run_date it holds for no more; null: for good")
+    from_: _Day | None = Field(None, alias="from", description="first run_date it holds for; null: always")
+    until: _Day | None = Field(None, description="first run_date it holds for no more; null: for good")
     each: str | None = Field(None, description="of a cap: a field of items; every value of it has the cap of its own")
-    places: int | None = Field(None, ge=1, le=1000, description="of a boost: so many places up")
-    most: int | None = Field(None, ge=1, description="of a cap: so many in a list at most")
-    least: int | None = Field(None, ge=1, description="of a quota: so many in a list, if there are so many")
-    place: int | None = Field(None, ge=1, description="of a pin: the item's place in a list, 1 is first")
+    places: _Count | None = Field(None, le=1000, description="of a boost: so many places up")
+    most: _Count | None = Field(None, description="of a cap: so many in a list at most")
+    least: _Count | None = Field(None, description="of a quota: so many in a list, if there are so many")
+    place: _Count | None = Field(None, description="of a pin: the item's place in a list, 1 is first")
     why: str = Field("", description="for people who read the file")
     line: int = Field(0, description="where it begins")
 
     @model_validator(mode="after")
     def _whole(self) -> Rule:
+        if self.name == "twin":
+            raise ValueError("twin is what lists call an item that stands in them already")
         for kind, need in _NEEDS.items():
             if (getattr(self, need) is not None) != (self.kind == kind):
                 raise ValueError(f"{need} is for {kind}, and a {kind} needs it")
@@ -104,13 +129,19 @@ def read(path: Path) -> list[Rule]:
     if not path.is_file():
         return []
     lines: dict[tuple[Any, ...], int] = {}
+    raw = path.read_bytes()
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = yaml.compose(raw.decode(), Loader=yaml.SafeLoader)
         whole = None if root is None else _plain(root, (), lines, path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # YAML's own let a bad number through
         mark = getattr(error, "problem_mark", None)
-        said = getattr(error, "problem", None) or str(error)
-        raise InputError(f"the rules can't be read: {said}", where=_at(path, mark.line + 1 if mark else 1),
+        said = getattr(error, "problem", None) or str(error).splitlines()[0]
+        line = mark.line + 1 if mark else 1
+        if isinstance(error, UnicodeDecodeError):
+            line += raw[: error.start].count(b"\n")
+        if isinstance(error, yaml.reader.ReaderError):
+            line += raw.decode()[: error.position].count("\n")
+        raise InputError(f"the rules can't be read: {said}", where=_at(path, line),
                          valid="YAML", next="mmrec rules check") from None  # fmt: skip
     if whole is None:
         return []
@@ -156,6 +187,9 @@ def _at(path: Path, line: int) -> str:
 def _plain(node: yaml.Node, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int], path: Path) -> Any:
     """A node as Python has it; `lines` gets the line of everything."""
     lines[at] = node.start_mark.line + 1
+    if len(lines) > _MOST:
+        raise InputError("the rules are too many", where=_at(path, lines[at]), value=f"more than {_MOST} values",
+                         next="mmrec rules check")  # fmt: skip
     if isinstance(node, yaml.MappingNode):
         out: dict[Any, Any] = {}
         for key, value in node.value:
@@ -171,13 +205,27 @@ def _plain(node: yaml.Node, at: tuple[Any, ...], lines: dict[tuple[Any, ...], in
         return out
     if isinstance(node, yaml.SequenceNode):
         return [_plain(value, (*at, n), lines, path) for n, value in enumerate(node.value)]
-    return _scalar(node)
+    value = _scalar(node)
+    # an id is what is typed, not the number that YAML makes of 0345472322
+    return value if value is None or not _text(*at) else node.value
+
+
+def _text(*at: Any) -> bool:
+    """Whether it is a value, or one of a list, of a field that is text."""
+    _, _, of, name, *rest = *at, *[None] * (4 - len(at))
+    return (name == "user" if of == "users" else name in _TEXTS) and not (rest and isinstance(rest[0], str))
 
 
 def _scalar(node: yaml.Node) -> Any:
     if not isinstance(node, yaml.ScalarNode):
         return None
-    value = yaml.SafeLoader("").construct_object(node)
+    try:
+        value = yaml.SafeLoader("").construct_object(node)
+    except (ValueError, LookupError, AttributeError):  # 2026-02-30
+        kind = node.tag.rpartition(":")[2]
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{node.value[:40]!r} is no {kind}", node.start_mark
+        ) from None
     return value.isoformat() if isinstance(value, date) else value
 
 
@@ -244,7 +292,7 @@ def _reasons(a: Rule, b: Rule) -> Iterator[str | None]:
         if wants.kind in ("include", "boost", "pin", "quota") and _users_within(wants, bars):
             if bars.kind == "exclude" and _within(wants.items, bars.items):
                 yield f"{bars.name} excludes everything that {wants.name} is about"
-            if bars.kind == "include" and _apart(wants.items, bars.items):
+            if bars.kind == "include" and _apart(wants.items, bars.items, {"item", "title"}):
                 yield f"{bars.name} includes nothing that {wants.name} is about"
         limits = wants.kind == "quota" and bars.kind == "cap" and bars.each is None
         if limits and (wants.least or 0) > (bars.most or 0) and _within(wants.items, bars.items):
@@ -254,16 +302,18 @@ def _reasons(a: Rule, b: Rule) -> Iterator[str | None]:
             yield f"both pin place {a.place}"
         elif a.items == b.items:
             yield "both pin the same item"
-    if a.kind == b.kind and a.kind in ("boost", "cap", "quota") and a.items == b.items and a.each == b.each:
+    alike = a.items == b.items and a.each == b.each and _users_within(a, b) and _users_within(b, a)
+    if a.kind == b.kind and a.kind in ("boost", "cap", "quota") and alike:
         numbers = [getattr(r, _NEEDS[r.kind]) for r in (a, b)]
-        yield f"the same items for the same users, once {numbers[0]} and once {numbers[1]}"
+        if numbers[0] != numbers[1]:
+            yield f"the same items for the same users, once {numbers[0]} and once {numbers[1]}"
 
 
 def _meet(a: Rule, b: Rule) -> bool:
     """Whether there may be a day and a user for whom both hold."""
     apart = (a.until is not None and b.from_ is not None and a.until <= b.from_) or (
         b.until is not None and a.from_ is not None and b.until <= a.from_)  # fmt: skip
-    return not apart and not _apart(a.users, b.users)
+    return not apart and not _apart(a.users, b.users, set(a.users))
 
 
 def _users_within(a: Rule, b: Rule) -> bool:
@@ -276,9 +326,9 @@ def _within(a: Match, b: Match) -> bool:
     return all(name in a and _covers(b[name], a[name]) for name in b)
 
 
-def _apart(a: Match, b: Match) -> bool:
-    """Whether nothing meets both; an item has several categories, and one of everything else."""
-    return any(name != "category" and _disjoint(a[name], b[name]) for name in set(a) & set(b))
+def _apart(a: Match, b: Match, single: set[str]) -> bool:
+    """Whether nothing meets both. single: fields of which a thing has one value; attributes may be lists."""
+    return any(_disjoint(a[name], b[name]) for name in set(a) & set(b) & single)
 
 
 def _covers(b: Range | tuple[_Scalar, ...], a: Range | tuple[_Scalar, ...]) -> bool:

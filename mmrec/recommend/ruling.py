@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -31,17 +31,17 @@ class Law:
     """What holds for some users.
 
     Attributes:
-        class_B: (B,) int32. cause_CN: (C, N) int16, the first rule that keeps an item from a class, -1: none.
-        lift_CN: (C, N) int16, places that a boost lifts it. lifter_CN: (C, N) int16, which boost; -1: none.
+        class_B: (B,) int32. fate_CN: (C, N, 2) int16, the first rule that keeps an item from a class, -1: none; and the
+            places that a boost lifts it. lifter_CN: (C, N) int16, which boost; -1: none.
         code_RN: (R, N) int32, of caps what is counted together, of quotas 0; -1: not meant. holds_CR: (C, R) bool.
         bound_R: (R,) int32, of caps the most, of quotas the negative of the least, 0 of others.
         pin_CP, place_CP, pinner_CP: (C, P) int32, pinned items, their places from 0, and rules, in the order of
             places; -1 in empty places.
+        lift: the most places that anything is lifted. kept: what was made of these for a walk.
     """
 
     class_B: np.ndarray
-    cause_CN: np.ndarray
-    lift_CN: np.ndarray
+    fate_CN: np.ndarray
     lifter_CN: np.ndarray
     code_RN: np.ndarray
     holds_CR: np.ndarray
@@ -49,15 +49,38 @@ class Law:
     pin_CP: np.ndarray
     place_CP: np.ndarray
     pinner_CP: np.ndarray
+    lift: int = 0
+    kept: dict[int, tuple[np.ndarray, ...]] = field(default_factory=dict)
 
-    @property
-    def lift(self) -> int:
-        """The most places that anything is lifted."""
-        return int(self.lift_CN.max(initial=0))
+    @classmethod
+    def none(cls, users: int, items: int) -> Law:
+        """A law that asks nothing of anyone."""
+        return cls(np.zeros(users, np.int32), *_nothing(items))
 
-    def of(self, rows: np.ndarray) -> Law:
-        """Of some of the users."""
-        return Law(self.class_B[rows], *(getattr(self, n) for n in self.__dataclass_fields__ if n != "class_B"))
+    def facts(self, group_N: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(N, 1 + F) int32, an item's group, -1 where it has no twin, and what each cap and quota counts it as, side by
+        side; and rule and column of the caps, and of the quotas. `group_N`: None: no item has a twin."""
+        if id(group_N) not in self.kept:
+            self.kept.clear()  # a process has one night's, or the next one's
+            counted = np.flatnonzero(self.bound_R)
+            group = np.full(self.fate_CN.shape[1], -1)
+            if group_N is not None and len(group_N):
+                group = np.where(np.bincount(group_N)[group_N] > 1, group_N, -1)
+            facts_NF = np.column_stack([group, *self.code_RN[counted]]).astype(np.int32)
+            both = np.column_stack([counted, np.arange(1, len(counted) + 1)]).astype(np.int64)
+            most = self.bound_R[counted] > 0
+            # the array is kept as well, so that its id is its own
+            self.kept[id(group_N)] = (facts_NF, both[most], both[~most], group_N)
+        return self.kept[id(group_N)][:3]  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=2)
+def _nothing(items: int) -> tuple[Any, ...]:
+    fate_1N, nobody = np.zeros((1, items, 2), np.int16), np.zeros((1, 0), np.int32)
+    fate_1N[:, :, 0] = -1
+    codes, kept = np.zeros((0, items), np.int32), {}
+    return (fate_1N, np.zeros((1, 0), np.int16), codes, np.zeros((1, 0), bool), np.zeros(0, np.int32), nobody, nobody,
+            nobody, 0, kept)  # fmt: skip
 
 
 class Ruling:
@@ -91,6 +114,7 @@ class Ruling:
         self._made: list[tuple[np.ndarray, ...]] = []
         self._by_attributes = lru_cache(maxsize=65_536)(self._holds_for)
         self._named = any("user" in r.users for r in self.rules)
+        self._kept: dict[int, tuple[np.ndarray, ...]] = {}
 
     def _kind(self, *kinds: str) -> list[int]:
         return [k for k, r in enumerate(self.rules) if r.kind in kinds]
@@ -116,8 +140,9 @@ class Ruling:
             class_B = class_D[coded.indices.to_numpy()] if len(coded) else np.zeros(0, np.int32)
         if not self._made:  # nobody
             self._class(np.zeros(len(self.rules), bool).tobytes())
-        cause, lift, lifter, holds, pin, place, pinner = self._stacked(len(self._made))
-        return Law(class_B, cause, lift, lifter, self._code_RN, holds, self._bound_R, pin, place, pinner)
+        fate, lifter, holds, pin, place, pinner = self._stacked(len(self._made))
+        return Law(class_B, fate, lifter, self._code_RN, holds, self._bound_R, pin, place, pinner,
+                   int(fate[:, :, 1].max(initial=0)) if self._kind("boost") else 0, self._kept)  # fmt: skip
 
     def holds_for(self, user_id: str, attributes: str | None) -> np.ndarray:
         """(R,) bool: the rules that hold for a user."""
@@ -181,13 +206,14 @@ class Ruling:
             if holds_R[k] and at >= 0 and self.allowed_N[at] and cause_N[at] < 0:
                 pins.append(((self.rules[k].place or 1) - 1, at, k))
         pin_P3 = np.array(sorted(pins), np.int32).reshape(-1, 3)
-        return cause_N, lift_N, lifter_N, holds_R, pin_P3[:, 1], pin_P3[:, 0], pin_P3[:, 2]
+        fate_N = np.stack([cause_N, lift_N], 1)
+        return fate_N, lifter_N, holds_R, pin_P3[:, 1], pin_P3[:, 0], pin_P3[:, 2]
 
     @lru_cache(maxsize=1)  # noqa: B019  # a ruling lives as long as its process
     def _stacked(self, classes: int) -> list[np.ndarray]:
         assert classes == len(self._made)
-        wide = max(len(made[4]) for made in self._made)
-        return [np.stack([np.pad(x, (0, wide - len(x)), constant_values=-1) if n >= 4 else x for x in column])
+        wide = max(len(made[3]) for made in self._made)
+        return [np.stack([np.pad(x, (0, wide - len(x)), constant_values=-1) if n >= 3 else x for x in column])
                 for n, column in enumerate(zip(*self._made, strict=True))]  # fmt: skip
 
 
@@ -236,7 +262,7 @@ class _Fields:
         # of several categories the first, which is the most important, is counted
         first = [(v[0] if v else None) if isinstance(v, list) else v for v in values]
         known: dict[str, int] = {}
-        codes = [-1 if v is None else known.setdefault(json.dumps(v), len(known)) for v in first]
+        codes = [-1 if v is None else known.setdefault(_alike(v), len(known)) for v in first]
         return np.where(meant_N, np.array(codes, np.int32), -1).astype(np.int32)
 
     def _values(self, name: str) -> list[Any]:
@@ -260,6 +286,11 @@ def _meets(value: Any, wanted: Range | tuple[Any, ...], text: bool) -> bool:
     if text:
         return str(value) in {str(w) for w in wanted}
     return any(value == w and (type(value) is type(w) or _numbers(value, w)) for w in wanted)
+
+
+def _alike(value: Any) -> str:
+    """The same of 1 and 1.0, as a match has it."""
+    return repr(float(value)) if _numbers(value, value) else json.dumps(value)
 
 
 def _numbers(a: Any, b: Any) -> bool:

@@ -28,6 +28,7 @@ from scipy import sparse
 from mmrec import schema
 from mmrec.models.stored import Stored
 from mmrec.recommend.choose import Chosen, Terms, choose
+from mmrec.recommend.explore import Exploration, deal
 from mmrec.recommend.histories import Rows, rows_of
 from mmrec.recommend.ruling import Ruling
 from mmrec.topk.catalogue import Catalogue
@@ -39,8 +40,9 @@ from mmrec.topk.seen import Seen
 _BLOCK = 1024
 _HISTORY = 20  # the latest items a reason may name
 _GATHERED = 2**22  # numbers of offered items' vectors at a time
-_NAMELESS = ["picked by the shop", "popular lately", "what newcomers like"]
-MODEL, FALLBACK, RULE = "model", "fallback:popularity", "rule"
+_KNOWN = "n_interactions"
+_NAMELESS = ["something else to try", "picked by the shop", "popular lately", "what newcomers like"]
+MODEL, FALLBACK, RULE, DRAWN = "model", "fallback:popularity", "rule", "drawn"
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def slates(
     counts: dict[str, int],
     group_N: np.ndarray | None = None,
     ruling: Ruling | None = None,
+    draws: Exploration | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Slates of every user, in user order.
 
@@ -190,6 +193,7 @@ def slates(
         group_N: (N,) int64, equal for items of which a list may hold one; None: no such items are known.
         ruling: the shop's rules over those items; None: lists are of before there were any, and do not say what was
             passed over.
+        draws: places that are drawn; None: none are.
 
     Yields: rows of gold.recommendations, at most `_BLOCK` users each.
     """
@@ -204,15 +208,17 @@ def slates(
         names = some["user_id"].combine_chunks()
         n = len(names)
         block = slice(start, start + n)
-        made = shop.chosen(some, block, vectors, seen, k, group_N, ruling)
+        made = shop.chosen(some, block, vectors, seen, k if draws is None else draws.chosen, group_N, ruling, draws)
+        if draws is not None:
+            made = shop.dealt(made, draws, names.to_pylist(), stamp.run_date)
         counts["dropped_users"] += made.dropped_users
         counts["dropped_items"] = made.dropped_items
         reasons = _reasons(history, block, made, vectors)
         batch = shop.rows(names, made, reasons, stamp)
         counts["users"] += n
         counts["rows"] += batch.num_rows
-        counts["short_lists"] += int(((made.item_BK >= 0).sum(1) < k).sum())
-        counts["fallback_rows"] += int((~made.model_BK & (made.item_BK >= 0)).sum())
+        counts["short_lists"] += int(((made.lists.item_BK >= 0).sum(1) < k).sum())
+        counts["fallback_rows"] += int((~made.lists.model_BK & (made.lists.place_BK > 0)).sum())
         yield batch
 
 
@@ -234,6 +240,7 @@ class _Shop:
     reasons: pa.Array
     popularity: Catalogue
     causes: pa.Array | None
+    n_interactions: np.ndarray
 
     @classmethod
     def of(cls, items: pa.Table, ruling: Ruling | None) -> _Shop:
@@ -244,7 +251,8 @@ class _Shop:
         return cls(items["item_id"].combine_chunks(),
                    pa.concat_arrays([because, pa.array(_NAMELESS)]),
                    Catalogue(popularity_N1, None if ruling is None else ruling.allowed_N),
-                   None if ruling is None else pa.array(ruling.names, pa.string()))  # fmt: skip
+                   None if ruling is None else pa.array(ruling.names, pa.string()),
+                   items[_KNOWN].to_numpy() if _KNOWN in items.column_names else np.zeros(items.num_rows))  # fmt: skip
 
     def popular(self, rows: np.ndarray, wide: int, seen: Seen) -> TopK:
         """The most popular items of some users."""
@@ -252,33 +260,50 @@ class _Shop:
 
     def chosen(
         self, some: pa.Table, block: slice, vectors: Vectors | Sums | None, seen: Rows, k: int,
-        group_N: np.ndarray | None, ruling: Ruling | None,
+        group_N: np.ndarray | None, ruling: Ruling | None, draws: Exploration | None = None,
     ) -> Chosen:  # fmt: skip
-        """Lists of a block of users; `seen` is all users'."""
+        """Rows of a block of users' lists, and what drawn places are dealt; `seen` is all users'."""
         ptr = seen.ptr[block.start : block.stop + 1]
         had = ptr - ptr[0], seen.at[ptr[0] : ptr[-1]]
         law = None
         if ruling is not None and ruling.walks:
             about = some["attributes"].combine_chunks() if "attributes" in some.column_names else None
             law = ruling.law(some["user_id"].combine_chunks(), about)
-        terms = Terms(k, len(self.ids), law, group_N)
+        if law is not None and draws is not None:
+            place_CP = np.where(law.place_CP < draws.k, draws.behind(law.place_CP), k)
+            law = replace(law, place_CP=place_CP.astype(np.int32))
+        terms = Terms(k, len(self.ids), law, group_N, None if draws is None else draws.kept)
         if vectors is None:
-            return replace(choose(self.popular, None, some.num_rows, terms, had), dropped_users=0, dropped_items=0)
-        return choose(partial(vectors.best, block), self.popular, some.num_rows, terms, had)
+            made = replace(choose(self.popular, None, some.num_rows, terms, had), dropped_users=0, dropped_items=0)
+        else:
+            made = choose(partial(vectors.best, block), self.popular, some.num_rows, terms, had)
+        if law is None and ruling is not None:
+            made.passed[:, 3] = len(ruling.rules)  # where no rule walks, only twins are passed over
+        return made
+
+    def dealt(self, made: Chosen, draws: Exploration, users: list[str], day: date) -> Chosen:
+        """Lists of which some places are drawn; what was passed over behind the last that is not is not told."""
+        weight_N = draws.weights(self.n_interactions)
+        lists, chance_BK, moved_BM = deal(made.lists, draws, users, day, weight_N)
+        passed = made.passed[made.passed[:, 1] < draws.kept].copy()
+        passed[:, 1] = moved_BM[passed[:, 0], passed[:, 1]]
+        return replace(made, lists=lists, passed=passed, chance_BK=chance_BK)
 
     def rows(self, names: pa.Array, made: Chosen, reason_BK: np.ndarray, stamp: Stamp) -> pa.RecordBatch:
         """Lists as rows of gold.recommendations. `reason_BK`: places in `reasons`, below 0 from its end."""
-        b, at = np.nonzero(made.item_BK >= 0)
+        b, at = np.nonzero(made.lists.item_BK >= 0)
         said = reason_BK[b, at]
-        pinned = (made.place_BK[b, at] == 0) & (made.rule_BK[b, at] >= 0)
-        source = np.where(pinned, 2, made.model_BK[b, at])
-        taken = {"user_id": (names, b), "item_id": (self.ids, made.item_BK[b, at]),
-                 "source": (pa.array([FALLBACK, MODEL, RULE]), source),
+        placed = made.lists.place_BK[b, at] > 0
+        source = np.where(placed, made.lists.model_BK[b, at], np.where(made.lists.rule_BK[b, at] >= 0, 2, 3))
+        taken = {"user_id": (names, b), "item_id": (self.ids, made.lists.item_BK[b, at]),
+                 "source": (pa.array([FALLBACK, MODEL, RULE, DRAWN]), source),
                  "reason": (self.reasons, np.where(said < 0, said + len(self.reasons), said))}  # fmt: skip
         values = {name: of.take(pa.array(place)) for name, (of, place) in taken.items()}
-        values |= {"rank": pa.array(at + 1), "score": pa.array(made.score_BK[b, at])}
+        values |= {"rank": pa.array(at + 1), "score": pa.array(made.lists.score_BK[b, at])}
         values |= self._account(made, b, at)
-        same = {"run_date": stamp.run_date, "arm": stamp.arm, "propensity": 1.0, "model_version": stamp.model_version,
+        chance = np.ones(len(b)) if made.chance_BK is None else made.chance_BK[b, at]
+        values["propensity"] = pa.array(chance)
+        same = {"run_date": stamp.run_date, "arm": stamp.arm, "model_version": stamp.model_version,
                 "run_id": stamp.run_id}  # fmt: skip
         arrow = schema.table("gold.recommendations").arrow
         columns = [pa.repeat(pa.scalar(same[f.name], f.type), len(b)) if f.name in same else values[f.name].cast(f.type)
@@ -290,8 +315,8 @@ class _Shop:
         arrow = schema.table("gold.recommendations").arrow
         if self.causes is None:
             return {name: pa.nulls(len(b), arrow.field(name).type) for name in ("place", "passed", "rule")}
-        place, rule = made.place_BK[b, at], made.rule_BK[b, at].astype(np.int32)
-        row_BK = np.cumsum(made.item_BK.ravel() >= 0).reshape(made.item_BK.shape) - 1
+        place, rule = made.lists.place_BK[b, at], made.lists.rule_BK[b, at].astype(np.int32)
+        row_BK = np.cumsum(made.lists.item_BK.ravel() >= 0).reshape(made.lists.item_BK.shape) - 1
         found = np.bincount(row_BK[made.passed[:, 0], made.passed[:, 1]], minlength=len(b))
         ends = pa.array(np.concatenate([[0], np.cumsum(found)]), pa.int32())
         causes = self.causes.take(pa.array(made.passed[:, 3]))
@@ -302,17 +327,18 @@ class _Shop:
 
 def _reasons(history: Rows, block: slice, made: Chosen, vectors: Vectors | Sums | None) -> np.ndarray:
     """(B, K): places in `_Shop.reasons`, below 0 from its end."""
-    picked, popular, newcomers = range(-len(_NAMELESS), 0)
-    model_BK = made.model_BK
-    reason_BK = np.full(made.item_BK.shape, popular, np.int64)
+    drawn, picked, popular, newcomers = range(-len(_NAMELESS), 0)
+    model_BK = made.lists.model_BK
+    reason_BK = np.full(made.lists.item_BK.shape, popular, np.int64)
     if vectors is not None and vectors.near:
         where_BH = history.last(_HISTORY, block)
         history_BH = np.where(where_BH >= 0, history.at[where_BH], -1) if len(history.at) else where_BH
         # of the model's places alone, without a look at the others
-        near_BK = vectors.closest(np.where(model_BK, made.item_BK, -1), history_BH)
+        near_BK = vectors.closest(np.where(model_BK, made.lists.item_BK, -1), history_BH)
         named_BK = np.take_along_axis(history_BH, near_BK, 1)
         reason_BK = np.where(model_BK, np.where(named_BK >= 0, named_BK, newcomers), popular)
-    return np.where((made.place_BK == 0) & (made.rule_BK >= 0), picked, reason_BK)
+    unplaced_BK = made.lists.place_BK == 0
+    return np.where(unplaced_BK, np.where(made.lists.rule_BK >= 0, picked, drawn), reason_BK)
 
 
 def _unit(x_ND: np.ndarray) -> np.ndarray:

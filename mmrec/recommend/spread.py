@@ -45,7 +45,8 @@ def lists_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
     stamp = Stamp(date.fromisoformat(job.run_date), job.run_id, job.model_version)
     for batch in batches:
         users = pa.Table.from_batches([batch])
-        yield from slates(users, shared.items, shared.scored(users), job.k, stamp, {}, shared.group_N, shared.ruling)
+        yield from slates(users, shared.items, shared.scored(users), job.k, stamp, {}, shared.group_N, shared.ruling,
+                          shared.draws)  # fmt: skip
 
 
 def _lists(found_UD: np.ndarray) -> pa.Array:

@@ -1,13 +1,14 @@
-"""A walk down a user's ranking: what comes into the list, what is passed over, and why.
+"""A walk down users' rankings: what comes into a list, what is passed over, and why.
 
-In: ranked candidates of some users, what holds for them, K. Out: lists, the place of each row among the candidates, and
-every candidate that was passed over above the last row, with its cause.
+In: ranked candidates of some users, what holds for them, lists to fill. Out: those lists, the place of each row among
+the candidates, and every candidate that was passed over above the last row, with its cause.
 Candidates are looked at in their order, lifted ones earlier. One comes in unless a rule keeps it from the user, its
 twin is in, a cap is full, or the places left are needed for a quota. Pins are put first; what is pinned is no
 candidate.
 Trade-off: quotas are met by the last places of a list; who wants them higher up boosts as well.
 
-Shape legend: B users, W candidates side by side, K places, N items, C classes, R rules, P pins, X passed over.
+Shape legend: B users of a block, S some of them, W candidates side by side, K places, N items, C classes, F facts of an
+item (its group, and what each cap and quota counts it as), P pins, X passed over.
 """
 
 from __future__ import annotations
@@ -21,183 +22,234 @@ from mmrec.topk.compiled import jit
 
 
 @dataclass(frozen=True)
-class Walked:
-    """Lists of B users.
+class Lists:
+    """Lists of B users, empty at first.
 
     Attributes:
-        item_BK: (B, K) int32, -1 in empty places, which come last. at_BK: (B, K) int32, which candidate a row was, from
-            0; -1: a pin. place_BK: (B, K) int32, its place among the candidates that were looked at, from 1; 0: a pin,
-            or none. rule_BK: (B, K) int16, the rule that put it there; -1: none.
-        full_B: (B,) bool: the list has no empty place.
-        passed: (X, 4) int32: user, the row above which it was passed over, item, cause; users and rows ascending.
+        item_BK: int32, -1 in empty places, which come last. score_BK: float32, 0 of a pin. model_BK: bool, whether a
+            row is of the first ranking; of empty places, too. place_BK: int32, place among the candidates that were
+            looked at, from 1; 0: a pin, or none. rule_BK: int16, the rule that put it there; -1: none.
     """
 
     item_BK: np.ndarray
-    at_BK: np.ndarray
+    score_BK: np.ndarray
+    model_BK: np.ndarray
     place_BK: np.ndarray
     rule_BK: np.ndarray
-    full_B: np.ndarray
-    passed: np.ndarray
+
+    @classmethod
+    def empty(cls, users: int, k: int) -> Lists:
+        shape = users, k
+        return cls(np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32), np.ones(shape, np.bool_),
+                   np.zeros(shape, np.int32), np.full(shape, -1, np.int16))  # fmt: skip
 
 
 def walk(
-    item_BW: np.ndarray, sure_B: np.ndarray, seen: tuple[np.ndarray, np.ndarray], law: Law, group_N: np.ndarray, k: int,
-    *, first: int | None = None, strict: bool = True,
-) -> Walked:  # fmt: skip
-    """Walk down rankings.
+    lists: Lists, rows: np.ndarray, item_SW: np.ndarray, score_SW: np.ndarray, sure_S: np.ndarray,
+    seen: tuple[np.ndarray, np.ndarray], law: Law, group_N: np.ndarray | None, *, first: int | None = None,
+    final: bool = False, asked: int | None = None, least_SQ: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Fill lists of some users.
 
     Args:
-        item_BW: (B, W) int32, best first, -1 in empty places, which come last (before `first`, and at the end).
-        sure_B: (B,) bool: nothing comes behind what is there; else what a boost might bring in front is left alone.
-        seen: (B + 1,) and indices: what users must not get, for pins. group_N: (N,) int32, equal for twins.
+        lists: filled where nothing is left open; other rows are as they were.
+        rows: (S,) int64, the users' rows in `lists`, and in `law`.
+        item_SW, score_SW: int32 and float32, best first; -1 in empty places, which come last (before `first`, and at
+            the end).
+        sure_S: bool, nothing comes behind what is there; else what a boost might bring in front is left alone.
+        seen: (S + 1,) and indices: what users must not get, for pins. group_N: (N,) int32, equal for twins; None:
+            no item has one.
         first: where a second ranking begins, that is walked down after the first; in it, what the first had is no
-            candidate any more. strict: whether quotas hold; not, where there is nothing left that meets them.
+            candidate any more. final: a list of a sure user is kept as short as it is. asked: the first places, in
+            which quotas are met; None: all. least_SQ: (S, quotas) int32, in place of the quotas' own, for lists that
+            are there: one is replaced by a longer one only; None: as rules say.
+
+    Returns: (S,) int8, 2: no empty place, 1: kept with empty places, 0: not kept; (X, 4) int32 of the lists that were
+        kept: row, place in the list above which it was passed over, item, cause; in the order of users and places.
     """
-    b, wide = item_BW.shape
-    out = (np.full((b, k), -1, np.int32), np.full((b, k), -1, np.int32), np.zeros((b, k), np.int32),
-           np.full((b, k), -1, np.int16), np.zeros(b, np.bool_))  # fmt: skip
-    passed = np.empty((b * wide, 4), np.int32)
-    groups = int(group_N.max(initial=-1)) + 1
-    codes = int(law.code_RN.max(initial=0)) + 1
-    caps, quotas = np.flatnonzero(law.bound_R > 0), np.flatnonzero(law.bound_R < 0)
-    n = _walk(item_BW, sure_B, wide if first is None else first, seen[0], seen[1], law.class_B, law.cause_CN,
-              law.lift_CN, law.lifter_CN, law.lift, law.code_RN, law.holds_CR, law.bound_R, caps,
-              quotas if strict else quotas[:0], law.pin_CP, law.place_CP, law.pinner_CP, group_N, groups, codes,
-              len(law.bound_R), *out, passed)  # fmt: skip
-    return Walked(*out, passed[:n].copy())
+    s, wide = item_SW.shape
+    kept_S = np.zeros(s, np.int8)
+    passed = np.empty((s * wide, 4), np.int32)
+    facts_NF, caps, quotas = law.facts(group_N)
+    own_SQ = np.tile(-law.bound_R[quotas[:, 0]], (s, 1)) if least_SQ is None else least_SQ
+    # a quota is counted under 0, whether or not any item meets it
+    groups, codes = (int(x.max(initial=0)) + 1 for x in (facts_NF[:, 0], facts_NF[:, 1:]))
+    n = _walk(lists.item_BK, lists.score_BK, lists.model_BK, lists.place_BK, lists.rule_BK, rows, item_SW, score_SW,
+              sure_S, wide if first is None else first, final, seen[0], seen[1], law.class_B, law.fate_CN,
+              law.lifter_CN, law.lift, facts_NF, law.holds_CR, law.bound_R, caps, quotas,
+              law.pin_CP, law.place_CP, law.pinner_CP, groups, codes,
+              lists.item_BK.shape[1] if asked is None else asked, own_SQ, least_SQ is not None, kept_S,
+              passed)  # fmt: skip
+    return kept_S, passed[:n].copy()
 
 
 @jit
 def _walk(
-    item_BW, sure_B, first, seen_ptr, seen_idx, class_B, cause_CN, lift_CN, lifter_CN, most_lift, code_RN, holds_CR,
-    bound_R, caps, quotas, pin_CP, place_CP, pinner_CP, group_N, groups, codes, twin, out_item, out_at, out_place,
-    out_rule, out_full, passed,
+    out_item, out_score, out_model, out_place, out_rule, rows, item_SW, score_SW, sure_S, first, final, seen_ptr,
+    seen_idx, class_B, fate_CN, lifter_CN, most_lift, facts_NF, holds_CR, bound_R, caps, quotas, pin_CP, place_CP,
+    pinner_CP, groups, codes, asked, least_SQ, longer, kept_S, passed,
 ):  # fmt: skip
-    b_all, wide = item_BW.shape
-    k = out_item.shape[1]
+    s_all, wide = item_SW.shape
+    k, f_all = out_item.shape[1], facts_NF.shape[1]
+    twin = len(bound_R)
     group_by = np.full(groups, -1, np.int32)  # the user in whose list something of the group is
-    met_by = np.full(len(group_N) if first < wide else 0, -1, np.int32)  # the user whose first ranking had the item
-    count_RV = np.zeros((len(bound_R), codes), np.int32)
-    count_by = np.full((len(bound_R), codes), -1, np.int32)
-    order, key = np.arange(wide), np.empty(wide, np.int64)
+    met_by = np.full(len(facts_NF) if first < wide else 0, -1, np.int32)  # whose first ranking had the item
+    count_FV, count_by = np.zeros((f_all, codes), np.int32), np.full((f_all, codes), -1, np.int32)
+    order, lifted = np.empty(wide, np.int64), np.empty(wide, np.int64)
+    fate_W, facts_WF = np.empty((wide, 2), np.int16), np.empty((wide, f_all), np.int32)
+    at, rule, place = np.empty(k, np.int64), np.empty(k, np.int64), np.empty(k, np.int64)
+    pinned = np.empty(pin_CP.shape[1], np.int64)
     n = 0
-    for b in range(b_all):
-        c = class_B[b]
-        placed = 0
+    for s in range(s_all):
+        c = class_B[rows[s]]
+        at[:] = -1
+        placed, pins = 0, 0
         for p in range(pin_CP.shape[1]):
             item = pin_CP[c, p]
-            if item < 0 or place_CP[c, p] >= k or group_by[group_N[item]] == b:
+            if item < 0 or place_CP[c, p] >= k or at[place_CP[c, p]] < -1:
                 continue
-            had = False
-            for e in range(seen_ptr[b], seen_ptr[b + 1]):
+            facts_F = facts_NF[item]
+            had = facts_F[0] >= 0 and group_by[facts_F[0]] == s
+            for x in range(pins):
+                had |= pinned[x] == item
+            for e in range(seen_ptr[s], seen_ptr[s + 1]):
                 had |= seen_idx[e] == item
-            if had or _full_cap(caps, code_RN, holds_CR, bound_R, count_RV, count_by, c, item, b) >= 0:
+            if had or _no_room(caps, facts_F, holds_CR[c], bound_R, count_FV, count_by, s) >= 0:
                 continue
-            _enter(caps, quotas, code_RN, count_RV, count_by, item, b)
-            group_by[group_N[item]] = b
-            out_item[b, place_CP[c, p]] = item
-            out_at[b, place_CP[c, p]] = -2  # taken, until the list is made
-            out_rule[b, place_CP[c, p]] = pinner_CP[c, p]
+            _enter(caps, quotas, facts_F, count_FV, count_by, s)
+            if facts_F[0] >= 0:
+                group_by[facts_F[0]] = s
+            at[place_CP[c, p]], rule[place_CP[c, p]] = -2 - item, pinner_CP[c, p]
+            pinned[pins] = item
+            pins += 1
             placed += 1
-        slot, looked, kept_n = 0, 0, n
+        # looked up together, before anything is decided by it: the processor waits for many at once
+        for w in range(wide):
+            item = max(item_SW[s, w], 0)
+            fate_W[w, 0], fate_W[w, 1] = fate_CN[c, item, 0], fate_CN[c, item, 1]
+            for f in range(f_all):
+                facts_WF[w, f] = facts_NF[item, f]
+        slot, looked, begun, kept = 0, 0, n, n
         start, stop = 0, min(first, wide)
         while placed < k:  # the first ranking, then the second
             edge = stop - start  # keys below this are final
-            if not sure_B[b] and stop == wide:
+            if not sure_S[s] and stop == wide:
                 edge -= most_lift
-            lifted = False
-            if most_lift > 0:
-                for w in range(start, stop):
-                    item = item_BW[b, w]
-                    lift = lift_CN[c, item] if item >= 0 else 0
-                    lifted |= lift > 0
-                    key[w] = 2 * (w - start - lift) + (lift == 0)
-                if lifted:
-                    order[start:stop] = start + np.argsort(key[start:stop], kind="mergesort")
-            if not lifted:
-                for w in range(start, stop):
-                    order[w] = w
+            _ordered(order, lifted, fate_W, start, stop, most_lift)
             for o in range(start, stop):
                 w = order[o]
-                item = item_BW[b, w]
+                item, facts_F = item_SW[s, w], facts_WF[w]
                 if item < 0:
                     continue
-                lift = lift_CN[c, item] if most_lift > 0 else 0
-                if w - start - lift >= edge:
+                if w - start - fate_W[w, 1] >= edge:
                     break
                 if first < wide:
-                    if start > 0 and met_by[item] == b:
+                    if start > 0 and met_by[item] == s:
                         continue
                     if start == 0:
-                        met_by[item] = b
-                while slot < k and out_at[b, slot] == -2:
+                        met_by[item] = s
+                while slot < k and at[slot] < -1:
                     slot += 1
-                group = group_N[item]
-                if group_by[group] == b and _is_pinned(pin_CP, out_item, out_at, b, c, item):
+                is_pinned = False
+                for p in range(pins):
+                    is_pinned |= pinned[p] == item
+                if is_pinned:
                     continue
                 looked += 1
-                cause = cause_CN[c, item]
-                if cause < 0 and group_by[group] == b:
+                cause = np.int64(fate_W[w, 0])
+                if cause < 0 and facts_F[0] >= 0 and group_by[facts_F[0]] == s:
                     cause = twin
                 if cause < 0:
-                    cause = _full_cap(caps, code_RN, holds_CR, bound_R, count_RV, count_by, c, item, b)
-                if cause < 0 and len(quotas):
-                    cause = _needed(quotas, code_RN, holds_CR, bound_R, count_RV, count_by, c, item, b, k - placed)
+                    cause = _no_room(caps, facts_F, holds_CR[c], bound_R, count_FV, count_by, s)
+                if cause < 0 and placed < asked and len(quotas) > 0:
+                    cause = _needed(quotas, facts_F, holds_CR[c], least_SQ[s], count_FV, count_by, s, asked - placed)
                 if cause >= 0:
-                    passed[n, 0], passed[n, 1], passed[n, 2], passed[n, 3] = b, slot, item, cause
+                    passed[n, 0], passed[n, 1], passed[n, 2], passed[n, 3] = rows[s], slot, item, cause
                     n += 1
                     continue
-                _enter(caps, quotas, code_RN, count_RV, count_by, item, b)
-                group_by[group] = b
-                out_item[b, slot], out_at[b, slot], out_place[b, slot] = item, w, looked
-                if lift > 0:
-                    out_rule[b, slot] = lifter_CN[c, item]
+                _enter(caps, quotas, facts_F, count_FV, count_by, s)
+                if facts_F[0] >= 0:
+                    group_by[facts_F[0]] = s
+                at[slot], place[slot], rule[slot] = w, looked, lifter_CN[c, item] if fate_W[w, 1] > 0 else -1
                 placed += 1
                 slot += 1
-                kept_n = n
+                kept = n
                 if placed == k:
                     break
             if stop == wide:
                 break
             start, stop = stop, wide
-        n = kept_n  # below the last row nobody is a candidate
-        out_full[b] = placed == k
-        # pins of a short list move up; candidates have filled every place before
+        here, b = 0, rows[s]
+        while longer and here < k and out_item[b, here] >= 0:
+            here += 1
+        if (placed < k and not (final and sure_S[s])) or (longer and placed <= here):
+            n = begun
+            continue
+        kept_S[s] = 2 if placed == k else 1
+        n = kept  # below the last row nobody is a candidate
         here = 0
-        for s in range(k):
-            if out_item[b, s] < 0:
+        for x in range(k):  # pins of a short list move up; candidates have filled every place before
+            if at[x] == -1:
                 continue
-            if here < s:
-                out_item[b, here], out_at[b, here] = out_item[b, s], out_at[b, s]
-                out_place[b, here], out_rule[b, here] = out_place[b, s], out_rule[b, s]
-                out_item[b, s], out_at[b, s], out_place[b, s], out_rule[b, s] = -1, -1, 0, -1
-            if out_at[b, here] == -2:
-                out_at[b, here] = -1
+            if at[x] < -1:
+                out_item[b, here], out_score[b, here], out_model[b, here], out_place[b, here] = -2 - at[x], 0, False, 0
+            else:
+                w = at[x]
+                out_item[b, here], out_score[b, here], out_model[b, here] = item_SW[s, w], score_SW[s, w], w < first
+                out_place[b, here] = place[x]
+            out_rule[b, here] = rule[x]
             here += 1
     return n
 
 
 @jit
-def _full_cap(caps, code_RN, holds_CR, bound_R, count_RV, count_by, c, item, b):
+def _ordered(order, lifted, fate_W, start, stop, most_lift):
+    """Places of a ranking by key: that of a lifted one is `lift` less, and comes first among equal ones."""
+    n = 0
+    if most_lift > 0:
+        for w in range(start, stop):
+            if fate_W[w, 1] > 0:
+                p = n
+                while p > 0 and lifted[p - 1] - fate_W[lifted[p - 1], 1] > w - fate_W[w, 1]:
+                    lifted[p] = lifted[p - 1]
+                    p -= 1
+                lifted[p] = w
+                n += 1
+    p, w = 0, start
+    for o in range(start, stop):
+        while n > 0 and w < stop and fate_W[w, 1] > 0:
+            w += 1
+        if p < n and (w >= stop or lifted[p] - fate_W[lifted[p], 1] <= w):
+            order[o] = lifted[p]
+            p += 1
+        else:
+            order[o] = w
+            w += 1
+
+
+@jit
+def _no_room(caps, facts_F, holds_R, bound_R, count_FV, count_by, s):
     """The first cap of a class that has no room for an item; -1: none."""
-    for r in caps:
-        code = code_RN[r, item]
-        if holds_CR[c, r] and code >= 0 and count_by[r, code] == b and count_RV[r, code] >= bound_R[r]:
+    for x in range(len(caps)):
+        r, f = caps[x, 0], caps[x, 1]
+        code = facts_F[f]
+        if code >= 0 and holds_R[r] and count_by[f, code] == s and count_FV[f, code] >= bound_R[r]:
             return r
     return -1
 
 
 @jit
-def _needed(quotas, code_RN, holds_CR, bound_R, count_RV, count_by, c, item, b, left):
-    """The first quota that needs the place an item would take; -1: none, or the item meets one itself."""
+def _needed(quotas, facts_F, holds_R, least_Q, count_FV, count_by, s, left):
+    """The first quota that needs the place an item would take; -1: none, or the item meets an open one itself."""
     asked, which = 0, -1
-    for r in quotas:
-        if not holds_CR[c, r]:
+    for x in range(len(quotas)):
+        r, f = quotas[x, 0], quotas[x, 1]
+        if not holds_R[r]:
             continue
-        open_ = -bound_R[r] - (count_RV[r, 0] if count_by[r, 0] == b else 0)
+        open_ = least_Q[x] - (count_FV[f, 0] if count_by[f, 0] == s else 0)
         if open_ <= 0:
             continue
-        if code_RN[r, item] >= 0:
+        if facts_F[f] >= 0:
             return -1
         asked += open_
         if which < 0:
@@ -206,24 +258,11 @@ def _needed(quotas, code_RN, holds_CR, bound_R, count_RV, count_by, c, item, b, 
 
 
 @jit
-def _enter(caps, quotas, code_RN, count_RV, count_by, item, b):
-    for r in caps:
-        code = code_RN[r, item]
-        if code >= 0:
-            count_RV[r, code] = count_RV[r, code] + 1 if count_by[r, code] == b else 1
-            count_by[r, code] = b
-    for r in quotas:
-        if code_RN[r, item] >= 0:
-            count_RV[r, 0] = count_RV[r, 0] + 1 if count_by[r, 0] == b else 1
-            count_by[r, 0] = b
-
-
-@jit
-def _is_pinned(pin_CP, out_item, out_at, b, c, item):
-    """Whether an item stands in its user's list because it is pinned."""
-    for p in range(pin_CP.shape[1]):
-        if pin_CP[c, p] == item:
-            for s in range(out_item.shape[1]):
-                if out_item[b, s] == item and out_at[b, s] == -2:
-                    return True
-    return False
+def _enter(caps, quotas, facts_F, count_FV, count_by, s):
+    for counted in (caps, quotas):
+        for x in range(len(counted)):
+            f = counted[x, 1]
+            code = facts_F[f]
+            if code >= 0:
+                count_FV[f, code] = count_FV[f, code] + 1 if count_by[f, code] == s else 1
+                count_by[f, code] = s

@@ -108,11 +108,11 @@ GOLD = (
             _c("arm", _STR, "experiment arm, main where none runs"),
             *_LIST,
             _c("score", "FLOAT", "what the list is ordered by, comparable within one user and source"),
-            _c("source", _STR, "model, fallback:popularity, or rule: pinned, the score is 0"),
+            _c("source", _STR, "model, fallback:popularity, rule: pinned, the score is 0; or drawn: to learn"),
             _c("reason", _STR, "why it is there, in words for the user"),
             _c("rule", _STR, "the rule that pinned or lifted it; null: none", nullable=True),
-            _c("place", "INT", "place among the candidates looked at for the list, 1 is first; null: pinned, or a list"
-               " of before there were rules", nullable=True),
+            _c("place", "INT", "place among the candidates looked at for the list, 1 is first; null: pinned, drawn, or"
+               " a list of before there were rules", nullable=True),
             _c("passed", "ARRAY<STRING>", "of every candidate between the row before and this one, why it is not in"
                " the list: a rule's name, or twin; null: there is none", nullable=True),
             _c("propensity", "DOUBLE", "probability with which the item got this place"),

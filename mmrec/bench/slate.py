@@ -1,0 +1,179 @@
+"""`mmrec bench slate`: what a shop's rules cost beside the search that they are kept over.
+
+In: sizes. Out: seconds of the search alone (`kernel_s`), of lists without rules (`plain_s`), with twins and rules
+of every kind (`ruled_s`), and `share`: what rules, twins and the fallback add, in kernels. Users come in blocks, as a
+night has them; the three are interleaved.
+Before the clock, ruled lists of the first users must be those of a plain walk down the whole ranking, item for item and
+cause for cause.
+Trade-off: rules that reach every user, a quarter of them and a tenth; a rule that kept nearly all of the catalogue from
+many would cost more searches.
+
+Shape legend: U users, N items, D columns, K places.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmrec.errors import QualityError
+from mmrec.recommend.choose import Chosen, Terms, choose
+from mmrec.recommend.rules import of_records
+from mmrec.recommend.ruling import TWIN, Ruling
+from mmrec.topk.catalogue import Catalogue
+from mmrec.topk.exact import search
+from mmrec.topk.seen import Seen, of_rows
+
+_BLOCK, _SEEN, _CHECKED, _TWINS = 1024, 50, 64, 0.02
+_AGES, _KINDS = ("0-17", "18-34", "35-54", "55+"), 50
+_LANDS = ("nl", "de", "fr", "it", "es", "pl", "be", "at", "se", "pt")
+RULES: list[dict[str, Any]] = [
+    {"name": "recalled", "kind": "exclude", "items": {"category": ["c7", "c8"]}},
+    {"name": "minors", "kind": "exclude", "items": {"price": {"at_least": 80}}, "users": {"age": ["0-17"]}},
+    {"name": "region", "kind": "exclude", "items": {"category": ["c3"]}, "users": {"land": ["nl"]}},
+    {"name": "season", "kind": "boost", "items": {"category": ["c1"]}, "places": 8},
+    {"name": "variety", "kind": "cap", "each": "category", "most": 10},
+    {"name": "cheap", "kind": "quota", "items": {"price": {"below": 10}}, "least": 5},
+    {"name": "window", "kind": "pin", "items": {"item": ["i0000042"]}, "place": 1},
+]
+_Tell = Callable[[str, int, int], None]
+
+
+def bench(
+    rounds: int, tell: _Tell, *, users: int = 100_000, items: int = 100_000, k: int = 100, dim: int = 64
+) -> dict[str, Any]:
+    """Seconds of the three, medians over rounds.
+
+    Returns: users, items, dim, k, rounds, rules, kernel_s, plain_s, ruled_s, share (of the kernel's time, that ruled
+        lists take beyond the kernel), plain_share, passed (candidates a list), mismatches.
+
+    Raises: QualityError: a list is not the plain walk's.
+    """
+    shop = _Shop(users, items, k, dim)
+    tell("bench slate: check", 0, rounds)
+    wrong = shop.mismatches(_CHECKED)
+    if wrong:
+        raise QualityError("lists are not those of a plain walk", where="bench slate", value=f"{wrong} lists",
+                           valid="0", next="mmrec verify")  # fmt: skip
+    sides: dict[str, Callable[[slice], Any]] = {"kernel": shop.kernel, "plain": shop.plain, "ruled": shop.ruled}
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for n in range(rounds):
+        for m in range(len(sides)):
+            name = list(sides)[(n + m) % len(sides)]
+            tell(f"bench slate: {name}", n * len(sides) + m, rounds * len(sides))
+            begun = time.perf_counter()
+            for start in range(0, users, _BLOCK):
+                sides[name](slice(start, min(start + _BLOCK, users)))
+            spent[name].append(time.perf_counter() - begun)
+    middle = {name: statistics.median(s) for name, s in spent.items()}
+    some = min(users, _BLOCK)
+    return {
+        "users": users, "items": items, "dim": dim, "k": k, "rounds": rounds, "rules": [r["name"] for r in RULES],
+        **{f"{name}_s": round(s, 4) for name, s in middle.items()},
+        "share": round((middle["ruled"] - middle["kernel"]) / middle["kernel"], 3),
+        "plain_share": round((middle["plain"] - middle["kernel"]) / middle["kernel"], 3),
+        "passed": round(len(shop.ruled(slice(0, some)).passed) / some, 2), "mismatches": wrong,
+    }  # fmt: skip
+
+
+class _Shop:
+    """Made-up users and items; a fiftieth of the items have a twin."""
+
+    def __init__(self, users: int, items: int, k: int, dim: int) -> None:
+        rng = np.random.default_rng(0)
+        self.k, self.n = k, items
+        self.user_UD, item_ND = (rng.standard_normal((n, dim)).astype(np.float32) for n in (users, items))
+        seen_UW = np.sort(rng.integers(0, items, (users, _SEEN)), axis=1)
+        first = np.concatenate([np.ones((users, 1), bool), seen_UW[:, 1:] != seen_UW[:, :-1]], 1)
+        ptr = np.concatenate([[0], np.cumsum(first.sum(1))]).astype(np.int64)
+        self.seen: Seen = ptr, seen_UW[first].astype(np.int32)
+        self.group_N = np.where(rng.random(items) < _TWINS, rng.integers(0, items, items), np.arange(items))
+        self.kind_N = kinds = rng.integers(0, _KINDS, items)
+        prices = np.round(rng.uniform(3, 99, items), 2)
+        table = pa.table({
+            "item_id": [f"i{n:07}" for n in range(items)], "title": pa.nulls(items, pa.string()),
+            "categories": [[f"c{c}"] for c in kinds], "attributes": [json.dumps({"price": float(p)}) for p in prices],
+        })  # fmt: skip
+        self.ids = pa.array([f"u{n:07}" for n in range(users)])
+        self.about = pa.array([json.dumps({"age": _AGES[a], "land": _LANDS[c]}) for a, c in zip(
+            rng.integers(0, len(_AGES), users), rng.integers(0, len(_LANDS), users), strict=True)])  # fmt: skip
+        self.ruling = Ruling(of_records(RULES), table)
+        self.all, self.left = Catalogue(item_ND), Catalogue(item_ND, self.ruling.allowed_N)
+        self.liked = Catalogue(rng.gamma(0.3, 20, (items, 1)).astype(np.float32), self.ruling.allowed_N)
+
+    def find(self, catalogue: Catalogue, block: slice, rows: np.ndarray, wide: int, seen: Seen) -> Any:
+        return search(self.user_UD[block][rows], catalogue, wide, seen=seen)
+
+    def popular(self, rows: np.ndarray, wide: int, seen: Seen) -> Any:
+        return search(np.ones((len(rows), 1), np.float32), self.liked, wide, seen=seen)
+
+    def kernel(self, block: slice) -> Any:
+        return search(self.user_UD[block], self.all, self.k, seen=of_rows(self.seen, block))
+
+    def plain(self, block: slice) -> Chosen:
+        find = partial(self.find, self.all, block)
+        return choose(find, self.popular, block.stop - block.start, Terms(self.k, self.n), of_rows(self.seen, block))
+
+    def ruled(self, block: slice) -> Chosen:
+        law = self.ruling.law(self.ids[block.start : block.stop], self.about[block.start : block.stop])
+        terms = Terms(self.k, self.n, law, self.group_N)
+        find = partial(self.find, self.left, block)
+        return choose(find, self.popular, block.stop - block.start, terms, of_rows(self.seen, block))
+
+    def mismatches(self, users: int) -> int:
+        """How many of the first lists differ from a plain walk's."""
+        block = slice(0, min(users, len(self.ids)))
+        made = self.ruled(block)
+        whole = search(self.user_UD[block], self.left, self.n, seen=of_rows(self.seen, block)).item
+        wrong = 0
+        for b in range(block.stop):
+            got = [int(i) for i in made.lists.item_BK[b] if i >= 0]
+            over = [(int(x[2]), self.ruling.names[x[3]]) for x in made.passed[made.passed[:, 0] == b]]
+            want, passed = self._walk(b, whole[b])
+            wrong += got != want or over != passed
+        return wrong
+
+    def _walk(self, b: int, ranked: np.ndarray) -> tuple[list[int], list[tuple[int, str]]]:
+        """The list of a user the plain way: RULES, read by a person."""
+        about = json.loads(self.about[b].as_py())
+        had = set(self.seen[1][self.seen[0][b] : self.seen[0][b + 1]].tolist())
+        meant = dict(zip((r["name"] for r in RULES), self.ruling.meant_RN.tolist(), strict=True))
+
+        def barred(i: int) -> str | None:
+            if meant["minors"][i] and about["age"] == "0-17":
+                return "minors"
+            return "region" if meant["region"][i] and about["land"] == "nl" else None
+
+        pinned = 42 not in had and not meant["recalled"][42] and barred(42) is None
+        out: list[int] = [42] if pinned else []
+        passed: list[tuple[int, str]] = []
+        kept = 0
+        ranking = [int(i) for i in ranked if i >= 0]
+        lifted = sorted((p - 8 if meant["season"][i] else p, not meant["season"][i], p) for p, i in enumerate(ranking))
+        for *_, p in lifted:
+            i = ranking[p]
+            if len(out) == self.k:
+                break
+            if pinned and i == 42:
+                continue
+            cause = barred(i)
+            if cause is None and any(self.group_N[i] == self.group_N[j] for j in out):
+                cause = TWIN
+            if cause is None and sum(self.kind_N[i] == self.kind_N[j] for j in out) >= 10:
+                cause = "variety"
+            open_ = 5 - sum(meant["cheap"][j] for j in out)
+            if cause is None and not meant["cheap"][i] and 0 < open_ >= self.k - len(out):
+                cause = "cheap"
+            if cause is None:
+                out.append(i)
+                kept = len(passed)
+            else:
+                passed.append((i, cause))
+        return out, passed[:kept]
