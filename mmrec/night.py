@@ -110,13 +110,14 @@ def plan(night: Night) -> dict[str, Any]:
     """Pin table versions, model, settings and fences; the manifest's digest is the run_id."""
     from mmrec.bundle.registry import champion
     from mmrec.recommend import rules
+    from mmrec.review import reviewed
 
     lake, config = night.lake, night.config
     pinned = [*(f"silver.{k}" for k in SILVER), GROUPS, "gold.item_embeddings"]
     bundle, version = champion(config, night.as_of)
     chosen = bundle.fields["text"]
     texts = {} if chosen == USUAL["text"] else {"text_fields": chosen}  # the usual choice keeps the digest it had
-    ruled = [r.record() for r in rules.read(config.rules) if r.holds(night.run_date)]
+    ruled = [r.record() for r in reviewed(lake, rules.read(config.rules)) if r.holds(night.run_date)]
     drawn = {"explore": config.explore.model_dump()} if config.explore.share else {}
     half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     fences = {n: commit.fence(lake, n, night.run_date) for n in TARGETS}

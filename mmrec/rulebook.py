@@ -27,6 +27,7 @@ from mmrec.recommend.rules import Rule, worded
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.spread import lists_of
 from mmrec.remade import remade
+from mmrec.review import reviewed
 
 _SHOWN = 5  # users whose lists a preview shows
 
@@ -66,7 +67,7 @@ def preview(config: Config, lake: Lake, when: date | None = None, most: int | No
     rules = _read(config)
     made = remade(config, lake)
     when = when or made.day + timedelta(days=1)
-    force = [r for r in rules if r.holds(when)]
+    force = [r for r in reviewed(lake, rules) if r.holds(when)]
     users = _some(made.users, most)
     with made.packed(force) as packed:
         new = _lists(packed, users)

@@ -31,7 +31,7 @@ from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import search
 from mmrec.topk.seen import Seen, of_rows
 
-_BLOCK, _SEEN, _CHECKED, _TWINS = 1024, 50, 64, 0.02
+_BLOCK, _SEEN, _CHECKED, _TWINS = 4096, 50, 64, 0.02
 _AGES, _KINDS = ("0-17", "18-34", "35-54", "55+"), 50
 _LANDS = ("nl", "de", "fr", "it", "es", "pl", "be", "at", "se", "pt")
 RULES: list[dict[str, Any]] = [

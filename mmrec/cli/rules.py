@@ -1,10 +1,11 @@
-"""`mmrec rules` and `mmrec why-not`: what the shop rules, what that would change, and where an item fell.
+"""`mmrec rules`, `mmrec review`, `mmrec why-not`: what the shop rules, what waits for a person, where an item fell.
 
 In: typed words. Out: tables for people, JSON for programs. Trade-off: as nights.py.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,13 @@ from mmrec.cli.common import HOME, Home, Json, app, cell, lake_of, out, show_jso
 group = typer.Typer(no_args_is_help=True, help="The shop's rules: rules.yaml of the home.")
 app.add_typer(group, name="rules", rich_help_panel="The lists")
 
+reviews = typer.Typer(no_args_is_help=True, help="What a rule of kind hold keeps back until a person approves it.")
+app.add_typer(reviews, name="review", rich_help_panel="The lists")
+
+Items = Annotated[list[str], typer.Argument(help="item ids")]
+OfRule = Annotated[str | None, typer.Option("--rule", help="only this rule's hold; else every rule's that holds it")]
+By = Annotated[str | None, typer.Option("--by", help="who decides; else who is logged in")]
+Why = Annotated[str, typer.Option("--why", help="for people who look it up")]
 For = Annotated[str | None, typer.Option("--date", help="run_date they are asked for; else the next night's")]
 
 
@@ -94,3 +102,55 @@ def why_not(
     out.print(cell(f"{told['run_date']}, user {user}, item {item}{title}: {told['says']}"), soft_wrap=True)
     if told["fell"] != "outranked" and told.get("rank"):
         out.print(cell(f"without it, {told['source']} ranks it {told['rank']} with a score of {told['score']:.4g}"))
+
+
+@reviews.command("list")
+def listed(
+    home: Home = HOME,
+    every: Annotated[bool, typer.Option("--all", help="also what was decided")] = False,
+    as_json: Json = False,
+) -> None:
+    """Items that wait for a person, the most popular first."""
+    from mmrec.recommend.rules import read
+    from mmrec.review import held
+
+    found = held(lake_of(home), read(settings.load(home).rules), waiting=not every)
+    if as_json:
+        show_json(found)
+        return
+    grid = Table("rule", "item", "title", "events in 30 days", "decision", "by", "why")
+    for r in found:
+        grid.add_row(*(cell(r[c]) for c in ("rule", "item_id", "title", "n_30d", "decision", "decided_by", "why")))
+    out.print(grid)
+    out.print(f"{len(found)} items; next: mmrec review approve ITEM ..., or reject ITEM ...", soft_wrap=True)
+
+
+@reviews.command()
+def approve(
+    items: Items, home: Home = HOME, rule: OfRule = None, by: By = None, why: Why = "", as_json: Json = False
+) -> None:
+    """Let items through, from the next night that is planned."""
+    _decide(items, "approved", home, rule, by, why, as_json)
+
+
+@reviews.command()
+def reject(
+    items: Items, home: Home = HOME, rule: OfRule = None, by: By = None, why: Why = "", as_json: Json = False
+) -> None:
+    """Keep items back, and no longer ask."""
+    _decide(items, "rejected", home, rule, by, why, as_json)
+
+
+def _decide(
+    items: list[str], decision: str, home: Path, rule: str | None, by: str | None, why: str, as_json: bool
+) -> None:
+    from mmrec.recommend.rules import read
+    from mmrec.review import decide
+
+    written = decide(lake_of(home), read(settings.load(home).rules), items, decision, rule=rule, by=by, why=why)
+    if as_json:
+        show_json(written)
+        return
+    for r in written:
+        out.print(cell(f"{r['item_id']}: {decision} for rule {r['rule']} by {r['decided_by']}"))
+    out.print("it counts from the next night that is planned; next: mmrec rules preview", soft_wrap=True)

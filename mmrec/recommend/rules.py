@@ -2,8 +2,8 @@
 
 In: the file. Out: `Rule`s in the file's order, or an InputError that names the line, and of two rules that contradict
 each other both lines.
-A rule does one thing (exclude, include, boost, cap, quota, pin) to the items it names, for the users it names, from a
-day up to a day; docs/rules.md shows each.
+A rule does one thing (exclude, include, hold, boost, cap, quota, pin) to the items it names, for the users it names,
+from a day up to a day; docs/rules.md shows each.
 Trade-off: two rules are called contradictory only where the file alone shows it, whatever the items of the day are.
 """
 
@@ -29,9 +29,10 @@ from pydantic import (
 
 from mmrec.errors import InputError
 
-KINDS = ("exclude", "include", "boost", "cap", "quota", "pin")
+KINDS = ("exclude", "include", "hold", "boost", "cap", "quota", "pin")
 _MOST = 2_000_000  # values of a file: an alias within an alias within an alias is more than anyone means
 _NEEDS = {"boost": "places", "cap": "most", "quota": "least", "pin": "place"}
+_OWN = ("kind", "items", "line", "approved")  # a record's words, not a file's
 _TEXTS = {"item", "category", "title"}  # of items; of users: user
 _Scalar = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool
 _Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
@@ -77,7 +78,7 @@ class Rule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$", description="how lists and tables call it")
-    kind: Literal["exclude", "include", "boost", "cap", "quota", "pin"] = Field(description="what it does")
+    kind: Literal["exclude", "include", "hold", "boost", "cap", "quota", "pin"] = Field(description="what it does")
     items: Match = Field({}, description="what it is done to")
     users: Match = Field({}, description="for whom; empty: everybody")
     from_: _Day | None = Field(None, alias="from", description="first run_date it holds for; null: always")
@@ -89,6 +90,7 @@ class Rule(BaseModel):
     place: _Count | None = Field(None, description="of a pin: the item's place in a list, 1 is first")
     why: str = Field("", description="for people who read the file")
     line: int = Field(0, description="where it begins")
+    approved: tuple[str, ...] = Field((), description="of a hold: items that a person let through; never of a file")
 
     @model_validator(mode="after")
     def _whole(self) -> Rule:
@@ -163,6 +165,7 @@ def worded(r: Rule) -> str:
     """A rule in a line, for people."""
     items = _match_worded(r.items) or "everything"
     body = {"exclude": f"nothing with {items}", "include": f"only what has {items}",
+            "hold": f"nothing with {items} until it is approved",
             "boost": f"{r.places} places up: {items}", "cap": f"at most {r.most} with {items}",
             "quota": f"at least {r.least} with {items}", "pin": f"{items} at place {r.place}"}[r.kind]  # fmt: skip
     if r.each:
@@ -239,7 +242,7 @@ def _rule(given: Any, n: int, lines: dict[tuple[Any, ...], int], path: Path) -> 
         raise InputError("a rule does one thing", where=_at(path, lines[at]), value=kinds or sorted(given),
                          valid=KINDS, next="mmrec rules check")  # fmt: skip
     (kind,) = kinds
-    for key in ("kind", "items", "line"):  # the record's words, not the file's
+    for key in _OWN:
         if key in given:
             _refuse(path, lines, (*at, key), "no such key", key)
     values: dict[str, Any] = {k: v for k, v in given.items() if k != kind}
@@ -259,7 +262,7 @@ def _rule(given: Any, n: int, lines: dict[tuple[Any, ...], int], path: Path) -> 
 
 def _refuse(path: Path, lines: dict[tuple[Any, ...], int], at: tuple[Any, ...], said: str, value: Any,
             key: str = "") -> None:  # fmt: skip
-    fields = [f.alias or n for n, f in Rule.model_fields.items() if n not in ("kind", "items", "line")]
+    fields = [f.alias or n for n, f in Rule.model_fields.items() if n not in _OWN]
     raise InputError(f"a rule is wrong: {said}", where=_at(path, lines[at]) + (f": {key}" if key else ""), value=value,
                      valid=[*KINDS, *fields], next="mmrec rules check")  # fmt: skip
 
@@ -290,7 +293,7 @@ def _contradiction(a: Rule, b: Rule) -> str | None:
 def _reasons(a: Rule, b: Rule) -> Iterator[str | None]:
     for bars, wants in ((a, b), (b, a)):
         if wants.kind in ("include", "boost", "pin", "quota") and _users_within(wants, bars):
-            if bars.kind == "exclude" and _within(wants.items, bars.items):
+            if bars.kind == "exclude" and _within(wants.items, bars.items):  # what is held may be approved
                 yield f"{bars.name} excludes everything that {wants.name} is about"
             if bars.kind == "include" and _apart(wants.items, bars.items, {"item", "title"}):
                 yield f"{bars.name} includes nothing that {wants.name} is about"

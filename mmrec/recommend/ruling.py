@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from mmrec.recommend.rules import Match, Range, Rule
 
+_BARS = ("exclude", "include", "hold")
 TWIN = "twin"  # what a walk says of an item whose twin is in the list; no rule's name may be it
 
 
@@ -99,8 +100,7 @@ class Ruling:
         self._items_ids = items["item_id"]
         fields = _Fields(items)
         self.meant_RN = np.array([fields.meant(r.items) for r in self.rules], bool).reshape(len(self.rules), n)
-        self._barred_RN = np.array([(~m if r.kind == "include" else m) & (r.kind in ("exclude", "include"))
-                                    for r, m in zip(self.rules, self.meant_RN, strict=True)], bool
+        self._barred_RN = np.array([self._barred(r, m) for r, m in zip(self.rules, self.meant_RN, strict=True)], bool
                                    ).reshape(len(self.rules), n)  # fmt: skip
         for_all = [k for k, r in enumerate(self.rules) if not r.users]
         self.cause_N = _first(self._barred_RN, for_all)
@@ -116,13 +116,22 @@ class Ruling:
         self._named = any("user" in r.users for r in self.rules)
         self._kept: dict[int, tuple[np.ndarray, ...]] = {}
 
+    def _barred(self, rule: Rule, meant_N: np.ndarray) -> np.ndarray:
+        """(N,) bool: what a rule keeps from its users."""
+        if rule.kind == "include":
+            return ~meant_N
+        if rule.kind == "hold":
+            approved = pa.array(rule.approved, pa.string())
+            return meant_N & ~pc.is_in(self._items_ids, value_set=approved).to_numpy()
+        return meant_N & (rule.kind == "exclude")
+
     def _kind(self, *kinds: str) -> list[int]:
         return [k for k, r in enumerate(self.rules) if r.kind in kinds]
 
     @property
     def walks(self) -> bool:
         """Whether lists need more than the best K of what is allowed."""
-        return any(r.kind not in ("exclude", "include") or r.users for r in self.rules)
+        return any(r.kind not in _BARS or r.users for r in self.rules)
 
     def law(self, user_ids: pa.Array, attributes: pa.Array | None) -> Law:
         """What holds for a batch of users.
@@ -160,7 +169,7 @@ class Ruling:
         bars, counted, bound = [], [], []
         for k, rule in enumerate(self.rules):
             some = bool(rule.users)
-            if rule.kind in ("exclude", "include"):
+            if rule.kind in _BARS:
                 bars += [(rule.name, i, some) for i in self._ids(self._barred_RN[k])]
             if rule.kind == "cap":
                 there = self._code_RN[k] >= 0

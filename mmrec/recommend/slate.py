@@ -37,7 +37,7 @@ from mmrec.topk.members import Offers
 from mmrec.topk.rerank import Rerank, rerank
 from mmrec.topk.seen import Seen
 
-_BLOCK = 1024
+_BLOCK = 4096
 _HISTORY = 20  # the latest items a reason may name
 _GATHERED = 2**22  # numbers of offered items' vectors at a time
 _KNOWN = "n_interactions"

@@ -146,7 +146,7 @@ OPS = (
         (
             _c("run_date", "DATE", "the night"),
             _c("rule", _STR, "name of the rule, or twin"),
-            _c("kind", _STR, "exclude, include, boost, cap, quota, pin or twin"),
+            _c("kind", _STR, "exclude, include, hold, boost, cap, quota, pin or twin"),
             _c("line", "INT", "where it began in rules.yaml; 0 for twin"),
             _c("items", "BIGINT", "items on offer that it names; of twin, those that have one"),
             _c("users", "BIGINT", "users with a list for whom it holds"),
@@ -157,6 +157,20 @@ OPS = (
             _c("run_id", _STR, "the run whose lists they are"),
         ),
         {"rule_named": "rule <> ''", "counts_from_0": "passed >= 0 AND placed >= 0 AND lists >= 0"},
+    ),
+    Table(
+        "ops.reviews", "one decision on one item that a rule holds",
+        "What people let through, or not, of what a rule of kind hold keeps back. The newest decision counts.",
+        "review", "append_new", ("rule", "item_id", "decided_at"),
+        (
+            _c("rule", _STR, "the rule that holds it"),
+            _c("item_id", _STR, "external item id"),
+            _c("decision", _STR, "approved or rejected"),
+            _c("decided_by", _STR, "who decided"),
+            _c("why", _STR, "in their words"),
+            _c("decided_at", _TS, "when, UTC"),
+        ),
+        {"decision_known": "decision IN ('approved', 'rejected')", "by_named": "decided_by <> ''"},
     ),
     Table(
         "ops.promotions", "one decision of the gate", "Who became champion or was held, and the numbers.",

@@ -40,6 +40,7 @@ rules:
     pin: {item: i0815}
     place: 1
     users: {country: nl}
+  - {name: fresh, hold: {made: {at_least: 2026}}}
 """
 ONE = "rules:\n- name: a\n  exclude: {x: 1}\n"  # more keys of its rule begin on line 4
 
@@ -71,7 +72,7 @@ def rules_of(folder: Path, *given: dict[str, Any]) -> list[Rule]:
 def test_every_kind_is_read_with_its_line(tmp_path: Path) -> None:
     got = read(file(tmp_path, FULL))
     assert [(r.name, r.kind, r.line) for r in got] == [("minors", "exclude", 3), ("summer", "include", 7), ("garden", "boost", 11),
-                                                      ("variety", "cap", 12), ("new", "quota", 16), ("window", "pin", 19)]  # fmt: skip
+                                                      ("variety", "cap", 12), ("new", "quota", 16), ("window", "pin", 19), ("fresh", "hold", 23)]  # fmt: skip
     assert {r.kind for r in got} == set(KINDS)
     minors, summer, garden, variety, new, window = got
     assert minors.items == {"category": ("Wine", "Spirits")}
