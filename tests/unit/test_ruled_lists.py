@@ -70,7 +70,7 @@ def fits(match: Row, about: Row) -> bool:
 
 
 def barred(rules: list[Rule], about: Row) -> str | None:
-    return next((r.name for r in rules if r.kind in ("exclude", "include") and fits(r.items, about) == (r.kind == "exclude")), None)
+    return next((r.name for r in rules if r.kind in ("exclude", "include", "hold") and fits(r.items, about) == (r.kind != "include")), None)
 
 
 def down(k: int, about: dict[str, Row], group: Row, mine: list[Rule], may: list[str], rankings: list[Any], least: dict[str, int]) -> list[tuple[Any, ...]]:
@@ -377,7 +377,7 @@ def summed(name: str, ids: list[str], weight_MM: np.ndarray, users: pa.Table, it
 
 @pytest.mark.parametrize("kind", ["dot", "ease", "item_knn", "ranks", "vote", "stacking"])
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 16), st.integers(1, 9), st.lists(rules_of("exclude") | rules_of("include"), max_size=2), RULES)
+@given(st.integers(0, 10_000), st.integers(1, 16), st.integers(1, 9), st.lists(rules_of("exclude") | rules_of("include") | rules_of("hold"), max_size=2), RULES)
 def test_what_is_kept_from_everybody_is_as_if_it_were_not_there_whatever_the_model(kind: str, seed: int, n_items: int, k: int, first: list[Row], more: list[Rule]) -> None:
     (users, items, _), rng = ruled_world(seed, 5, n_items), np.random.default_rng(seed)
     user_UD, item_ND = (rng.integers(-2, 3, (n, 5)).astype(np.float32) for n in (5, n_items))
@@ -392,7 +392,7 @@ def test_what_is_kept_from_everybody_is_as_if_it_were_not_there_whatever_the_mod
         return Vectors(user_UD, item_ND[kept_N], how=how, cold_N=cold_N[kept_N])
 
     bars = of_records([r | {"name": f"bar{n}", "users": {}} for n, r in enumerate(first)])
-    rest = [r for r in more if r.users or r.kind not in ("exclude", "include")]
+    rest = [r for r in more if r.users or r.kind not in ("exclude", "include", "hold")]
     kept_N = np.array([not barred(bars, a) for a in abouts(items).values()], bool)
     rows, _ = lists(users, items, model(np.ones(n_items, bool), items), k, Ruling([*bars, *rest], items), groups)
     left = items.filter(pa.array(kept_N))

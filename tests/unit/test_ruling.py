@@ -63,7 +63,7 @@ def test_a_ruling_is_what_a_look_at_every_item_and_user_finds(rules: list[Rule],
                       "attributes": pa.array([json.dumps(more) for *_, more in rows], pa.string())})  # fmt: skip
     ruling = Ruling(rules, table)
     meant = [[meets(t, r.items) for t in things] for r in rules]
-    bars = [[(m if r.kind == "exclude" else not m) and r.kind in ("exclude", "include") for m in row] for r, row in zip(rules, meant, strict=True)]
+    bars = [[(m if r.kind != "include" else not m) and r.kind in ("exclude", "include", "hold") for m in row] for r, row in zip(rules, meant, strict=True)]
     assert ruling.meant_RN.tolist() == meant
     for_all = [next((k for k, r in enumerate(rules) if not r.users and bars[k][n]), -1) for n in range(len(things))]
     assert ruling.cause_N.tolist() == for_all

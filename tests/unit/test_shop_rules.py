@@ -74,7 +74,7 @@ def test_every_kind_is_read_with_its_line(tmp_path: Path) -> None:
     assert [(r.name, r.kind, r.line) for r in got] == [("minors", "exclude", 3), ("summer", "include", 7), ("garden", "boost", 11),
                                                       ("variety", "cap", 12), ("new", "quota", 16), ("window", "pin", 19), ("fresh", "hold", 23)]  # fmt: skip
     assert {r.kind for r in got} == set(KINDS)
-    minors, summer, garden, variety, new, window = got
+    minors, summer, garden, variety, new, window, _ = got
     assert minors.items == {"category": ("Wine", "Spirits")}
     assert minors.users == {"age_band": ("0-17",), "score": Range(at_least=None, below=0.5)}
     assert summer.items == {"made": Range(at_least=2020, below=2026.5)}
@@ -83,7 +83,7 @@ def test_every_kind_is_read_with_its_line(tmp_path: Path) -> None:
     said = [worded(r) for r in got]
     assert said[0] == "nothing with category Wine or Spirits, for users with age_band 0-17 and score below 0.5"
     assert said[1:4] == ["only what has made from 2020 below 2026.5", "5 places up: category Garden", "at most 4 of each category"]
-    assert said[4:] == ["at least 2 with made from 2026", "item i0815 at place 1, for users with country nl"]
+    assert said[4:] == ["at least 2 with made from 2026", "item i0815 at place 1, for users with country nl", "nothing with made from 2026 until it is approved"]
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "rules: []\n", "\ufeffrules: []", None])
