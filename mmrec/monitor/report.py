@@ -83,6 +83,7 @@ def write_report(
         "intake": _intake(lake, versions),
         "quarantine": _quarantine(lake),
         "health": past,
+        "rules": _rules(lake, run_date, night["run_id"]),
         "seconds": _seconds(seconds),
         "users": _examples(lake, run_date, zone, versions, example_users, still) if night["lists"] else [],
         "alike": _alike(lake, alike or {"picks": [], "measures": []}, still),
@@ -224,6 +225,13 @@ def _rows_of(lake: Lake, name: str, by: list[str]) -> list[dict[str, Any]]:
     counts = lake.arrow(name, columns=by).group_by(by).aggregate([([], "count_all")]).to_pylist()
     rows = [{**{c: r[c] for c in by}, "rows": r["count_all"]} for r in counts]
     return sorted(rows, key=lambda r: (-r["rows"], *(r[c] for c in by)))
+
+
+def _rules(lake: Lake, run_date: date, run_id: str | None) -> list[dict[str, Any]]:
+    """What the rules of the published run did, in the file's order; twins last, if there were any."""
+    rows = _rows(lake, "ops.rule_drops", (ds.field("run_date") == run_date) & (ds.field("run_id") == (run_id or "")))
+    told = [r for r in rows if r["kind"] != "twin" or r["passed"]]
+    return sorted(told, key=lambda r: (r["kind"] == "twin", r["line"]))
 
 
 def _seconds(seconds: dict[str, float] | None) -> dict[str, Any] | None:

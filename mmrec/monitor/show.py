@@ -112,7 +112,8 @@ def user_pages(
             for r in histories[user]
         ]
         slate = [
-            {"rank": r["rank"], **item(r), "score": r["score"], "source": plain(r["source"]),
+            {"rank": r["rank"], **item(r), "score": r["score"],
+             "source": plain(r["source"]) + (f", rule {plain(r['rule'])}" if r["rule"] else ""),
              "reason": plain(r["reason"]), "model_version": r["model_version"]}
             for r in slates[user]
             if r["arm"] == slates[user][0]["arm"]
