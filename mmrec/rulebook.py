@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmrec import schema
 from mmrec.config import Config
@@ -25,6 +26,7 @@ from mmrec.recommend import rules as book
 from mmrec.recommend.packed import Packed
 from mmrec.recommend.rules import Rule, worded
 from mmrec.recommend.ruling import Ruling
+from mmrec.recommend.slate import DRAWN
 from mmrec.recommend.spread import lists_of
 from mmrec.remade import remade
 from mmrec.review import reviewed
@@ -76,7 +78,7 @@ def preview(config: Config, lake: Lake, when: date | None = None, most: int | No
         meant_RN = ruling.meant_RN
         holds_UR = np.array([ruling.holds_for(u, a) for u, a in _pairs(users)], bool)
         holds_UR = holds_UR.reshape(users.num_rows, len(force))
-    old = lake.day("gold.recommendations", made.day, columns=["user_id", "rank", "item_id"])
+    old = lake.day("gold.recommendations", made.day, columns=["user_id", "rank", "item_id", "source"])
     before, after = _by_user(old, users), _by_user(new, users)
     passed = Counter(c for cs in new["passed"].to_pylist() for c in cs or ())
     placed = Counter(r for r in new["rule"].to_pylist() if r)
@@ -153,7 +155,8 @@ def _lists(packed: Packed, users: pa.Table) -> pa.Table:
 
 def _by_user(lists: pa.Table, users: pa.Table) -> dict[str, list[str]]:
     out: dict[str, list[str]] = {u: [] for u in users["user_id"].to_pylist()}
-    rows = lists.select(["user_id", "rank", "item_id"]).sort_by([("user_id", "ascending"), ("rank", "ascending")])
+    shown = lists.filter(pc.not_equal(lists["source"], DRAWN))  # what is drawn differs with its pool, by no rule
+    rows = shown.select(["user_id", "rank", "item_id"]).sort_by([("user_id", "ascending"), ("rank", "ascending")])
     for u, i in zip(rows["user_id"].to_pylist(), rows["item_id"].to_pylist(), strict=True):
         if u in out:
             out[u].append(i)

@@ -20,7 +20,7 @@ from mmrec.lake.store import Lake
 from mmrec.recommend.choose import Chosen
 from mmrec.recommend.packed import Packed
 from mmrec.recommend.rules import Rule, of_records, worded
-from mmrec.recommend.slate import FALLBACK, MODEL, chosen
+from mmrec.recommend.slate import DRAWN, FALLBACK, MODEL, chosen
 from mmrec.remade import Remade, remade
 
 
@@ -79,7 +79,8 @@ def _not_offered(made: Remade, item: str) -> dict[str, Any]:
 
 def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[dict[str, Any]]) -> dict[str, Any]:
     """Where an item on offer fell that the user has not had."""
-    told: dict[str, Any] = {"list_length": len(listed), "last_score": listed[-1]["score"] if listed else None}
+    ranked = [r for r in listed if r["source"] != DRAWN]
+    told: dict[str, Any] = {"list_length": len(listed), "last_score": ranked[-1]["score"] if ranked else None}
     with made.packed([]) as packed:  # the whole ranking, of which nobody rules anything
         whole = chosen(row, packed.items, packed.scored(row), packed.items.num_rows, None, None)
     (place,) = (whole.lists.item_BK[0] == at).nonzero()
@@ -98,7 +99,8 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
             r = force[cause]
             return told | {"fell": "rule", "rule": r.name, "line": r.line,
                            "says": f"rule {r.name} (line {r.line}) keeps it out: {worded(r)}"}  # fmt: skip
-        again = chosen(row, packed.items, packed.scored(row), packed.job.k, packed.group_N, ruling)
+        draws = None if packed.draws is None else (packed.draws, made.day)
+        again = chosen(row, packed.items, packed.scored(row), packed.job.k, packed.group_N, ruling, draws)
         for _, above, _, why in again.passed[again.passed[:, 2] == at].tolist():
             if why == len(force):
                 twin = _twin_in(packed, again, at)
@@ -110,10 +112,11 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
                                    f"{worded(r)}"}  # fmt: skip
     if "rank" not in told:
         return told | {"fell": "unranked", "says": "neither the model nor popularity ranks it"}
-    end = f"; the list ends at {listed[-1]['score']:.4g}" if listed and listed[-1]["source"] == source else ""
+    end = f"; the list ends at {ranked[-1]['score']:.4g}" if ranked and ranked[-1]["source"] == source else ""
+    drawn = f", {len(listed) - len(ranked)} of them drawn" if len(ranked) < len(listed) else ""
     return told | {"fell": "outranked",
                    "says": f"{source} ranks it {told['rank']} of {packed.items.num_rows} with a score of "
-                           f"{told['score']:.4g}, and the list has {len(listed)} places{end}"}  # fmt: skip
+                           f"{told['score']:.4g}, and the list has {len(listed)} places{drawn}{end}"}  # fmt: skip
 
 
 def _twin_in(packed: Packed, made: Chosen, at: int) -> str:

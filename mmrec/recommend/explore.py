@@ -54,8 +54,9 @@ class Exploration:
         return self.kept + len(self.places_E) * self.pool
 
     def behind(self, place: np.ndarray) -> np.ndarray:
-        """Where among the rows that are not drawn a row of a place of the list is; of a drawn place, the next."""
-        return place - np.searchsorted(self.places_E, place)
+        """Where among the rows that are not drawn a row of a place of the list is; of a drawn place, the next, or the
+        last."""
+        return np.minimum(place - np.searchsorted(self.places_E, place), self.kept - 1)
 
     def weights(self, n_interactions: np.ndarray) -> np.ndarray:
         """(N,) float64: how readily an item is drawn."""

@@ -124,6 +124,7 @@ def _listed(staged: Stage, shared: Packed) -> dict[str, float]:
     """What lists show, of users for whom the model filled at least half of one: less may be all there is."""
     if not (files := [str(staged.folder / f.path) for f in staged.files]):
         return {}
+    shown = shared.job.k if shared.draws is None else shared.draws.kept
     with bounded() as con:
         con.from_parquet(files, hive_partitioning=False).create_view("lists")
         rows = con.execute(
@@ -132,7 +133,7 @@ def _listed(staged: Stage, shared: Packed) -> dict[str, float]:
                             max(score) - min(score) <= $equal * greatest(abs(max(score)), abs(min(score))) AS same
                      FROM lists WHERE source = $model AND rule IS NULL GROUP BY arm, user_id HAVING count(*) >= $least)
                GROUP BY first ORDER BY n DESC, first LIMIT 1""",
-            {"equal": _EQUAL, "model": MODEL, "least": max(2, shared.job.k / 2)}).fetchall()  # fmt: skip
+            {"equal": _EQUAL, "model": MODEL, "least": max(2, shown / 2)}).fetchall()  # fmt: skip
     first, most, users, same = rows[0] if rows else ("", 0, 0, 0)
     found = {"constant": int(same) / int(users)} if users >= _FEWEST else {}
     if users >= _ONE_ITEM_USERS:

@@ -224,12 +224,17 @@ def slates(
 
 def chosen(
     users: pa.Table, items: pa.Table, vectors: Vectors | Sums | None, k: int, group_N: np.ndarray | None,
-    ruling: Ruling | None,
+    ruling: Ruling | None, draws: tuple[Exploration, date] | None = None,
 ) -> Chosen:  # fmt: skip
-    """What lists of a few users are made of: of `slates`' arguments, the choice without its words."""
+    """What lists of a few users are made of: of `slates`' arguments, the choice without its words. `draws`: and the
+    day."""
     shop = _Shop.of(items, ruling)
-    seen = rows_of(users["seen_item_ids"], shop.ids)
-    return shop.chosen(users, slice(0, users.num_rows), vectors, seen.kept(seen.at >= 0), k, group_N, ruling)
+    seen, block = rows_of(users["seen_item_ids"], shop.ids), slice(0, users.num_rows)
+    seen = seen.kept(seen.at >= 0)
+    if draws is None:
+        return shop.chosen(users, block, vectors, seen, k, group_N, ruling)
+    made = shop.chosen(users, block, vectors, seen, draws[0].chosen, group_N, ruling, draws[0])
+    return shop.dealt(made, draws[0], users["user_id"].to_pylist(), draws[1])
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,28 @@ def naive(rows: list[dict[str, Any]]) -> str:
     t = schema.table(NAME)
     rows = sorted(rows, key=lambda r: tuple(r[k].encode() if isinstance(r[k], str) else r[k] for k in t.key))
     said = hashlib.sha256(f"{NAME}:{len(rows)}".encode())
+    def told(values: list[Any]) -> bytes:
+        return np.packbits(np.array([v is not None for v in values], bool)).tobytes()
+
+    def texts(values: list[Any]) -> bytes:
+        known = [v or "" for v in values]
+        return told(values) + b"".join(struct.pack("<q", len(v.encode())) for v in known) + "".join(known).encode()
+
     for name in t.content_columns:
-        kind = ARROW.field(name).type
-        values = [r[name] for r in rows]
-        said.update(f"|{name}:{kind}|".encode() + np.packbits(np.ones(len(rows), bool)).tobytes())
+        field = ARROW.field(name)
+        kind, values = field.type, [r[name] for r in rows]
+        if field.nullable and not any(v is not None for v in values):
+            continue
+        said.update(f"|{name}:{kind}|".encode())
         if pa.types.is_string(kind):
-            said.update(b"".join(struct.pack("<q", len(v.encode())) for v in values) + "".join(values).encode())
+            said.update(texts(values))
+        elif pa.types.is_list(kind):
+            said.update(told(values) + b"".join(struct.pack("<q", len(v or [])) for v in values) + texts([x for v in values for x in v or []]))
         elif pa.types.is_floating(kind):
-            said.update(b"".join(struct.pack("<f" if kind == pa.float32() else "<d", v + 0.0) for v in values))
+            said.update(told(values) + b"".join(struct.pack("<f" if kind == pa.float32() else "<d", v + 0.0) for v in values))
         else:
-            days = [(v - date(1970, 1, 1)).days if isinstance(v, date) else v for v in values]
-            said.update(b"".join(struct.pack("<q", v) for v in days))
+            days = [(v - date(1970, 1, 1)).days if isinstance(v, date) else v or 0 for v in values]
+            said.update(told(values) + b"".join(struct.pack("<q", v) for v in days))
     return said.hexdigest()
 
 
@@ -45,7 +56,8 @@ def test_it_is_as_defined_whatever_order_chunks_and_pieces(n: int, seed: int, st
     words = ["", "a", "ab", "é", "😀", "z"]
     rows = [{"run_date": date(2026, 1, 1 + int(rng.integers(0, 2))), "arm": "main", "user_id": f"u{words[rng.integers(0, 6)]}", "rank": i + 1,
              "item_id": "i" + words[rng.integers(0, 6)], "score": float(np.float32(rng.choice([-0.0, 0.0, 1.5, -7]))),
-             "source": "model", "reason": words[rng.integers(0, 6)], "propensity": 1.0, "model_version": "7", "run_id": "r"}
+             "source": "model", "reason": words[rng.integers(0, 6)], "propensity": 1.0, "model_version": "7", "run_id": "r",
+             "rule": [None, *words][rng.integers(0, 7)], "place": [None, 0, i][rng.integers(0, 3)], "passed": [None, [], ["a", words[rng.integers(0, 6)]]][rng.integers(0, 3)]}
             for i in range(n)]  # fmt: skip
     want = naive(rows)
     shuffled = pa.Table.from_pylist([rows[i] for i in rng.permutation(n)], ARROW)
