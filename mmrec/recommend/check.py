@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from mmrec.errors import QualityError
 from mmrec.lake.bounded import bounded
+from mmrec.recommend.ruling import TABLES
 
 _MEMORY = "640MB"  # at first
 _FAULTS = {
@@ -44,10 +45,6 @@ _FAULTS = {
                     WHERE place <> due""",
 }
 
-_NO_RULES = {"bars": pa.schema({"name": pa.string(), "item_id": pa.string(), "some": pa.bool_()}),
-             "counted": pa.schema({"name": pa.string(), "item_id": pa.string(), "code": pa.int64(), "most": pa.int64(),
-                                   "some": pa.bool_()}),
-             "bound": pa.schema({"name": pa.string(), "user_id": pa.string()})}  # fmt: skip
 _NO_GROUPS = pa.table({"item_id": pa.array([], pa.string()), "group_id": pa.array([], pa.string())})
 
 
@@ -80,7 +77,7 @@ def _checked(
     con.register("users", users.select(["user_id", "seen_item_ids"]))
     con.register("items", items.select(["item_id"]))
     con.register("grouped", _NO_GROUPS if groups is None else groups.select(["item_id", "group_id"]))
-    for name, arrow in _NO_RULES.items():
+    for name, arrow in TABLES.items():
         con.register(name, ruled.get(name, arrow.empty_table()))
     con.execute("CREATE TEMP TABLE seen AS SELECT user_id, unnest(seen_item_ids) AS item_id FROM users")
     faults = {}

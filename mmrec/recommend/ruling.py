@@ -24,6 +24,12 @@ import pyarrow.compute as pc
 from mmrec.recommend.rules import Match, Range, Rule
 
 _BARS = ("exclude", "include", "hold")
+TABLES = {  # what a finished list is held against
+    "bars": pa.schema({"name": pa.string(), "item_id": pa.string(), "some": pa.bool_()}),
+    "counted": pa.schema({"name": pa.string(), "item_id": pa.string(), "code": pa.int64(), "most": pa.int64(),
+                          "some": pa.bool_()}),
+    "bound": pa.schema({"name": pa.string(), "user_id": pa.string()}),
+}  # fmt: skip
 TWIN = "twin"  # what a walk says of an item whose twin is in the list; no rule's name may be it
 
 
@@ -97,7 +103,7 @@ class Ruling:
         self.rules = list(rules)
         self.names = [*(r.name for r in self.rules), TWIN]
         n = items.num_rows
-        self._items_ids = items["item_id"]
+        self._items_ids = items["item_id"].combine_chunks()
         fields = _Fields(items)
         self.meant_RN = np.array([fields.meant(r.items) for r in self.rules], bool).reshape(len(self.rules), n)
         self._barred_RN = np.array([self._barred(r, m) for r, m in zip(self.rules, self.meant_RN, strict=True)], bool
@@ -163,30 +169,27 @@ class Ruling:
         Args:
             users: user_id and attributes, those who have a list.
 
-        Returns: bars: name, item_id, some: what a rule keeps from users; counted: name, item_id, code, most, some: of
-            caps, what is counted together; bound: name, user_id: for whom a rule of `some` users holds.
+        Returns: of `TABLES`: bars, what a rule keeps from users; counted, what caps count together; bound, for whom a
+            rule of `some` users holds.
         """
-        bars, counted, bound = [], [], []
+        ids = self._items_ids
+        found: dict[str, list[pa.Table]] = {name: [arrow.empty_table()] for name, arrow in TABLES.items()}
         for k, rule in enumerate(self.rules):
-            some = bool(rule.users)
+            same = {"name": rule.name, "some": bool(rule.users), "most": rule.most}
             if rule.kind in _BARS:
-                bars += [(rule.name, i, some) for i in self._ids(self._barred_RN[k])]
+                found["bars"].append(_rows("bars", same, item_id=ids.filter(pa.array(self._barred_RN[k]))))
             if rule.kind == "cap":
                 there = self._code_RN[k] >= 0
-                counted += [(rule.name, i, int(code), rule.most, some)
-                            for i, code in zip(self._ids(there), self._code_RN[k][there], strict=True)]  # fmt: skip
+                found["counted"].append(_rows("counted", same, item_id=ids.filter(pa.array(there)),
+                                              code=pa.array(self._code_RN[k][there])))  # fmt: skip
         conditional = [k for k, r in enumerate(self.rules) if r.users]
-        if conditional:
-            for u, text in zip(users["user_id"].to_pylist(), users["attributes"].to_pylist(), strict=True):
-                holds_R = self.holds_for(u, text) if self._named else np.frombuffer(self._by_attributes(text), bool)
-                bound += [(self.rules[k].name, u) for k in conditional if holds_R[k]]
-        return {"bars": _table(bars, name=pa.string(), item_id=pa.string(), some=pa.bool_()),
-                "counted": _table(counted, name=pa.string(), item_id=pa.string(), code=pa.int64(), most=pa.int64(),
-                                  some=pa.bool_()),
-                "bound": _table(bound, name=pa.string(), user_id=pa.string())}  # fmt: skip
-
-    def _ids(self, which_N: np.ndarray) -> list[str]:
-        return self._items_ids.filter(pa.array(which_N)).to_pylist()
+        if conditional and users.num_rows:
+            names = users["user_id"].combine_chunks()
+            law = self.law(names, users["attributes"].combine_chunks())
+            for k in conditional:
+                theirs = names.filter(pa.array(law.holds_CR[law.class_B, k]))
+                found["bound"].append(_rows("bound", {"name": self.rules[k].name}, user_id=theirs))
+        return {name: pa.concat_tables(parts) for name, parts in found.items()}
 
     def _holds_for(self, attributes: str | None, user_id: str | None = None) -> bytes:
         about = {**json.loads(attributes or "{}"), **({} if user_id is None else {"user": user_id})}
@@ -226,9 +229,11 @@ class Ruling:
                 for n, column in enumerate(zip(*self._made, strict=True))]  # fmt: skip
 
 
-def _table(rows: list[tuple[Any, ...]], **types: pa.DataType) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) or [()] * len(types)
-    return pa.table({n: pa.array(c, t) for (n, t), c in zip(types.items(), columns, strict=True)})
+def _rows(table: str, same: dict[str, Any], **own: pa.Array) -> pa.Table:
+    """Rows of one of `TABLES`; `same`: what is alike in all of them."""
+    n = len(next(iter(own.values())))
+    return pa.table([own[f.name].cast(f.type) if f.name in own else pa.repeat(pa.scalar(same[f.name], f.type), n)
+                     for f in TABLES[table]], schema=TABLES[table])  # fmt: skip
 
 
 def _first(barred_RN: np.ndarray, rules: list[int]) -> np.ndarray:
