@@ -128,7 +128,7 @@ class Ruling:
             return ~meant_N
         if rule.kind == "hold":
             approved = pa.array(rule.approved, pa.string())
-            return meant_N & ~pc.is_in(self._items_ids, value_set=approved).to_numpy()
+            return meant_N & ~pc.is_in(self._items_ids, value_set=approved).to_numpy(zero_copy_only=False)
         return meant_N & (rule.kind == "exclude")
 
     def _kind(self, *kinds: str) -> list[int]:
