@@ -81,7 +81,12 @@ def remade(config: Config, lake: Lake, when: date | None = None) -> Remade:
     m = Manifest.from_json(recorded[0]["manifest"])
     if "rules" not in m.config:
         raise InputError("this night is of before there were rules", where=f"run_date {when}", value=m.run_id,
-                         valid="a night of this version of mmrec", next="mmrec run --date D")  # fmt: skip
+                         valid="a night of this version of mmrec", next=f"mmrec run --date {when} --force")  # fmt: skip
+    for name in ("gold.user_sequences", "gold.item_features"):
+        if commit.published_run_id(lake, name, when) != run_id:
+            raise InputError("another run of this date has replaced the features of the published one", where=name,
+                             value=str(when), valid=f"features of run {run_id}",
+                             next=f"mmrec run --date {when} --force")  # fmt: skip
     model = bundles.load(config.bundles / m.model_version, m.model_digest)
     users = lake.day("gold.user_sequences", when).sort_by("user_id")
     if model.kind in ("two_tower", "factors"):

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from mmrec import schema
 from mmrec.errors import InputError
-from mmrec.lake import commit
+from mmrec.lake import commit, evolve
 from mmrec.lake.store import Lake
 from mmrec.recommend.rules import Rule
 from mmrec.recommend.ruling import Ruling
@@ -52,6 +52,10 @@ def held(lake: Lake, rules: Sequence[Rule], waiting: bool = True) -> list[dict[s
     holds = [r for r in rules if r.kind == "hold"]
     columns = ["item_id", "title", "categories", "attributes", "n_30d"]
     items = lake.day("gold.item_features", days[-1], columns=columns).sort_by("item_id")
+    if items["attributes"].null_count and any(set(r.items) - {"item", "category", "title"} for r in holds):
+        raise InputError("the newest night is of before there were rules", where=f"gold.item_features {days[-1]}",
+                         value="no attributes", valid="a night of this version of mmrec",
+                         next="mmrec run --date D")  # fmt: skip
     newest, about = _newest(lake), items.select(["item_id", "title", "n_30d"])
     rows = []
     for rule, meant_N in zip(holds, Ruling(holds, items).meant_RN, strict=True):
@@ -83,10 +87,18 @@ def decide(
                              value=item, valid=[r["item_id"] for r in there[:5]] or "nothing is held",
                              next="mmrec review list --all")  # fmt: skip
         written += [{"rule": r["rule"], "item_id": item, "decision": decision, "why": why, "decided_at": now,
-                     "decided_by": by or getpass.getuser()} for r in mine]  # fmt: skip
+                     "decided_by": by or _login()} for r in mine]  # fmt: skip
+    evolve.absorb(lake)  # an older home has no such table
     rows = pa.Table.from_pylist(written, schema.table(_NAME).arrow)
     commit.append(lake, _NAME, rows, f"review-{uuid4().hex[:12]}")
     return written
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        raise InputError("nobody is logged in", where="--by", valid="a name", next="mmrec review --by NAME") from None
 
 
 def _newest(lake: Lake) -> dict[tuple[str, str], dict[str, Any]]:

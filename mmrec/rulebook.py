@@ -31,11 +31,13 @@ from mmrec.recommend.spread import lists_of
 from mmrec.remade import remade
 from mmrec.review import reviewed
 
+_PLACE = ["user_id", "item_id", "rank"]
 _SHOWN = 5  # users whose lists a preview shows
 
 
 def check(config: Config, lake: Lake, when: date | None = None) -> list[dict[str, Any]]:
-    """The rules of the home's file, a row each: name, line, kind, says, from, until, in_force, items, users.
+    """The rules of the home's file, a row each: name, line, kind, says, from, until, in_force, items, users, and
+    behind: whether it is a pin behind the end of every list.
 
     Args:
         when: the run_date they are asked for; None: the day after the newest published one.
@@ -50,7 +52,8 @@ def check(config: Config, lake: Lake, when: date | None = None) -> list[dict[str
     items_R, users_R = _reach(lake, night, rules) if night else (None, None)
     return [{"name": r.name, "line": r.line, "kind": r.kind, "says": worded(r), "from": r.from_, "until": r.until,
              "in_force": when is None or r.holds(when), "items": None if items_R is None else int(items_R[n]),
-             "users": None if users_R is None else int(users_R[n])} for n, r in enumerate(rules)]  # fmt: skip
+             "users": None if users_R is None else int(users_R[n]),
+             "behind": r.place is not None and r.place > config.night.k} for n, r in enumerate(rules)]  # fmt: skip
 
 
 def preview(config: Config, lake: Lake, when: date | None = None, most: int | None = 1000) -> dict[str, Any]:
@@ -80,7 +83,11 @@ def preview(config: Config, lake: Lake, when: date | None = None, most: int | No
         holds_UR = holds_UR.reshape(users.num_rows, len(force))
     old = lake.day("gold.recommendations", made.day, columns=["user_id", "rank", "item_id", "source"])
     before, after = _by_user(old, users), _by_user(new, users)
-    passed = Counter(c for cs in new["passed"].to_pylist() for c in cs or ())
+    ranks = {id(lists): {(r["user_id"], r["item_id"]): r["rank"] for r in rows.select(_PLACE).to_pylist()}
+             for lists, rows in ((before, old), (after, new))}  # fmt: skip
+    passed: Counter[str] = Counter()
+    for causes, many in zip(new["passed"].to_pylist(), new["passed_n"].to_pylist(), strict=True):
+        passed.update(dict(zip(causes or (), many or (), strict=True)))
     placed = Counter(r for r in new["rule"].to_pylist() if r)
     by = {(r["user_id"], r["item_id"]): r["rule"] for r in new.select(["user_id", "item_id", "rule"]).to_pylist()}
     place = {i: n for n, i in enumerate(made.items["item_id"].to_pylist())}
@@ -100,7 +107,7 @@ def preview(config: Config, lake: Lake, when: date | None = None, most: int | No
     asked = sorted(changed, key=lambda u: (-len(diffs[u][0]) - len(diffs[u][1]), u))[:_SHOWN]
 
     def shown(u: str, item: str, lists: dict[str, list[str]]) -> dict[str, Any]:
-        return {"rank": lists[u].index(item) + 1, "item_id": item, "title": titles[place[item]]}
+        return {"rank": ranks[id(lists)][u, item], "item_id": item, "title": titles[place[item]]}
 
     return {
         "run_date": str(made.day), "for_date": str(when), "users": len(before), "changed": len(changed),

@@ -252,11 +252,11 @@ _PROMISES = {
     "no list offers an item twice": """SELECT count(*) FROM (SELECT 1 FROM recommendations
         GROUP BY run_date, arm, user_id HAVING count(DISTINCT item_id) <> count(*))""",
     "every candidate is in its list or passed over, with its cause": """SELECT count(*) FROM (
-        SELECT place, row_number() OVER w + sum(coalesce(len(passed), 0)) OVER w AS due FROM recommendations
+        SELECT place, row_number() OVER w + sum(coalesce(list_sum(passed_n), 0)) OVER w AS due FROM recommendations
         WHERE place IS NOT NULL WINDOW w AS (PARTITION BY run_date, arm, user_id ORDER BY rank)) WHERE place <> due""",
     "what rules did is what the lists say": """SELECT count(*) FROM (
         SELECT run_id, rule, sum(n) AS n FROM (
-          SELECT run_id, unnest(passed) AS rule, 1 AS n FROM recommendations WHERE passed IS NOT NULL
+          SELECT run_id, unnest(passed) AS rule, unnest(passed_n) AS n FROM recommendations WHERE passed IS NOT NULL
           UNION ALL SELECT run_id, rule, 1 FROM recommendations WHERE rule IS NOT NULL) GROUP BY ALL) did
         JOIN (SELECT DISTINCT run_id FROM ops_rule_drops) USING (run_id)
         LEFT JOIN ops_rule_drops told ON told.run_id = did.run_id AND told.rule = did.rule

@@ -101,7 +101,7 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
                            "says": f"rule {r.name} (line {r.line}) keeps it out: {worded(r)}"}  # fmt: skip
         draws = None if packed.draws is None else (packed.draws, made.day)
         again = chosen(row, packed.items, packed.scored(row), packed.job.k, packed.group_N, ruling, draws)
-        for _, above, _, why in again.passed[again.passed[:, 2] == at].tolist():
+        for _, above, _, why, _ in again.passed[again.passed[:, 2] == at].tolist():
             if why == len(force):
                 twin = _twin_in(packed, again, at)
                 return told | {"fell": "twin", "twin": twin,

@@ -45,6 +45,7 @@ def check(home: Home = HOME, day: For = None, as_json: Json = False) -> None:
                      cell(("yes" if r["in_force"] else "no") + (f", {span}" if span else "")), *reach)  # fmt: skip
     out.print(grid)
     idle = [f"{r['name']} names no {what}" for r in found for what in ("items", "users") if r[what] == 0]
+    idle += [f"{r['name']} pins behind the end of every list" for r in found if r["behind"]]
     for told in idle:
         out.print(cell(f"note: {told}"))
     out.print(f"{len(found)} rules, no contradiction; next: mmrec rules preview --home {home}", soft_wrap=True)

@@ -56,7 +56,7 @@ def _fields() -> Column:
 
 def item_features(
     interactions: DataFrame, items: DataFrame, run_date: date, as_of: datetime, half_life_days: float, run_id: str,
-    text_fields: str = "joined", attributes: bool = True,
+    text_fields: str = "joined", attributes: bool = False,
 ) -> DataFrame:  # fmt: skip
     """Rows of gold.item_features.
 

@@ -40,7 +40,7 @@ _FAULTS = {
                        GROUP BY r.arm, r.user_id, c.name, c.code, c.most HAVING count(*) > c.most""",
     # a row's place is the rows before it and what was passed over, and itself
     "uncounted": """SELECT user_id, rank FROM (
-                    SELECT *, row_number() OVER w + sum(coalesce(len(passed), 0)) OVER w AS due FROM lists
+                    SELECT *, row_number() OVER w + sum(coalesce(list_sum(passed_n), 0)) OVER w AS due FROM lists
                     WHERE place IS NOT NULL WINDOW w AS (PARTITION BY arm, user_id ORDER BY rank))
                     WHERE place <> due""",
 }

@@ -43,13 +43,15 @@ class Chosen:
 @dataclass(frozen=True)
 class Terms:
     """What lists are chosen by. `law`: None: no rule holds for anyone. `group_N`: (N,) int, equal for twins; None: no
-    item has one. `asked`: the first places, in which quotas are met; None: all of the K."""
+    item has one. `asked`: the first places, in which quotas are met; None: all of the K. `tell`: of every item that is
+    passed over; else how many are."""
 
     k: int
     n: int
     law: Law | None = None
     group_N: np.ndarray | None = None
     asked: int | None = None
+    tell: bool = False
 
     @cached_property
     def most(self) -> int:
@@ -73,7 +75,7 @@ def choose(find: Find, popular: Find | None, users: int, terms: Terms, seen: See
         find: the first ranking. popular: what fills places it leaves empty; None: nothing does. seen: (B + 1,) and
             indices, what a user must not get.
     """
-    out = Chosen(Lists.empty(users, terms.k), np.zeros((0, 4), np.int32))
+    out = Chosen(Lists.empty(users, terms.k), np.zeros((0, 5), np.int32))
     law = Law.none(users, terms.n) if terms.law is None else terms.law
     work = _Work(out, popular, terms, law, seen, [])
     rows, wide, again = np.arange(users), terms.wide, False
@@ -119,7 +121,7 @@ class _Work:
         def part(some: slice) -> tuple[np.ndarray, np.ndarray]:
             return walk(self.out.lists, rows[some], found.item[some], found.score[some], sure_S[some],
                         of_rows(seen, some), self.law, self.terms.group_N, first=first, final=final,
-                        asked=self.terms.asked,
+                        asked=self.terms.asked, tell=self.terms.tell,
                         least_SQ=None if least_SQ is None else least_SQ[some])  # fmt: skip
 
         self.law.facts(self.terms.group_N)  # once, before threads ask for it
@@ -165,7 +167,7 @@ class _Work:
         if len(rows) and len(quotas):
             item_SK = self.out.lists.item_BK[rows]
             met_SQ = ((facts_NF[item_SK][..., quotas[:, 1]] >= 0) & (item_SK >= 0)[..., None]).sum(1)
-            least_SQ = np.minimum(met_SQ, -self.law.bound_R[quotas[:, 0]]).astype(np.int32)
+            least_SQ = np.minimum(met_SQ, self.law.least_CR[self.law.class_B[rows]][:, quotas[:, 0]]).astype(np.int32)
             self.enter(rows, found, np.ones(len(rows), bool), first, least_SQ)
 
 

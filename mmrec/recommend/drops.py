@@ -26,16 +26,19 @@ def rule_drops(lake: Lake, day: date, ruling: Ruling, twins: int, run_id: str) -
     """
     touched = pc.is_valid(ds.field("passed")) | pc.is_valid(ds.field("rule"))
     rows = lake.arrow("gold.recommendations", where=(ds.field("run_date") == day) & touched,
-                      columns=["user_id", "passed", "rule"]).combine_chunks()  # fmt: skip
+                      columns=["user_id", "passed", "passed_n", "rule"]).combine_chunks()  # fmt: skip
     listed = lake.day("gold.recommendations", day, columns=["user_id"])["user_id"].unique()
     told = lake.day("gold.user_sequences", day, columns=["user_id", "attributes"])
     holds_R = _holds(ruling, told.filter(pc.is_in(told["user_id"], value_set=listed)))
     users = rows["user_id"].combine_chunks() if rows.num_rows else pa.array([], pa.string())
     lists = rows["passed"].combine_chunks() if rows.num_rows else pa.array([], pa.list_(pa.string()))
-    over = pa.table({"rule": lists.flatten(), "user": users.take(pc.list_parent_indices(lists))})
+    many = rows["passed_n"].combine_chunks() if rows.num_rows else pa.array([], pa.list_(pa.int64()))
+    over = pa.table({"rule": lists.flatten(), "n": many.flatten(),
+                     "user": users.take(pc.list_parent_indices(lists))})  # fmt: skip
     by = pa.table({"rule": rows["rule"], "user": rows["user_id"]}).drop_null()
+    by = by.append_column("n", pa.array(np.ones(by.num_rows, np.int64)))
     passed, placed = _counted(over), _counted(by)
-    lists_of = dict(zip(*_lists(pa.concat_tables([over, by.select(["rule", "user"])])), strict=True))
+    lists_of = dict(zip(*_lists(pa.concat_tables([t.select(["rule", "user"]) for t in (over, by)])), strict=True))
     about = [(r.name, r.kind, r.line, int(ruling.meant_RN[k].sum()), int(holds_R[k]))
              for k, r in enumerate(ruling.rules)]  # fmt: skip
     about.append((TWIN, TWIN, 0, twins, len(listed)))
@@ -52,8 +55,8 @@ def _holds(ruling: Ruling, users: pa.Table) -> np.ndarray:
 
 
 def _counted(pairs: pa.Table) -> dict[str, int]:
-    found = pairs["rule"].value_counts()
-    return {v["values"]: v["counts"] for v in found.to_pylist()}
+    found = pairs.group_by("rule").aggregate([("n", "sum")])
+    return dict(zip(found["rule"].to_pylist(), found["n_sum"].to_pylist(), strict=True))
 
 
 def _lists(pairs: pa.Table) -> tuple[list[str], list[int]]:

@@ -9,6 +9,7 @@ Trade-off: two rules are called contradictory only where the file alone shows it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import date
 from itertools import combinations
@@ -32,6 +33,8 @@ from mmrec.errors import InputError
 KINDS = ("exclude", "include", "hold", "boost", "cap", "quota", "pin")
 _MOST = 2_000_000  # values of a file: an alias within an alias within an alias is more than anyone means
 _NEEDS = {"boost": "places", "cap": "most", "quota": "least", "pin": "place"}
+# of YAML's words those that are what they look like: no is False to it, and 012 is 10
+_PLAIN = re.compile(r"true|false|[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _OWN = ("kind", "items", "line", "approved")  # a record's words, not a file's
 _TEXTS = {"item", "category", "title"}  # of items; of users: user
 _Scalar = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool
@@ -129,6 +132,9 @@ def read(path: Path) -> list[Rule]:
     Raises: InputError: with the line of what can't be read or understood, or both lines of a contradiction.
     """
     if not path.is_file():
+        if path.exists() or path.is_symlink():
+            raise InputError("the rules can't be read: this is no file", where=str(path), valid="a file, or nothing",
+                             next="mmrec rules check")  # fmt: skip
         return []
     lines: dict[tuple[Any, ...], int] = {}
     raw = path.read_bytes()
@@ -209,8 +215,22 @@ def _plain(node: yaml.Node, at: tuple[Any, ...], lines: dict[tuple[Any, ...], in
     if isinstance(node, yaml.SequenceNode):
         return [_plain(value, (*at, n), lines, path) for n, value in enumerate(node.value)]
     value = _scalar(node)
+    if value is None:
+        return None
     # an id is what is typed, not the number that YAML makes of 0345472322
-    return value if value is None or not _text(*at) else node.value
+    if _text(*at):
+        return node.value
+    said = isinstance(value, str) or _PLAIN.fullmatch(node.value) or node.value.lower().lstrip("+-") in (".nan", ".inf")
+    if _of_match(*at) and node.style is None and not said:
+        raise InputError(f"YAML takes this for {value!r}: put it in quotes if it is text", where=_at(path, lines[at]),
+                         value=node.value, valid="true, false, 12, 1.5, or 'no' in quotes",
+                         next="mmrec rules check")  # fmt: skip
+    return value
+
+
+def _of_match(*at: Any) -> bool:
+    """Whether it is a value, or one of a list, of any field of items or users."""
+    return len(at) > 3 and at[0] == "rules" and at[2] in (*KINDS, "users")
 
 
 def _text(*at: Any) -> bool:

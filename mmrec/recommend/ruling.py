@@ -4,7 +4,7 @@ In: rules in force, the day's items with their attributes, a batch of users with
 the `Law` of each user as arrays that a compiled walk reads.
 What is kept from everybody leaves the catalogue before anything is scored. Users whom the same rules hold for are one
 class, and a class has its arrays once, however many users it has.
-Trade-off: a class costs four bytes an item, so rules that name many single users one by one cost memory.
+Trade-off: a class costs twelve bytes an item, so rules that name many single users one by one cost memory.
 
 Shape legend: N items, B users of a batch, C classes, R rules, P pins of a class.
 """
@@ -41,7 +41,8 @@ class Law:
         class_B: (B,) int32. fate_CN: (C, N, 2) int16, the first rule that keeps an item from a class, -1: none; and the
             places that a boost lifts it. lifter_CN: (C, N) int16, which boost; -1: none.
         code_RN: (R, N) int32, of caps what is counted together, of quotas 0; -1: not meant. holds_CR: (C, R) bool.
-        bound_R: (R,) int32, of caps the most, of quotas the negative of the least, 0 of others.
+        bound_R: (R,) int32, of caps the most, of quotas the negative of the least, 0 of others. least_CR: (C, R) int32,
+            of quotas, what is asked for of a class: no more than there is on offer for it.
         pin_CP, place_CP, pinner_CP: (C, P) int32, pinned items, their places from 0, and rules, in the order of
             places; -1 in empty places.
         lift: the most places that anything is lifted. kept: what was made of these for a walk.
@@ -53,6 +54,7 @@ class Law:
     code_RN: np.ndarray
     holds_CR: np.ndarray
     bound_R: np.ndarray
+    least_CR: np.ndarray
     pin_CP: np.ndarray
     place_CP: np.ndarray
     pinner_CP: np.ndarray
@@ -87,7 +89,7 @@ def _nothing(items: int) -> tuple[Any, ...]:
     fate_1N[:, :, 0] = -1
     codes, kept = np.zeros((0, items), np.int32), {}
     return (fate_1N, np.zeros((1, 0), np.int16), codes, np.zeros((1, 0), bool), np.zeros(0, np.int32), nobody, nobody,
-            nobody, 0, kept)  # fmt: skip
+            nobody, nobody, 0, kept)  # fmt: skip
 
 
 class Ruling:
@@ -155,8 +157,8 @@ class Ruling:
             class_B = class_D[coded.indices.to_numpy()] if len(coded) else np.zeros(0, np.int32)
         if not self._made:  # nobody
             self._class(np.zeros(len(self.rules), bool).tobytes())
-        fate, lifter, holds, pin, place, pinner = self._stacked(len(self._made))
-        return Law(class_B, fate, lifter, self._code_RN, holds, self._bound_R, pin, place, pinner,
+        fate, lifter, holds, least, pin, place, pinner = self._stacked(len(self._made))
+        return Law(class_B, fate, lifter, self._code_RN, holds, self._bound_R, least, pin, place, pinner,
                    int(fate[:, :, 1].max(initial=0)) if self._kind("boost") else 0, self._kept)  # fmt: skip
 
     def holds_for(self, user_id: str, attributes: str | None) -> np.ndarray:
@@ -219,13 +221,16 @@ class Ruling:
                 pins.append(((self.rules[k].place or 1) - 1, at, k))
         pin_P3 = np.array(sorted(pins), np.int32).reshape(-1, 3)
         fate_N = np.stack([cause_N, lift_N], 1)
-        return fate_N, lifter_N, holds_R, pin_P3[:, 1], pin_P3[:, 0], pin_P3[:, 2]
+        free_N = self.allowed_N & (cause_N < 0)
+        least_R = np.array([min(r.least or 0, int((m & free_N).sum())) for r, m in zip(
+            self.rules, self.meant_RN, strict=True)], np.int32)  # fmt: skip
+        return fate_N, lifter_N, holds_R, least_R, pin_P3[:, 1], pin_P3[:, 0], pin_P3[:, 2]
 
     @lru_cache(maxsize=1)  # noqa: B019  # a ruling lives as long as its process
     def _stacked(self, classes: int) -> list[np.ndarray]:
         assert classes == len(self._made)
-        wide = max(len(made[3]) for made in self._made)
-        return [np.stack([np.pad(x, (0, wide - len(x)), constant_values=-1) if n >= 3 else x for x in column])
+        wide = max(len(made[4]) for made in self._made)
+        return [np.stack([np.pad(x, (0, wide - len(x)), constant_values=-1) if n >= 4 else x for x in column])
                 for n, column in enumerate(zip(*self._made, strict=True))]  # fmt: skip
 
 

@@ -226,14 +226,14 @@ def chosen(
     users: pa.Table, items: pa.Table, vectors: Vectors | Sums | None, k: int, group_N: np.ndarray | None,
     ruling: Ruling | None, draws: tuple[Exploration, date] | None = None,
 ) -> Chosen:  # fmt: skip
-    """What lists of a few users are made of: of `slates`' arguments, the choice without its words. `draws`: and the
-    day."""
+    """What lists of a few users are made of: of `slates`' arguments, the choice without its words, and every item that
+    is passed over. `draws`: and the day."""
     shop = _Shop.of(items, ruling)
     seen, block = rows_of(users["seen_item_ids"], shop.ids), slice(0, users.num_rows)
     seen = seen.kept(seen.at >= 0)
     if draws is None:
-        return shop.chosen(users, block, vectors, seen, k, group_N, ruling)
-    made = shop.chosen(users, block, vectors, seen, draws[0].chosen, group_N, ruling, draws[0])
+        return shop.chosen(users, block, vectors, seen, k, group_N, ruling, tell=True)
+    made = shop.chosen(users, block, vectors, seen, draws[0].chosen, group_N, ruling, draws[0], tell=True)
     return shop.dealt(made, draws[0], users["user_id"].to_pylist(), draws[1])
 
 
@@ -266,6 +266,7 @@ class _Shop:
     def chosen(
         self, some: pa.Table, block: slice, vectors: Vectors | Sums | None, seen: Rows, k: int,
         group_N: np.ndarray | None, ruling: Ruling | None, draws: Exploration | None = None,
+        tell: bool = False,
     ) -> Chosen:  # fmt: skip
         """Rows of a block of users' lists, and what drawn places are dealt; `seen` is all users'."""
         ptr = seen.ptr[block.start : block.stop + 1]
@@ -277,7 +278,7 @@ class _Shop:
         if law is not None and draws is not None:
             place_CP = np.where(law.place_CP < draws.k, draws.behind(law.place_CP), k)
             law = replace(law, place_CP=place_CP.astype(np.int32))
-        terms = Terms(k, len(self.ids), law, group_N, None if draws is None else draws.kept)
+        terms = Terms(k, len(self.ids), law, group_N, None if draws is None else draws.kept, tell)
         if vectors is None:
             made = replace(choose(self.popular, None, some.num_rows, terms, had), dropped_users=0, dropped_items=0)
         else:
@@ -319,14 +320,16 @@ class _Shop:
         """place, passed and rule of rows; of nights before there were rules they are null."""
         arrow = schema.table("gold.recommendations").arrow
         if self.causes is None:
-            return {name: pa.nulls(len(b), arrow.field(name).type) for name in ("place", "passed", "rule")}
+            return {name: pa.nulls(len(b), arrow.field(name).type) for name in ("place", "passed", "passed_n", "rule")}
         place, rule = made.lists.place_BK[b, at], made.lists.rule_BK[b, at].astype(np.int32)
         row_BK = np.cumsum(made.lists.item_BK.ravel() >= 0).reshape(made.lists.item_BK.shape) - 1
         found = np.bincount(row_BK[made.passed[:, 0], made.passed[:, 1]], minlength=len(b))
         ends = pa.array(np.concatenate([[0], np.cumsum(found)]), pa.int32())
         causes = self.causes.take(pa.array(made.passed[:, 3]))
+        none, many = pa.array(found == 0), pa.array(made.passed[:, 4].astype(np.int64))
         return {"place": pa.array(place, mask=place == 0),
-                "passed": pa.ListArray.from_arrays(ends, causes, mask=pa.array(found == 0)),
+                "passed": pa.ListArray.from_arrays(ends, causes, mask=none),
+                "passed_n": pa.ListArray.from_arrays(ends, many, mask=none),
                 "rule": self.causes.take(pa.array(rule, mask=rule < 0))}  # fmt: skip
 
 

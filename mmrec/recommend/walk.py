@@ -1,7 +1,7 @@
 """A walk down users' rankings: what comes into a list, what is passed over, and why.
 
 In: ranked candidates of some users, what holds for them, lists to fill. Out: those lists, the place of each row among
-the candidates, and every candidate that was passed over above the last row, with its cause.
+the candidates, and every candidate that was passed over above the last row, counted by cause.
 Candidates are looked at in their order, lifted ones earlier. One comes in unless a rule keeps it from the user, its
 twin is in, a cap is full, or the places left are needed for a quota. Pins are put first; what is pinned is no
 candidate.
@@ -47,7 +47,7 @@ class Lists:
 def walk(
     lists: Lists, rows: np.ndarray, item_SW: np.ndarray, score_SW: np.ndarray, sure_S: np.ndarray,
     seen: tuple[np.ndarray, np.ndarray], law: Law, group_N: np.ndarray | None, *, first: int | None = None,
-    final: bool = False, asked: int | None = None, least_SQ: np.ndarray | None = None,
+    final: bool = False, asked: int | None = None, least_SQ: np.ndarray | None = None, tell: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Fill lists of some users.
 
@@ -62,24 +62,25 @@ def walk(
         first: where a second ranking begins, that is walked down after the first; in it, what the first had is no
             candidate any more. final: a list of a sure user is kept as short as it is. asked: the first places, in
             which quotas are met; None: all. least_SQ: (S, quotas) int32, in place of the quotas' own, for lists that
-            are there: one is replaced by a longer one only; None: as rules say.
+            are there: one is replaced by a longer one only; None: as rules say. tell: of every item; else of how many.
 
-    Returns: (S,) int8, 2: no empty place, 1: kept with empty places, 0: not kept; (X, 4) int32 of the lists that were
-        kept: row, place in the list above which it was passed over, item, cause; in the order of users and places.
+    Returns: (S,) int8, 2: no empty place, 1: kept with empty places, 0: not kept; (X, 5) int32 of the lists that were
+        kept: row, place in the list above which it was passed over, the first such item, cause, how many; in the order
+        of users and places.
     """
     s, wide = item_SW.shape
     kept_S = np.zeros(s, np.int8)
-    passed = np.empty((s * wide, 4), np.int32)
+    passed = np.empty((s * wide, 5), np.int32)
     facts_NF, caps, quotas = law.facts(group_N)
-    own_SQ = np.tile(-law.bound_R[quotas[:, 0]], (s, 1)) if least_SQ is None else least_SQ
+    own_SQ = law.least_CR[law.class_B[rows]][:, quotas[:, 0]] if least_SQ is None else least_SQ
     # a quota is counted under 0, whether or not any item meets it
     groups, codes = (int(x.max(initial=0)) + 1 for x in (facts_NF[:, 0], facts_NF[:, 1:]))
     n = _walk(lists.item_BK, lists.score_BK, lists.model_BK, lists.place_BK, lists.rule_BK, rows, item_SW, score_SW,
               sure_S, wide if first is None else first, final, seen[0], seen[1], law.class_B, law.fate_CN,
               law.lifter_CN, law.lift, facts_NF, law.holds_CR, law.bound_R, caps, quotas,
               law.pin_CP, law.place_CP, law.pinner_CP, groups, codes,
-              lists.item_BK.shape[1] if asked is None else asked, own_SQ, least_SQ is not None, kept_S,
-              passed)  # fmt: skip
+              lists.item_BK.shape[1] if asked is None else asked, own_SQ, least_SQ is not None, tell,
+              kept_S, passed)  # fmt: skip
     return kept_S, passed[:n].copy()
 
 
@@ -87,7 +88,7 @@ def walk(
 def _walk(
     out_item, out_score, out_model, out_place, out_rule, rows, item_SW, score_SW, sure_S, first, final, seen_ptr,
     seen_idx, class_B, fate_CN, lifter_CN, most_lift, facts_NF, holds_CR, bound_R, caps, quotas, pin_CP, place_CP,
-    pinner_CP, groups, codes, asked, least_SQ, longer, kept_S, passed,
+    pinner_CP, groups, codes, asked, least_SQ, longer, tell, kept_S, passed,
 ):  # fmt: skip
     s_all, wide = item_SW.shape
     k, f_all = out_item.shape[1], facts_NF.shape[1]
@@ -129,7 +130,7 @@ def _walk(
             fate_W[w, 0], fate_W[w, 1] = fate_CN[c, item, 0], fate_CN[c, item, 1]
             for f in range(f_all):
                 facts_WF[w, f] = facts_NF[item, f]
-        slot, looked, begun, kept = 0, 0, n, n
+        slot, looked, begun, kept, gap = 0, 0, n, n, n
         start, stop = 0, min(first, wide)
         while placed < k:  # the first ranking, then the second
             edge = stop - start  # keys below this are final
@@ -164,8 +165,14 @@ def _walk(
                 if cause < 0 and placed < asked and len(quotas) > 0:
                     cause = _needed(quotas, facts_F, holds_CR[c], least_SQ[s], count_FV, count_by, s, asked - placed)
                 if cause >= 0:
-                    passed[n, 0], passed[n, 1], passed[n, 2], passed[n, 3] = rows[s], slot, item, cause
-                    n += 1
+                    x = n if tell else gap
+                    while x < n and passed[x, 3] != cause:
+                        x += 1
+                    if x == n:
+                        passed[n, 0], passed[n, 1], passed[n, 2], passed[n, 3] = rows[s], slot, item, cause
+                        passed[n, 4] = 0
+                        n += 1
+                    passed[x, 4] += 1
                     continue
                 _enter(caps, quotas, facts_F, count_FV, count_by, s)
                 if facts_F[0] >= 0:
@@ -173,7 +180,7 @@ def _walk(
                 at[slot], place[slot], rule[slot] = w, looked, lifter_CN[c, item] if fate_W[w, 1] > 0 else -1
                 placed += 1
                 slot += 1
-                kept = n
+                kept = gap = n
                 if placed == k:
                     break
             if stop == wide:

@@ -113,8 +113,9 @@ GOLD = (
             _c("rule", _STR, "the rule that pinned or lifted it; null: none", nullable=True),
             _c("place", "INT", "place among the candidates looked at for the list, 1 is first; null: pinned, drawn, or"
                " a list of before there were rules", nullable=True),
-            _c("passed", "ARRAY<STRING>", "of every candidate between the row before and this one, why it is not in"
-               " the list: a rule's name, or twin; null: there is none", nullable=True),
+            _c("passed", "ARRAY<STRING>", "why candidates between the row before and this one are not in the list, each"
+               " cause once: a rule's name, or twin; null: there are none", nullable=True),
+            _c("passed_n", "ARRAY<BIGINT>", "how many of them each cause of passed kept out", nullable=True),
             _c("propensity", "DOUBLE", "probability with which the item got this place"),
             _c("model_version", _STR, "bundle that scored it"),
             _c("run_id", _STR, "the run that wrote the row", meta=True),

@@ -158,7 +158,7 @@ def test_the_lists_keep_the_rules(ruled: Ruled) -> None:
             assert all(ruled.aisle in r["categories"] or aisles[next(iter(r["categories"]), None)] == 3 for r in others)
     assert sum(sum(dear(r) for r in each) >= 2 for each in by_user.values()) > len(by_user) // 2
     drops = {r["rule"]: r for r in ruled.json("sql", f"select * from ops_rule_drops where run_date = '{SECOND}'")}
-    passed = Counter(rule for r in rows for rule in r["passed"] or ())
+    passed = Counter(rule for r in rows for rule, n in zip(r["passed"] or (), r["passed_n"] or (), strict=True) for _ in range(n))
     assert {n: r["passed"] for n, r in drops.items() if r["passed"]} == passed
     assert passed["variety"] > 0
     assert {n: r["placed"] for n, r in drops.items() if r["placed"]} == Counter(r["rule"] for r in rows if r["rule"])
@@ -204,7 +204,7 @@ def test_every_item_fell_somewhere_and_what_was_passed_over_is_what_the_list_say
     assert {t["item_id"] for t in fell["seen"]} <= set(row["seen_item_ids"])
     over = Counter(t["rule"] for t in fell["rule"] if "passed it over" in t["says"])
     twins = len(fell.get("twin", []))
-    said = Counter(rule for r in own for rule in r["passed"] or ())
+    said = Counter(rule for r in own for rule, n in zip(r["passed"] or (), r["passed_n"] or (), strict=True) for _ in range(n))
     barred = sum(t["rule"] == "not-there" for t in fell["rule"])
     assert {n: c for n, c in said.items() if n not in ("twin", "not-there")} == over
     assert over["variety"] > 0

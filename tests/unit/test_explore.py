@@ -149,7 +149,7 @@ def kept_by_all(rows: list[Row], user: Row, about: dict[str, Row], group: dict[s
         counted = [repr(x) for x in ((x[0] if x else None) if isinstance(x, list) else x for x in values) if x is not None]
         assert max(map(counted.count, counted), default=0) <= rule.most
     placed = [r for r in rows if r["place"] is not None]
-    assert [r["place"] for r in placed] == np.cumsum([1 + len(r["passed"] or ()) for r in placed]).tolist()
+    assert [r["place"] for r in placed] == np.cumsum([1 + sum(r["passed_n"] or ()) for r in placed]).tolist()
 
 
 @settings(max_examples=200, deadline=None)
@@ -176,7 +176,7 @@ def test_lists_with_drawn_places_keep_every_rule_and_their_other_rows_are_those_
                 for row, at, chance in dealt(made.item_BK[n].tolist(), how, user["user_id"], DAY, weight_N)]  # fmt: skip
         assert [(r["item_id"], r["rank"], r["source"] == DRAWN, r["propensity"], r["score"]) for r in own] == want
         sure, drawn = [r for r in own if r["source"] != DRAWN], [r for r in own if r["source"] == DRAWN]
-        same = ("item_id", "score", "source", "reason", "rule", "place", "passed", "propensity")
+        same = ("item_id", "score", "source", "reason", "rule", "place", "passed", "passed_n", "propensity")
         assert told(sure, *same) == told([r for r in certain if r["user_id"] == user["user_id"]], *same)
         assert all((r["place"], r["rule"], r["passed"], r["reason"]) == (None, None, None, NEW) and 0 < r["propensity"] <= 1 for r in drawn)
         assert not drawn or len(sure) == how.kept, "nothing is drawn where there is not enough to show"

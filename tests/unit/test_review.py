@@ -34,7 +34,7 @@ def filled(name: str, rows: list[dict[str, object]]) -> pa.Table:
 def lake(tmp_path: Path) -> Lake:
     made = Lake(tmp_path)
     made.create_all()
-    items = [{"item_id": i, "title": i.upper(), "n_30d": n, "n_90d": n, "attributes": '{"fresh":true}' if i in "abc" else None} for n, i in enumerate("edcba")]
+    items = [{"item_id": i, "title": i.upper(), "n_30d": n, "n_90d": n, "attributes": '{"fresh":true}' if i in "abc" else "{}"} for n, i in enumerate("edcba")]
     commit.write(made, "gold.item_features", filled("gold.item_features", items), run_id="r", pinned=0, partition=DAY)
     lists = [{"user_id": "u", "rank": 1, "item_id": "e", "score": 1.0, "propensity": 1.0}]
     commit.write(made, "gold.recommendations", filled("gold.recommendations", lists), run_id="r", pinned=0, partition=DAY)

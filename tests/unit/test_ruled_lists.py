@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -31,7 +32,7 @@ from mmrec.recommend.slate import FALLBACK, MODEL, RULE, Sums, Vectors, slates
 from mmrec.topk.exact import search
 from mmrec.topk.rerank import Rerank
 
-COLUMNS = ("user_id", "rank", "item_id", "score", "source", "rule", "place", "passed")
+COLUMNS = ("user_id", "rank", "item_id", "score", "source", "rule", "place", "passed", "passed_n")
 TEXT = ("item", "category", "title", "user")
 by_user = partial(groupby, key=itemgetter("user_id"))
 
@@ -74,7 +75,7 @@ def barred(rules: list[Rule], about: Row) -> str | None:
 
 
 def down(k: int, about: dict[str, Row], group: Row, mine: list[Rule], may: list[str], rankings: list[Any], least: dict[str, int]) -> list[tuple[Any, ...]]:
-    """item, score, source, rule, place, passed of one user's list; `mine`: rules that hold, `may`: what may be had at all."""
+    """item, score, source, rule, place, passed, passed_n of one user's list; `mine`: rules that hold, `may`: what may be had at all."""
     inside: list[str] = []
     pins, boosts, caps, quotas = ([r for r in mine if r.kind == kind] for kind in ("pin", "boost", "cap", "quota"))
 
@@ -103,7 +104,7 @@ def down(k: int, about: dict[str, Row], group: Row, mine: list[Rule], may: list[
     rows: dict[int, tuple[Any, ...]] = {}
     for place, i, n in sorted((r.place, r.items["item"][0], n) for n, r in enumerate(pins)):
         if place <= k and place not in rows and i in may and not barred(mine, about[i]) and not no_room(i):
-            rows[place] = (i, 0.0, RULE, pins[n].name, None, None)
+            rows[place] = (i, 0.0, RULE, pins[n].name, None, None, None)
             inside.append(i)
     done, looked, passed = set(inside), 0, []
     for source, ranking in rankings:
@@ -116,7 +117,7 @@ def down(k: int, about: dict[str, Row], group: Row, mine: list[Rule], may: list[
             if cause := barred(mine, about[i]) or no_room(i) or needed(i):
                 passed.append(cause)
                 continue
-            rows[next(p for p in range(1, k + 1) if p not in rows)] = (i, float(score), source, lift(i)[1], looked, passed or None)
+            rows[next(p for p in range(1, k + 1) if p not in rows)] = (i, float(score), source, lift(i)[1], looked, list(dict.fromkeys(passed)) or None, list(Counter(passed).values()) or None)
             inside.append(i)
             passed = []
     return [rows[p] for p in sorted(rows)]
@@ -140,12 +141,13 @@ def naive(users: pa.Table, items: pa.Table, v: Vectors | None, k: int, rules: li
             rankings = [(MODEL, model), (FALLBACK, popular)]
         mine = [r for r in rules if fits(r.users, who)]
         quotas = [r for r in mine if r.kind == "quota"]
-        rows = down(k, about, group, mine, may, rankings, {r.name: r.least for r in quotas})
+        there = [i for i in shown if not barred(everybodys, about[i]) and not barred(mine, about[i])]
+        rows = down(k, about, group, mine, may, rankings, {r.name: min(r.least, sum(fits(r.items, about[i]) for i in there)) for r in quotas})
         if len(rows) < k and quotas:  # as many as there are, if the list gets longer by it
             met = {r.name: min(r.least, sum(fits(r.items, about[row[0]]) for row in rows)) for r in quotas}
             rows = max(rows, down(k, about, group, mine, may, rankings, met), key=len)
-        for rank, (i, score, source, rule, place, passed) in enumerate(rows, 1):
-            yield user["user_id"], rank, i, score, source, rule, place, passed
+        for rank, row in enumerate(rows, 1):
+            yield user["user_id"], rank, *row
 
 
 def some(values: Any) -> st.SearchStrategy[list[Any]]:
@@ -221,8 +223,8 @@ def test_twins_are_called_twins_where_rules_only_keep_things_from_everybody() ->
 
 
 def test_a_quota_that_asks_for_more_than_there_is_gets_what_there_is_and_no_shorter_list() -> None:
-    # with i0 there is no room for the two that the quota asks for, and it asks for three
-    users, items, v = liked([{"p": 1, "q": 1}, {"p": 1, "new": 1}, {"q": 1, "new": 1}])
+    # with i0 there is no room for the two new ones that go together, and the quota asks for three
+    users, items, v = liked([{"p": 1, "q": 1}, {"p": 1, "new": 1}, {"q": 1, "new": 1}, {"p": 1, "new": 1}])
     rules = of_records([{"name": "p", "kind": "cap", "items": {"p": [1]}, "most": 1}, {"name": "q", "kind": "cap", "items": {"q": [1]}, "most": 1},
                         {"name": "new", "kind": "quota", "items": {"new": [1]}, "least": 3}])  # fmt: skip
     for found in (v, None):
@@ -313,7 +315,7 @@ def test_no_list_breaks_a_rule_and_each_says_what_it_passed_over_for_a_reason_of
         if town.age_U[u] == "adult" and len(at) == K:
             assert (at[1] == 5) == (not (town.barred_UN[u] | town.seen_UN[u])[5]), "what is pinned first stands in its place"
         counted = [r for r in rows if r["place"] is not None]
-        assert [r["place"] for r in counted] == np.cumsum([1 + len(r["passed"] or ()) for r in counted]).tolist()
+        assert [r["place"] for r in counted] == np.cumsum([1 + sum(r["passed_n"] or ()) for r in counted]).tolist()
         assert all((r["source"], r["score"], r["passed"]) == (RULE, 0, None) for r in rows if r["place"] is None)
         n, age = town.n_U[u], town.age_U[u]
         mine = {"variety", "twin", *{"child": ["no-wine"], "adult": ["few-x", "local"]}.get(age, []), "new" if n < 3 else "thrift" if n >= 8 else "twin"}
@@ -339,7 +341,7 @@ def test_a_quota_alone_is_met_where_there_is_enough_that_meets_it(town: Town) ->
 def test_the_last_look_accepts_them_and_finds_what_is_planted_by_its_name_and_no_other(town: Town, tmp_path: Path) -> None:
     assert town.look(tmp_path, town.rows) == U
     last, row = max(((n, r) for n, r in enumerate(town.rows) if r["passed"]), key=lambda pair: pair[1]["rank"])
-    uncounted = [{"place": row["place"] + 1}, {"place": row["place"] - 1}, {"passed": [*row["passed"], "twin"]}, {"passed": None}]
+    uncounted = [{"place": row["place"] + 1}, {"place": row["place"] - 1}, {"passed_n": [row["passed_n"][0] + 1, *row["passed_n"][1:]]}, {"passed_n": None}]
     plants = [("forbidden", town.swapped(barred=True, over=False)), ("cap_exceeded", town.swapped(barred=False, over=True)),
               *(("uncounted", [*town.rows[:last], row | change, *town.rows[last + 1 :]]) for change in uncounted)]  # fmt: skip
     for name, rows in plants:
@@ -356,13 +358,13 @@ def test_without_any_rule_lists_are_as_before_and_say_where_rows_stand_in_the_ra
     groups = np.random.default_rng(seed).integers(0, n_groups, n_items) if n_groups else None
     rows, counts = lists(users, items, v, k, Ruling([], items), groups)
     before, counted = lists(users, items, v, k, None, groups)
-    assert ([r | dict.fromkeys(("place", "passed", "rule")) for r in rows], counts) == (before, counted)
+    assert ([r | dict.fromkeys(("place", "passed", "passed_n", "rule")) for r in rows], counts) == (before, counted)
     assert all(r["rule"] is None and set(r["passed"] or ()) <= {"twin"} for r in rows)
     for user, mine in ((user, list(group)) for user, group in by_user(rows)):
         seen = np.isin(items["item_id"].to_pylist(), users["seen_item_ids"][int(user[1:])].as_py())
         ranking = np.argsort(-(np.nan_to_num(v.item_ND, posinf=0) @ np.nan_to_num(v.user_UD[int(user[1:])])), kind="stable")
         ranking = ranking[(~seen & np.isfinite(v.item_ND).all(1))[ranking]]
-        twins = np.cumsum([len(r["passed"] or ()) for r in mine])
+        twins = np.cumsum([sum(r["passed_n"] or ()) for r in mine])
         assert [r["place"] for r in mine] == [r["rank"] + t for r, t in zip(mine, twins, strict=True)]
         assert all(r["item_id"] == f"i{ranking[r['place'] - 1]:03d}" for r in mine if r["source"] == MODEL)
 

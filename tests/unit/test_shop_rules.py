@@ -91,6 +91,21 @@ def test_no_file_and_an_empty_one_are_no_rules(tmp_path: Path, text: str | None)
     assert read(tmp_path / "rules.yaml" if text is None else file(tmp_path, text)) == []
 
 
+@pytest.mark.parametrize("word", ["no", "Yes", "ON", "012", "0x1f", "1_000", "12:30", "True"])
+def test_what_yaml_takes_for_something_else_is_refused_unless_it_is_quoted(tmp_path: Path, word: str) -> None:
+    for text in (f"rules:\n- name: a\n  exclude:\n    x: 1\n    y: [se, {word}]\n", f"rules:\n- name: a\n  exclude: {{x: 1}}\n  users:\n    land: {word}\n"):
+        assert "line 5" in (told := refused(tmp_path, text))
+        assert "put it in quotes" in told
+        read(file(tmp_path, text.replace(word, f"'{word}'")))
+
+
+def test_a_file_that_is_there_and_can_not_be_read_is_not_no_rules(tmp_path: Path) -> None:
+    (tmp_path / "gone.yaml").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path, tmp_path / "gone.yaml"):
+        with pytest.raises(InputError, match="this is no file"):
+            read(path)
+
+
 def test_a_rule_holds_from_its_first_day_up_to_its_last_excluded(tmp_path: Path) -> None:
     (r,) = read(file(tmp_path, ONE + "  from: 2026-03-01\n  until: '2026-03-03'\n"))
     assert [r.holds(date(2026, m, d)) for m, d in ((2, 28), (3, 1), (3, 2), (3, 3))] == [False, True, True, False]
@@ -100,7 +115,7 @@ def test_a_rule_holds_from_its_first_day_up_to_its_last_excluded(tmp_path: Path)
 
 
 def test_values_keep_their_type_and_a_day_becomes_text(tmp_path: Path) -> None:
-    (r,) = read(file(tmp_path, "rules: [{name: a, exclude: {x: [true, 1, 1.0, '1', 2026-03-01, no]}}]"))
+    (r,) = read(file(tmp_path, "rules: [{name: a, exclude: {x: [true, 1, 1.0, '1', 2026-03-01, false]}}]"))
     assert repr(r.items["x"]) == repr((True, 1, 1.0, "1", "2026-03-01", False))
 
 
