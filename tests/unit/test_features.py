@@ -160,7 +160,7 @@ def naive_item_features(interactions, items):
         text = windows.content_text(item["title"], item["categories"], item["text"])
         made.append({
             "run_date": DAY, "item_id": item["item_id"], "title": item["title"], "categories": item["categories"],
-            "texts_sha256": None, "images_sha256": item.get("images_sha256"),
+            "attributes": item["attributes"], "texts_sha256": None, "images_sha256": item.get("images_sha256"),
             "text_sha256": text and hashlib.sha256(text.encode()).hexdigest(), "image_sha256": item["image_sha256"],
             "audio_sha256": item["audio_sha256"], "n_interactions": len(own), "n_users": len(latest),
             "n_7d": within(own, 7), "n_30d": within(own, 30), "n_90d": within(own, 90),
@@ -176,7 +176,7 @@ def build(spark, interactions, items, users, now=NOW):
     offered = asof.items(frame(spark, "silver.items", items), now)
     known = asof.users(frame(spark, "silver.users", users), now)
     made = sequences.user_sequences(seen, known, DAY, now, LENGTH, "r")
-    about = windows.item_features(seen, offered, DAY, now, HALF_LIFE, "r")
+    about = windows.item_features(seen, offered, DAY, now, HALF_LIFE, "r", attributes=True)
     return rows_of("gold.user_sequences", made, "user_id"), rows_of("gold.item_features", about, "item_id")
 
 
