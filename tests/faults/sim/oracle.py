@@ -75,7 +75,7 @@ def counted(name: str, table: pa.Table) -> Rows:
     columns = []
     for column in table.select(t.names).cast(t).columns:
         values = column.to_pylist()
-        columns.append([tuple(v) for v in values] if pa.types.is_list(column.type) else values)
+        columns.append([None if v is None else tuple(v) for v in values] if pa.types.is_list(column.type) else values)
     return Counter(zip(*columns, strict=True))
 
 
