@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from mmrec import dates, schema
 from mmrec.config import Config
@@ -146,6 +147,21 @@ def call(name: str, night: Night) -> dict[str, Any]:
     """Run one station by name; what it read is noted."""
     with night.station(name):
         return step(name).load()(night)
+
+
+def published(lake: Lake, when: date | None = None) -> Manifest:
+    """The manifest that the lists of a published date were made under; None: of the newest date.
+
+    Raises: InputError: no such date.
+    """
+    days = lake.run_dates()
+    when = when or (days[-1] if days else None)
+    run_id = commit.published_run_id(lake, "gold.recommendations", when) if when in days else None
+    recorded = lake.arrow("ops.runs", where=ds.field("run_id") == run_id).to_pylist() if run_id else []
+    if not recorded:
+        raise InputError("this run_date was never published", where="--date", value=str(when),
+                         valid=[str(d) for d in days] or "none yet", next="mmrec run --date D")  # fmt: skip
+    return Manifest.from_json(recorded[0]["manifest"])
 
 
 def note(night: Night) -> None:

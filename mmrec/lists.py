@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from mmrec.bundle import bundle as bundles
 from mmrec.config import Config
+from mmrec.context import published
 from mmrec.errors import InputError
-from mmrec.lake import commit
-from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.recommend import shared
 from mmrec.recommend.histories import flat
@@ -98,14 +96,8 @@ class _Scored:
 
 
 def _scored(config: Config, lake: Lake, when: date | None) -> _Scored:
-    published = lake.run_dates()
-    when = when or (published[-1] if published else None)
-    run_id = commit.published_run_id(lake, "gold.recommendations", when) if when in published else None
-    recorded = lake.arrow("ops.runs", where=ds.field("run_id") == run_id).to_pylist() if run_id else []
-    if when is None or not recorded:
-        raise InputError("this run_date was never published", where="--date", value=str(when),
-                         valid=[str(d) for d in published] or "none yet", next="mmrec run --date D")  # fmt: skip
-    m = Manifest.from_json(recorded[0]["manifest"])
+    m = published(lake, when)
+    when = m.day
     model = bundles.load(config.bundles / m.model_version, m.model_digest)
     items = lake.day("gold.item_features", when).sort_by("item_id")
     side = item_side(model, items, lake, m, device=config.device, threads=config.threads)

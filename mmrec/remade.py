@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from mmrec.bundle import bundle as bundles
 from mmrec.config import Config
+from mmrec.context import published
 from mmrec.errors import InputError
 from mmrec.lake import commit
 from mmrec.lake.manifest import Manifest
@@ -71,14 +71,8 @@ def remade(config: Config, lake: Lake, when: date | None = None) -> Remade:
 
     Raises: InputError: no such night, or one of before there were rules.
     """
-    published = lake.run_dates()
-    when = when or (published[-1] if published else None)
-    run_id = commit.published_run_id(lake, "gold.recommendations", when) if when in published else None
-    recorded = lake.arrow("ops.runs", where=ds.field("run_id") == run_id).to_pylist() if run_id else []
-    if when is None or not recorded:
-        raise InputError("this run_date was never published", where="--date", value=str(when),
-                         valid=[str(d) for d in published] or "none yet", next="mmrec run --date D")  # fmt: skip
-    m = Manifest.from_json(recorded[0]["manifest"])
+    m = published(lake, when)
+    when, run_id = m.day, m.run_id
     if "rules" not in m.config:
         raise InputError("this night is of before there were rules", where=f"run_date {when}", value=m.run_id,
                          valid="a night of this version of mmrec", next=f"mmrec run --date {when} --force")  # fmt: skip
