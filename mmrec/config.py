@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
 
 from mmrec.errors import InputError
@@ -58,6 +58,36 @@ class ExploreConfig(_Part):
     by: Literal["uniform", "uncertainty"] = Field(
         "uniform", description="uniform: all alike; uncertainty: the more, the less is known of them"
     )
+
+
+class DiversityConfig(_Part):
+    by: Literal["mmr", "dpp"] = Field("mmr", description="unlike what stands above: mmr, the nearest of it; dpp, all")
+    strength: float = Field(0, ge=0, le=0.9, description="weight of being unlike what stands above; 0: none")
+    calibration: float = Field(0, ge=0, le=0.9, description="weight of keeping a user's own mix of what `over` names")
+    over: str = Field("category", description="what calibration is about: category, or an attribute of items")
+    novelty: float = Field(0, ge=0, le=0.9, description="weight of being little known")
+    serendipity: float = Field(0, ge=0, le=0.9, description="weight of being unlike a user's latest twenty items")
+    pool: int = Field(100, ge=2, description="first candidates of a ranking that are put in another order")
+    places: int = Field(20, ge=1, description="of them, how many are chosen; the others follow in the model's order")
+
+    @property
+    def on(self) -> bool:
+        return self._all > 0
+
+    @property
+    def looks(self) -> bool:
+        """Whether contents are looked at."""
+        return self.strength > 0 or self.serendipity > 0
+
+    @property
+    def _all(self) -> float:
+        return self.strength + self.calibration + self.novelty + self.serendipity
+
+    @model_validator(mode="after")
+    def _left(self) -> Self:
+        if self._all > 0.9:
+            raise ValueError("strength, calibration, novelty and serendipity leave less than a tenth to relevance")
+        return self
 
 
 class ContentConfig(_Part):
@@ -173,6 +203,7 @@ class Config(BaseSettings):
     source: SourceConfig = SourceConfig()
     night: NightConfig = NightConfig()
     explore: ExploreConfig = ExploreConfig()
+    diversity: DiversityConfig = DiversityConfig()
     content: ContentConfig = ContentConfig()
     twins: TwinsConfig = TwinsConfig()
     train: TrainConfig = TrainConfig()

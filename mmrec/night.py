@@ -22,7 +22,7 @@ import mmrec
 from mmrec import alike, late
 from mmrec.context import Night
 from mmrec.encoding import unfed
-from mmrec.errors import QualityError
+from mmrec.errors import InputError, QualityError
 from mmrec.files import put
 from mmrec.lake import commit, stage
 from mmrec.lake.manifest import Manifest
@@ -111,6 +111,7 @@ def plan(night: Night) -> dict[str, Any]:
     from mmrec.bundle.registry import champion
     from mmrec.recommend import rules
     from mmrec.review import reviewed
+    from mmrec.served import looked_at
 
     lake, config = night.lake, night.config
     pinned = [*(f"silver.{k}" for k in SILVER), GROUPS, "gold.item_embeddings"]
@@ -119,6 +120,9 @@ def plan(night: Night) -> dict[str, Any]:
     texts = {} if chosen == USUAL["text"] else {"text_fields": chosen}  # the usual choice keeps the digest it had
     ruled = [r.record() for r in reviewed(lake, rules.read(config.rules)) if r.holds(night.run_date)]
     drawn = {"explore": config.explore.model_dump()} if config.explore.share else {}
+    aims = config.diversity
+    looked = looked_at(config, bundle, aims.looks) if aims.on else {}
+    varied = {"diversity": aims.model_dump() | looked} if aims.on else {}
     half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     fences = {n: commit.fence(lake, n, night.run_date) for n in TARGETS}
     for name in TARGETS:  # a fence, too, must be there after the power went
@@ -133,6 +137,7 @@ def plan(night: Night) -> dict[str, Any]:
         config=config.night.model_dump()
         | texts
         | drawn
+        | varied
         | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump(), "rules": ruled},
         fences=fences,
         code=mmrec.__version__,
@@ -195,13 +200,13 @@ def recommend(night: Night) -> dict[str, Any]:
     from mmrec.recommend.packed import Job, opened, pack
     from mmrec.recommend.sane import check_model
     from mmrec.recommend.score import item_side
+    from mmrec.recommend.sketch import sketches
     from mmrec.recommend.tally import tally
 
     m, config, out = night.manifest, night.config, night.out
     if m.late:
         return {"late": m.late}
-    folder = config.bundles / m.model_version
-    model = bundles.load(folder, m.model_digest)
+    model = bundles.load(config.bundles / m.model_version, m.model_digest)
     items = out.day("gold.item_features", m.day).sort_by("item_id")
     if not items.num_rows:
         raise QualityError(
@@ -212,12 +217,11 @@ def recommend(night: Night) -> dict[str, Any]:
             next="mmrec tables silver.items",
         )
     side = item_side(model, items, night.lake, m, device=config.device, threads=config.threads)
-    job = Job(str(folder.absolute()), m.model_digest, config.device, config.threads, m.config["k"], m.run_date,
-              m.run_id, m.model_version, model.kind, model.about.get("blend"), m.config.get("rules"),
-              m.config.get("explore"))  # fmt: skip
+    job = Job.of(m, model, config.device, config.threads)
     listed = twins(night)
     groups = None if listed is None else dict(zip(*(c.to_pylist() for c in listed), strict=True))
-    packed = str(pack((night.folder / f"scoring-{night.attempt}").absolute(), job, items, side, groups))
+    folder = (night.folder / f"scoring-{night.attempt}").absolute()
+    packed = str(pack(folder, job, items, side, groups, sketches(night.lake, m, items)))
     users = out.version("gold.user_sequences")
     history = ("user_id", "item_ids", "event_types", "gap_s", "weight_micro")
     asked = ("user_id", "item_ids", "seen_item_ids", *(("attributes",) if m.config.get("rules") else ()))
@@ -259,6 +263,8 @@ def monitor(night: Night) -> dict[str, Any]:
     from mmrec.content.video import still
     from mmrec.monitor import alerts, health, report
     from mmrec.recommend.drops import rule_drops
+    from mmrec.recommend.vary import Aims
+    from mmrec.tradeoff import priced
 
     m, lake = night.manifest, night.lake
     fresh = health.freshness(lake, m.tables, m.day, m.moment, night.config.max_age_hours, m.run_id)
@@ -281,6 +287,13 @@ def monitor(night: Night) -> dict[str, Any]:
         commit.append(lake, "ops.rule_drops", drops, m.run_id)
     numbers = health.night_metrics(lake, m.day, m.run_id, m.model_version, m.config["k"])
     commit.append(lake, "ops.metrics", numbers, m.run_id)
+    diversity = None
+    if "diversity" in m.config:
+        diversity = {"kind": str(Aims.of(m.config["diversity"]))}
+        try:
+            commit.append(lake, "ops.metrics", priced(night.config, lake, m), m.run_id)
+        except InputError as error:  # no night to judge yet, or nobody came back: the report says so
+            diversity["unpriced"] = str(error).split("\n")[0]
     with Sandbox() as box:
         path = report.write_report(
             lake,
@@ -291,6 +304,7 @@ def monitor(night: Night) -> dict[str, Any]:
             versions=m.tables,
             curves=_curves(night),
             alike=alike.page(night),
+            diversity=diversity,
             still=partial(still, box),
         )
     return {

@@ -9,9 +9,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +28,7 @@ from mmrec.lake.store import Lake
 from mmrec.recommend.packed import Job, Packed, opened, pack
 from mmrec.recommend.rules import Rule
 from mmrec.recommend.score import item_side
+from mmrec.recommend.sketch import sketches
 
 _GROUPS = "silver.item_groups"
 
@@ -47,16 +50,25 @@ class Remade:
     users: pa.Table
     items: pa.Table
 
+    def some(self, users: pa.Table, most: int | None) -> pa.Table:
+        """At most so many of some users, the same ones whoever asks; None: all."""
+        if most is None or users.num_rows <= most:
+            return users
+        key = [sha256(u.encode()).digest() for u in users["user_id"].to_pylist()]
+        return users.take(pa.array(sorted(sorted(range(len(key)), key=key.__getitem__)[:most])))
+
     @contextmanager
-    def packed(self, rules: list[Rule]) -> Iterator[Packed]:
-        """What its lists are made of, under some rules."""
+    def packed(self, rules: list[Rule], diversity: dict[str, Any] | None = None) -> Iterator[Packed]:
+        """What its lists are made of, under some rules, and with other aims than the night's, if any are given."""
         m, config = self.manifest, self.config
+        if diversity is not None:
+            m = replace(m, config=m.config | {"diversity": diversity})
         side = item_side(self.model, self.items, self.lake, m, device=config.device, threads=config.threads)
-        job = Job(str(self.model.folder.absolute()), m.model_digest, config.device, config.threads, m.config["k"],
-                  m.run_date, m.run_id, m.model_version, self.model.kind, self.model.about.get("blend"),
-                  [r.record() for r in rules], m.config.get("explore"))  # fmt: skip
+        job = Job.of(m, self.model, config.device, config.threads)
+        job = replace(job, run_id=self.manifest.run_id, rules=[r.record() for r in rules])
+        sketch_NV = sketches(self.lake, m, self.items)
         with tempfile.TemporaryDirectory() as folder:
-            yield opened(str(pack(Path(folder), job, self.items, side, self._groups())))
+            yield opened(str(pack(Path(folder), job, self.items, side, self._groups(), sketch_NV)))
 
     def _groups(self) -> dict[str, str]:
         version = self.manifest.tables.get(_GROUPS)

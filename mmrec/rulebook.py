@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date, timedelta
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -73,7 +72,7 @@ def preview(config: Config, lake: Lake, when: date | None = None, most: int | No
     made = remade(config, lake)
     when = when or made.day + timedelta(days=1)
     force = [r for r in reviewed(lake, rules) if r.holds(when)]
-    users = _some(made.users, most)
+    users = made.some(made.users, most)
     with made.packed(force) as packed:
         new = _lists(packed, users)
         ruling = packed.ruling
@@ -145,14 +144,6 @@ def _reach(lake: Lake, night: date, rules: list[Rule]) -> tuple[np.ndarray, list
     users = lake.day("gold.user_sequences", night, columns=["user_id", "attributes"])
     holds = sum((ruling.holds_for(u, a).astype(np.int64) for u, a in _pairs(users)), np.zeros(len(rules), np.int64))
     return ruling.meant_RN.sum(1), holds.tolist()
-
-
-def _some(users: pa.Table, most: int | None) -> pa.Table:
-    """At most so many users, the same ones whoever asks."""
-    if most is None or users.num_rows <= most:
-        return users
-    key = [sha256(u.encode()).digest() for u in users["user_id"].to_pylist()]
-    return users.take(pa.array(sorted(sorted(range(len(key)), key=key.__getitem__)[:most])))
 
 
 def _lists(packed: Packed, users: pa.Table) -> pa.Table:

@@ -29,6 +29,20 @@ def encoders(config: Config) -> list[Any]:
     return [encoder(name, where, config.device, config.threads, m) for m, name in config.encoder_names.items()]
 
 
+def looked_at(config: Config, bundle: Bundle, needed: bool = True) -> dict[str, Any]:
+    """The contents that diversity looks at, as a manifest has them: encoders (modality -> version) and fields; those of
+    the bundle, else those of the settings.
+
+    Raises: InputError: neither names an encoder, and one is needed.
+    """
+    looked = bundle.encoders or {e.modality: e.version for e in encoders(config)}
+    if needed and not looked:
+        raise InputError("diversity looks at contents, and no encoder is named", where="mmrec.toml: night",
+                         value="no text, image or audio encoder", valid="one of them, or strength and serendipity 0",
+                         next="edit mmrec.toml")  # fmt: skip
+    return {"encoders": looked, "fields": bundle.fields}
+
+
 def fed(config: Config) -> list[Any]:
     """The encoders to feed, each version once: of a modality those of served bundles, then that of the settings.
 

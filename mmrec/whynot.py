@@ -30,9 +30,10 @@ def why_not(config: Config, lake: Lake, user: str, item: str, when: date | None 
     Args:
         when: a published run_date; None: the newest.
 
-    Returns: run_date, user_id, item_id, title, fell: listed, not_on_offer, seen, rule, twin, outranked or unranked;
-        says: a sentence; and what is known of rank (in the ranking, free of rules, of everything on offer that the user
-        has not had), score and source, list_length and last_score of the list, rule and line, twin.
+    Returns: run_date, user_id, item_id, title, fell: listed, not_on_offer, seen, rule, twin, diversity, outranked or
+        unranked; says: a sentence; and what is known of rank (in the ranking, free of rules, of everything on offer
+        that the user has not had), score and source, list_length and last_score of the list, rule and line, twin, and
+        nearest and similarity: what is most like it of what the list has.
 
     Raises: InputError: no such night, user, or item.
     """
@@ -100,7 +101,8 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
             return told | {"fell": "rule", "rule": r.name, "line": r.line,
                            "says": f"rule {r.name} (line {r.line}) keeps it out: {worded(r)}"}  # fmt: skip
         draws = None if packed.draws is None else (packed.draws, made.day)
-        again = chosen(row, packed.items, packed.scored(row), packed.job.k, packed.group_N, ruling, draws)
+        again = chosen(row, packed.items, packed.scored(row), packed.job.k, packed.group_N, ruling, draws,
+                       packed.variety)  # fmt: skip
         for _, above, _, why, _ in again.passed[again.passed[:, 2] == at].tolist():
             if why == len(force):
                 twin = _twin_in(packed, again, at)
@@ -110,6 +112,11 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
             return told | {"fell": "rule", "rule": r.name, "line": r.line,
                            "says": f"rule {r.name} (line {r.line}) passed it over above rank {above + 1}: "
                                    f"{worded(r)}"}  # fmt: skip
+        if source == MODEL and packed.variety and again.lists.ranked_BK.any():
+            n = packed.items.num_rows
+            ranking = chosen(row, packed.items, packed.scored(row), n, None, None).lists.item_BK[0].tolist()
+            if ranking.index(at) < again.lists.ranked_BK.max():
+                return told | _put_behind(packed, again, at, ranking.index(at) + 1)
     if "rank" not in told:
         return told | {"fell": "unranked", "says": "neither the model nor popularity ranks it"}
     end = f"; the list ends at {ranked[-1]['score']:.4g}" if ranked and ranked[-1]["source"] == source else ""
@@ -117,6 +124,18 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
     return told | {"fell": "outranked",
                    "says": f"{source} ranks it {told['rank']} of {packed.items.num_rows} with a score of "
                            f"{told['score']:.4g}, and the list has {len(listed)} places{drawn}{end}"}  # fmt: skip
+
+
+def _put_behind(packed: Packed, made: Chosen, at: int, rank: int) -> dict[str, Any]:
+    """Of an item that the model ranks above something in the list."""
+    variety = packed.variety
+    assert variety is not None
+    here = [i for i in made.lists.item_BK[0].tolist() if i >= 0]
+    like = variety.sketch_NV[here].astype(int) @ variety.sketch_NV[at].astype(int) / 127**2
+    near, best = packed.items["item_id"][here[int(like.argmax())]].as_py(), float(like.max())
+    known = f"; of what the list has, {near} is most like it ({best:.2f})" if variety.aims.looks and best > 0 else ""
+    return {"fell": "diversity", "nearest": near if known else None, "similarity": best if known else None,
+            "says": f"the model ranks it {rank}, and diversity put others first{known}"}  # fmt: skip
 
 
 def _twin_in(packed: Packed, made: Chosen, at: int) -> str:

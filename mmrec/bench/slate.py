@@ -1,10 +1,10 @@
-"""`mmrec bench slate`: what a shop's rules cost beside the search that they are kept over.
+"""`mmrec bench slate`: what rules, diversity and drawn places cost beside the search that they are done over.
 
-In: sizes. Out: seconds of the search alone (`kernel_s`), of lists without rules (`plain_s`), with twins and rules
-of every kind (`ruled_s`), and `share`: what rules, twins and the fallback add, in kernels. Users come in blocks, as a
-night has them; the three are interleaved.
-Before the clock, ruled lists of the first users must be those of a plain walk down the whole ranking, item for item and
-cause for cause.
+In: sizes. Out: seconds of the search alone (`kernel_s`), of lists without anything (`plain_s`), with twins and rules
+of every kind (`ruled_s`), with diversity as well (`varied_s`), with drawn places as well (`whole_s`), and `share`: what
+all of it and the fallback add, in kernels. Users come in blocks, as a night has them; the sides are interleaved.
+Before the clock, lists of the first users must be those of a plain walk down the whole ranking, put in order by the
+formula's own words, item for item and cause for cause.
 Trade-off: rules that reach every user, a quarter of them and a tenth; a rule that kept nearly all of the catalogue from
 many would cost more searches.
 
@@ -17,6 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from datetime import date
 from functools import partial
 from typing import Any
 
@@ -24,14 +25,19 @@ import numpy as np
 import pyarrow as pa
 
 from mmrec.errors import QualityError
-from mmrec.recommend.choose import Chosen, Terms, choose
+from mmrec.recommend.choose import Chosen, Find, Terms, choose
+from mmrec.recommend.explore import Exploration, deal
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import TWIN, Ruling
+from mmrec.recommend.sketch import sketched
+from mmrec.recommend.vary import Aims, Variety
 from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import search
-from mmrec.topk.seen import Seen, of_rows
+from mmrec.topk.seen import Seen, of_rows, of_users
 
 _BLOCK, _SEEN, _CHECKED, _TWINS = 4096, 50, 64, 0.02
+_AIMS, _SHARE, _DAY = Aims("mmr", 0.3), 0.1, date(2026, 1, 1)
+_CONTENT = 32  # columns; items of a category are alike
 _AGES, _KINDS = ("0-17", "18-34", "35-54", "55+"), 50
 _LANDS = ("nl", "de", "fr", "it", "es", "pl", "be", "at", "se", "pt")
 RULES: list[dict[str, Any]] = [
@@ -49,10 +55,11 @@ _Tell = Callable[[str, int, int], None]
 def bench(
     rounds: int, tell: _Tell, *, users: int = 100_000, items: int = 100_000, k: int = 100, dim: int = 64
 ) -> dict[str, Any]:
-    """Seconds of the three, medians over rounds.
+    """Seconds of the sides, medians over rounds.
 
-    Returns: users, items, dim, k, rounds, rules, kernel_s, plain_s, ruled_s, share (of the kernel's time, that ruled
-        lists take beyond the kernel), plain_share, passed (candidates a list), mismatches.
+    Returns: users, items, dim, k, rounds, rules, diversity, drawn (places a list), kernel_s, plain_s, ruled_s,
+        varied_s, whole_s; share (of the kernel's time, that whole lists take beyond the kernel), and plain_share,
+        ruled_share, varied_share; passed (candidates a ruled list), mismatches.
 
     Raises: QualityError: a list is not the plain walk's.
     """
@@ -62,7 +69,8 @@ def bench(
     if wrong:
         raise QualityError("lists are not those of a plain walk", where="bench slate", value=f"{wrong} lists",
                            valid="0", next="mmrec verify")  # fmt: skip
-    sides: dict[str, Callable[[slice], Any]] = {"kernel": shop.kernel, "plain": shop.plain, "ruled": shop.ruled}
+    sides: dict[str, Callable[[slice], Any]] = {"kernel": shop.kernel, "plain": shop.plain, "ruled": shop.ruled,
+                                                "varied": shop.varied, "whole": shop.whole}  # fmt: skip
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for n in range(rounds):
         for m in range(len(sides)):
@@ -76,9 +84,10 @@ def bench(
     some = min(users, _BLOCK)
     return {
         "users": users, "items": items, "dim": dim, "k": k, "rounds": rounds, "rules": [r["name"] for r in RULES],
+        "diversity": str(_AIMS), "drawn": len(shop.draws.places_E),
         **{f"{name}_s": round(s, 4) for name, s in middle.items()},
-        "share": round((middle["ruled"] - middle["kernel"]) / middle["kernel"], 3),
-        "plain_share": round((middle["plain"] - middle["kernel"]) / middle["kernel"], 3),
+        **{"share" if name == "whole" else f"{name}_share": round((s - middle["kernel"]) / middle["kernel"], 3)
+           for name, s in middle.items() if name != "kernel"},
         "passed": round(int(shop.ruled(slice(0, some)).passed[:, 4].sum()) / some, 2), "mismatches": wrong,
     }  # fmt: skip
 
@@ -105,6 +114,10 @@ class _Shop:
         self.about = pa.array([json.dumps({"age": _AGES[a], "land": _LANDS[c]}) for a, c in zip(
             rng.integers(0, len(_AGES), users), rng.integers(0, len(_LANDS), users), strict=True)])  # fmt: skip
         self.ruling = Ruling(of_records(RULES), table)
+        content_NV = rng.standard_normal((_KINDS, _CONTENT))[kinds] + rng.standard_normal((items, _CONTENT))
+        self.sketch_NV = sketched([content_NV])
+        self.variety = Variety.over(_AIMS, table, self.sketch_NV)
+        self.draws, self.weight_N = Exploration(k, _SHARE), np.ones(items)
         self.all, self.left = Catalogue(item_ND), Catalogue(item_ND, self.ruling.allowed_N)
         self.liked = Catalogue(rng.gamma(0.3, 20, (items, 1)).astype(np.float32), self.ruling.allowed_N)
 
@@ -121,26 +134,60 @@ class _Shop:
         find = partial(self.find, self.all, block)
         return choose(find, self.popular, block.stop - block.start, Terms(self.k, self.n), of_rows(self.seen, block))
 
-    def ruled(self, block: slice, tell: bool = False) -> Chosen:
+    def ruled(
+        self, block: slice, tell: bool = False, find: Find | None = None, k: int | None = None,
+        asked: int | None = None,
+    ) -> Chosen:  # fmt: skip
         law = self.ruling.law(self.ids[block.start : block.stop], self.about[block.start : block.stop])
-        terms = Terms(self.k, self.n, law, self.group_N, tell=tell)
-        find = partial(self.find, self.left, block)
+        terms = Terms(k or self.k, self.n, law, self.group_N, asked, tell)
+        find = find or partial(self.find, self.left, block)
         return choose(find, self.popular, block.stop - block.start, terms, of_rows(self.seen, block))
+
+    def varied(self, block: slice, tell: bool = False, k: int | None = None, asked: int | None = None) -> Chosen:
+        """Histories are what was seen."""
+        own = of_rows(self.seen, block)
+
+        def find(rows: np.ndarray, wide: int, seen: Seen) -> Any:
+            found = self.find(self.left, block, rows, max(wide, _AIMS.pool), seen)
+            return self.variety.varied(found, wide, own if len(rows) == len(own[0]) - 1 else of_users(own, rows))
+
+        return self.ruled(block, tell, find, k, asked)
+
+    def whole(self, block: slice) -> Any:
+        made = self.varied(block, k=self.draws.chosen, asked=self.draws.kept)
+        return deal(made.lists, self.draws, self.ids[block.start : block.stop].to_pylist(), _DAY, self.weight_N)
 
     def mismatches(self, users: int) -> int:
         """How many of the first lists differ from a plain walk's."""
         block = slice(0, min(users, len(self.ids)))
-        made = self.ruled(block, tell=True)
+        made = self.varied(block, tell=True)
         whole = search(self.user_UD[block], self.left, self.n, seen=of_rows(self.seen, block)).item
         wrong = 0
         for b in range(block.stop):
             got = [int(i) for i in made.lists.item_BK[b] if i >= 0]
             over = [(int(x[2]), self.ruling.names[x[3]]) for x in made.passed[made.passed[:, 0] == b]]
-            want, passed = self._walk(b, whole[b])
+            want, passed = self._walk(b, self._order([int(i) for i in whole[b] if i >= 0], b))
             wrong += got != want or over != passed
         return wrong
 
-    def _walk(self, b: int, ranked: np.ndarray) -> tuple[list[int], list[tuple[int, str]]]:
+    def _order(self, ranked: list[int], b: int) -> list[int]:
+        """A ranking in the order that MMR gives its first places, the plain way."""
+        pool = ranked[: _AIMS.pool]
+        score = self.user_UD[b].astype(np.float64) @ self.left.item_ND[pool].astype(np.float64).T
+        score = score.astype(np.float32).astype(np.float64)
+        relevance = (score - score.min()) / (score.max() - score.min())
+        content = self.sketch_NV[pool].astype(np.float64)
+        alike = np.maximum(content @ content.T, 0) / 127**2
+        taken: list[int] = []
+        for _ in range(_AIMS.places):
+            near = alike[:, taken].max(1) if taken else np.zeros(len(pool))
+            value = (1 - _AIMS.strength) * relevance - _AIMS.strength * near
+            value[taken] = -np.inf
+            taken.append(int(value.argmax()))
+        first = [pool[p] for p in taken]
+        return first + [i for i in ranked if i not in set(first)]
+
+    def _walk(self, b: int, ranking: list[int]) -> tuple[list[int], list[tuple[int, str]]]:
         """The list of a user the plain way: RULES, read by a person."""
         about = json.loads(self.about[b].as_py())
         had = set(self.seen[1][self.seen[0][b] : self.seen[0][b + 1]].tolist())
@@ -155,7 +202,6 @@ class _Shop:
         out: list[int] = [42] if pinned else []
         passed: list[tuple[int, str]] = []
         kept = 0
-        ranking = [int(i) for i in ranked if i >= 0]
         lifted = sorted((p - 8 if meant["season"][i] else p, not meant["season"][i], p) for p, i in enumerate(ranking))
         for *_, p in lifted:
             i = ranking[p]

@@ -105,6 +105,34 @@ def why_not(
         out.print(cell(f"without it, {told['source']} ranks it {told['rank']} with a score of {told['score']:.4g}"))
 
 
+@app.command(rich_help_panel="The lists")
+def diversity(
+    home: Home = HOME,
+    day: Annotated[str | None, typer.Option("--date", help="a published run_date with events after it")] = None,
+    users: Annotated[int, typer.Option(min=1, help="at most so many users are asked")] = 2000,
+    as_json: Json = False,
+) -> None:
+    """What diversity would cost the lists of a published night, and bring: several kinds, side by side."""
+    from mmrec.tradeoff import tradeoff
+
+    told = tradeoff(settings.load(home), lake_of(home), dates.parse(day) if day else None, users)
+    if as_json:
+        show_json(told)
+        return
+    grid = Table("lists", "ndcg@10", "to the first, 95%", "recall@10", "diversity", "off the mix", "novelty",
+                 "coverage")  # fmt: skip
+    for r in told["kinds"]:
+        _, low, high = r["cost"]["ndcg@10"]
+        gap = f"{low:+.4f} to {high:+.4f}" if r["kind"] != "none" else ""
+        numbers = [f"{r['ndcg@10']:.4f}", gap, f"{r['recall@10']:.4f}",
+                   "" if r["diversity@10"] is None else f"{r['diversity@10']:.3f}", f"{r['mix@10']:.3f}",
+                   f"{r['novelty@10']:.2f}", f"{r['coverage@10']:.1%}"]  # fmt: skip
+        grid.add_row(cell(r["kind"]), *map(cell, numbers))
+    out.print(grid)
+    out.print(f"lists of {told['run_date']}, {told['users']:,} users who chose something new in the week after; what "
+              "the columns mean: docs/diversity.md; next: section diversity of mmrec.toml", soft_wrap=True)  # fmt: skip
+
+
 @reviews.command("list")
 def listed(
     home: Home = HOME,

@@ -29,7 +29,7 @@ from PIL import Image
 from mmrec import schema
 from mmrec.lake.store import Lake
 from mmrec.monitor import charts, health
-from mmrec.monitor.quality import quality
+from mmrec.monitor.quality import metric_text, quality, signed
 from mmrec.monitor.show import plain, user_pages
 
 _KINDS = ("interactions", "items", "users", "relations", "impressions")
@@ -39,6 +39,14 @@ _PICTURE = (160, 240)  # twice the size on the page, pixels
 _POSTER = (96, 144)  # of the items that are alike, which are many
 _POSTERS = 1_000_000  # bytes of all of those, as they stand on the page
 _MAX_PIXELS = 20_000_000
+_PRICED = {
+    "ndcg@10": "what users then chose, in the first ten places, higher places counting more",
+    "recall@10": "share of what they then chose that stands in the first ten places",
+    "diversity@10": "how unlike each other the items of one list are, 0 to 1",
+    "mix@10": "how far a list's mix of categories is from its user's own; 0: the same",
+    "novelty@10": "how little known the offered items are, in bits",
+    "coverage@10": "share of the catalogue that stands in some first ten",
+}
 _Still = Callable[[bytes, tuple[int, int]], bytes]
 
 
@@ -53,6 +61,7 @@ def write_report(
     example_users: int = 6,
     curves: list[dict[str, Any]] | None = None,
     alike: dict[str, Any] | None = None,
+    diversity: dict[str, str] | None = None,
     still: _Still = lambda data, size: data,
 ) -> Path:
     """Write `<folder>/report.html`, whole or not at all.
@@ -64,6 +73,7 @@ def write_report(
         curves: one row an epoch of the served model's training: epoch, loss, val_ndcg@10 (or ndcg).
         alike: `picks`: rows of item_id, kind, users, since, and `near`, modality -> rows of item_id, similarity, same;
             `measures`: rows of modality, items, of, k, shared, chance, difference, lo, hi, jaccard, jaccard_chance.
+        diversity: `kind` in words, and `unpriced`, why it was not measured what it costs; None: there is none.
         still: (a medium's bytes, a size in pixels) -> a picture file that stands for it, as a frame does for a video;
             without it a video has no picture.
 
@@ -84,6 +94,7 @@ def write_report(
         "quarantine": _quarantine(lake),
         "health": past,
         "rules": _rules(lake, run_date, night["run_id"]),
+        "diversity": diversity and _diversity(lake, run_date, diversity),
         "seconds": _seconds(seconds),
         "users": _examples(lake, run_date, zone, versions, example_users, still) if night["lists"] else [],
         "alike": _alike(lake, alike or {"picks": [], "measures": []}, still),
@@ -232,6 +243,26 @@ def _rules(lake: Lake, run_date: date, run_id: str | None) -> list[dict[str, Any
     rows = _rows(lake, "ops.rule_drops", (ds.field("run_date") == run_date) & (ds.field("run_id") == (run_id or "")))
     told = [r for r in rows if r["kind"] != "twin" or r["passed"]]
     return sorted(told, key=lambda r: (r["kind"] == "twin", r["line"]))
+
+
+def _diversity(lake: Lake, run_date: date, about: dict[str, str]) -> dict[str, Any]:
+    """What diversity costs and brings: rows of metric, without, with, and the difference's interval, if it has one."""
+    where = (ds.field("protocol") == "price") & (ds.field("slice") == about["kind"])
+    value = {(r["metric"], r["model"]): r for r in
+             _rows(lake, "ops.metrics", (ds.field("run_date") == run_date) & where)}  # fmt: skip
+    told: dict[str, Any] = {"kind": about["kind"], "unpriced": about.get("unpriced"), "rows": [], "users": 0}
+    if not value:
+        return told
+    rows = []
+    for metric, about in _PRICED.items():
+        if (metric, "with") in value:
+            change = value.get((metric, "difference"))
+            found = {m: value[metric, m]["value"] for m in ("without", "with")}
+            fine = metric in ("diversity@10", "mix@10")
+            both = {m: f"{v:.3f}" if fine else metric_text(metric, v) for m, v in found.items()}
+            interval = f"{signed(change['lo'])} to {signed(change['hi'])}" if change else None
+            rows.append({"metric": metric, "about": about, "interval": interval} | both)
+    return told | {"rows": rows, "users": next(iter(value.values()))["n"]}
 
 
 def _seconds(seconds: dict[str, float] | None) -> dict[str, Any] | None:

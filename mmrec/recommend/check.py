@@ -28,8 +28,10 @@ _FAULTS = {
     "twins": """SELECT user_id, group_id FROM lists JOIN grouped USING (item_id) GROUP BY arm, user_id, group_id
                 HAVING count(DISTINCT item_id) > 1""",
     "too_long": "SELECT user_id, max(rank) FROM lists GROUP BY arm, user_id HAVING max(rank) > $k",
+    # of the ranking: diversity puts it in another order, and keeps the places
     "order": """SELECT user_id, rank FROM (SELECT *, lag(score) OVER w AS before, lag(item_id) OVER w AS id FROM lists
-                WHERE rule IS NULL AND source <> 'drawn' WINDOW w AS (PARTITION BY arm, user_id, source ORDER BY rank))
+                WHERE (rule IS NULL OR ranked IS NOT NULL) AND source <> 'drawn'
+                WINDOW w AS (PARTITION BY arm, user_id, source ORDER BY coalesce(ranked, rank)))
                 WHERE score > before OR (score = before AND item_id < id)""",
     "forbidden": """SELECT r.user_id, r.item_id, b.name FROM lists r JOIN bars b USING (item_id)
                     LEFT JOIN bound u ON u.name = b.name AND u.user_id = r.user_id

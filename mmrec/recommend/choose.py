@@ -89,7 +89,7 @@ def choose(find: Find, popular: Find | None, users: int, terms: Terms, seen: See
             full_S = work.enter(some, found, sure_S)
             if not full_S.all():
                 short_S = ~full_S & sure_S
-                work.fill(some[short_S], found.item[short_S], found.score[short_S])
+                work.fill(some[short_S], _of(found, short_S))
                 later.append(some[~full_S & ~sure_S])
         rows, wide, again = np.concatenate([rows[:0], *later]), min(terms.most, 2 * wide), True
     if work.passed:
@@ -122,6 +122,7 @@ class _Work:
             return walk(self.out.lists, rows[some], found.item[some], found.score[some], sure_S[some],
                         of_rows(seen, some), self.law, self.terms.group_N, first=first, final=final,
                         asked=self.terms.asked, tell=self.terms.tell,
+                        rank_SW=None if found.rank is None else found.rank[some],
                         least_SQ=None if least_SQ is None else least_SQ[some])  # fmt: skip
 
         self.law.facts(self.terms.group_N)  # once, before threads ask for it
@@ -138,26 +139,27 @@ class _Work:
         self.passed += [passed for _, passed in made if len(passed)]
         return kept_S == 2
 
-    def fill(self, rows: np.ndarray, item_SW: np.ndarray, score_SW: np.ndarray) -> None:
+    def fill(self, rows: np.ndarray, ranked: TopK) -> None:
         """Lists of users whose first ranking is at its end."""
         if not len(rows):
             return
         if self.popular is None:
-            self._loosen(rows, TopK(item_SW, score_SW, 0, 0), None)
+            self._loosen(rows, ranked, None)
             return
-        first = max(1, int((item_SW >= 0).sum(1).max()))
-        item_SW, score_SW = item_SW[:, :first], score_SW[:, :first]
+        first = max(1, int((ranked.item >= 0).sum(1).max()))
+        item_SW, score_SW = ranked.item[:, :first], ranked.score[:, :first]
         todo, wide = np.arange(len(rows)), self.terms.wide
         while len(todo):
             later = []
             for some in _parts(todo, first + wide):
                 more = self.popular(rows[some], wide, self.seen_by(rows[some]))
                 both = TopK(np.concatenate([item_SW[some], more.item], 1),
-                            np.concatenate([score_SW[some], more.score], 1), 0, 0)  # fmt: skip
+                            np.concatenate([score_SW[some], more.score], 1), 0, 0,
+                            None if ranked.rank is None else ranked.rank[some, :first])  # fmt: skip
                 sure = (more.item[:, -1] < 0) | (wide >= self.terms.most)
                 full = self.enter(rows[some], both, sure, first)
                 short = ~full & sure
-                self._loosen(rows[some[short]], TopK(both.item[short], both.score[short], 0, 0), first)
+                self._loosen(rows[some[short]], _of(both, short), first)
                 later.append(some[~full & ~sure])
             todo, wide = np.concatenate(later), min(self.terms.most, 2 * wide)
 
@@ -169,6 +171,10 @@ class _Work:
             met_SQ = ((facts_NF[item_SK][..., quotas[:, 1]] >= 0) & (item_SK >= 0)[..., None]).sum(1)
             least_SQ = np.minimum(met_SQ, self.law.least_CR[self.law.class_B[rows]][:, quotas[:, 0]]).astype(np.int32)
             self.enter(rows, found, np.ones(len(rows), bool), first, least_SQ)
+
+
+def _of(found: TopK, rows: np.ndarray) -> TopK:
+    return TopK(found.item[rows], found.score[rows], 0, 0, None if found.rank is None else found.rank[rows])
 
 
 def _parts(rows: np.ndarray, wide: int) -> Iterator[np.ndarray]:

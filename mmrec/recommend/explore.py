@@ -80,9 +80,9 @@ def deal(
     out, chance_BK = Lists.empty(b, how.k), np.ones((b, how.k))
     seed_B = np.array([_seed(day, u) for u in users], np.uint64).reshape(b)
     moved_BM = np.zeros((b, how.kept), np.int32)
-    _deal(made.item_BK, made.score_BK, made.model_BK, made.place_BK, made.rule_BK, how.kept, how.places_E, seed_B,
-          weight_N, out.item_BK, out.score_BK, out.model_BK, out.place_BK, out.rule_BK, chance_BK,
-          moved_BM)  # fmt: skip
+    _deal(made.item_BK, made.score_BK, made.model_BK, made.place_BK, made.rule_BK, made.ranked_BK, how.kept,
+          how.places_E, seed_B, weight_N, out.item_BK, out.score_BK, out.model_BK, out.place_BK, out.rule_BK,
+          out.ranked_BK, chance_BK, moved_BM)  # fmt: skip
     return out, chance_BK, moved_BM
 
 
@@ -92,8 +92,8 @@ def _seed(day: date, user: str) -> int:
 
 @jit
 def _deal(
-    item_BM, score_BM, model_BM, place_BM, rule_BM, kept, places_E, seed_B, weight_N, out_item, out_score, out_model,
-    out_place, out_rule, chance_BK, moved_BM,
+    item_BM, score_BM, model_BM, place_BM, rule_BM, ranked_BM, kept, places_E, seed_B, weight_N, out_item, out_score,
+    out_model, out_place, out_rule, out_ranked, chance_BK, moved_BM,
 ):  # fmt: skip
     b_all, wide = item_BM.shape
     k, drawn = out_item.shape[1], len(places_E)
@@ -125,7 +125,7 @@ def _deal(
                     moved_BM[b, m] = here
                     out_item[b, here], out_score[b, here] = item_BM[b, m], score_BM[b, m]
                     out_model[b, here], out_place[b, here] = model_BM[b, m], place_BM[b, m]
-                    out_rule[b, here] = rule_BM[b, m]
+                    out_rule[b, here], out_ranked[b, here] = rule_BM[b, m], ranked_BM[b, m]
                     here += 1
                 m += 1
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.feather as feather
 
 from mmrec.bundle import bundle as bundles
+from mmrec.lake.manifest import Manifest
 from mmrec.models.data import group_codes
 from mmrec.recommend.explore import Exploration
 from mmrec.recommend.histories import flat
@@ -27,17 +28,19 @@ from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.score import ItemSide, sums_over
 from mmrec.recommend.slate import Sums, Vectors
+from mmrec.recommend.vary import Aims, Variety
 from mmrec.topk.rerank import Rerank
 
 _SIDE = ("item_in", "item_vec", "cold")
 _RULED = ("categories", "attributes")
+_SKETCH = "sketch.npy"
 
 
 @dataclass(frozen=True)
 class Job:
     """What a part of the users is scored with; `kind` and `blend` are the bundle's, see topk/rerank.py; `rules`:
     records of those in force, None: of a night before there were any; `explore`: of explore.py, None: nothing is
-    drawn."""
+    drawn; `diversity`: of vary.py, None: rankings stay as they are."""
 
     bundle: str
     digest: str
@@ -51,24 +54,37 @@ class Job:
     blend: dict[str, Any] | None = None
     rules: list[dict[str, Any]] | None = None
     explore: dict[str, Any] | None = None
+    diversity: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, m: Manifest, model: bundles.Bundle, device: str, threads: int) -> Job:
+        """What a manifest says, and a loaded bundle."""
+        about = {name: m.config.get(name) for name in ("rules", "explore", "diversity")}
+        return cls(str(model.folder.absolute()), m.model_digest, device, threads, m.config["k"], m.run_date, m.run_id,
+                   m.model_version, model.kind, model.about.get("blend"), **about)  # fmt: skip
 
 
 def pack(
-    folder: Path, job: Job, items: pa.Table, side: ItemSide | None, groups: Mapping[str, str] | None = None
-) -> Path:
+    folder: Path, job: Job, items: pa.Table, side: ItemSide | None, groups: Mapping[str, str] | None = None,
+    sketch_NV: np.ndarray | None = None,
+) -> Path:  # fmt: skip
     """Write what every part needs.
 
     Args:
         items: gold.item_features of the day, ascending by item_id. side: None where the bundle has no vectors.
         groups: item id -> group id of items that are listed twice, on offer or not; None: not known.
+        sketch_NV: of sketch.py; None: no content is looked at.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    catalogue = items.select(["item_id", "title", "popularity_micro", *(_RULED if job.rules else ()),
-                              *(("n_interactions",) if job.explore else ())])  # fmt: skip
+    catalogue = items.select(["item_id", "title", "popularity_micro",
+                              *(_RULED if job.rules or job.diversity else ()),
+                              *(("n_interactions",) if job.explore or job.diversity else ())])  # fmt: skip
     codes = group_codes(items["item_id"].to_pylist(), groups or {})
     if len(np.unique(codes)) < len(codes):  # else nobody on offer has a twin
         catalogue = catalogue.append_column("group", pa.array(codes, pa.int64()))
     feather.write_feather(catalogue, folder / "items.arrow")
+    if sketch_NV is not None:
+        np.save(folder / _SKETCH, sketch_NV, allow_pickle=False)
     for name in _SIDE:
         (folder / f"{name}.npy").unlink(missing_ok=True)
         if side is not None:
@@ -114,6 +130,18 @@ class Packed:
     @cached_property
     def draws(self) -> Exploration | None:
         return Exploration(self.job.k, **self.job.explore) if self.job.explore else None
+
+    @cached_property
+    def sketch_NV(self) -> np.ndarray | None:
+        """Of sketch.py; None where no content is looked at."""
+        file = self.folder / _SKETCH
+        return np.load(file, allow_pickle=False) if file.is_file() else None
+
+    @cached_property
+    def variety(self) -> Variety | None:
+        if not self.job.diversity:
+            return None
+        return Variety.over(Aims.of(self.job.diversity), self.items, self.sketch_NV)
 
     def scored(self, users: pa.Table) -> Vectors | Sums | None:
         """What rows of gold.user_sequences, with a column `vector` where the bundle has vectors, are scored with; None:

@@ -27,15 +27,16 @@ from scipy import sparse
 
 from mmrec import schema
 from mmrec.models.stored import Stored
-from mmrec.recommend.choose import Chosen, Terms, choose
+from mmrec.recommend.choose import Chosen, Find, Terms, choose
 from mmrec.recommend.explore import Exploration, deal
 from mmrec.recommend.histories import Rows, rows_of
 from mmrec.recommend.ruling import Ruling
+from mmrec.recommend.vary import Variety
 from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import TopK, search, select
 from mmrec.topk.members import Offers
 from mmrec.topk.rerank import Rerank, rerank
-from mmrec.topk.seen import Seen
+from mmrec.topk.seen import Seen, of_rows, of_users
 
 _BLOCK = 4096
 _HISTORY = 20  # the latest items a reason may name
@@ -182,6 +183,7 @@ def slates(
     group_N: np.ndarray | None = None,
     ruling: Ruling | None = None,
     draws: Exploration | None = None,
+    variety: Variety | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Slates of every user, in user order.
 
@@ -194,21 +196,20 @@ def slates(
         ruling: the shop's rules over those items; None: lists are of before there were any, and do not say what was
             passed over.
         draws: places that are drawn; None: none are.
+        variety: of those items, what the model's ranking is put in another order by; None: it stays as it is.
 
     Yields: rows of gold.recommendations, at most `_BLOCK` users each.
     """
     shop = _Shop.of(items, ruling)
-    seen, history = (rows_of(users[c], shop.ids) for c in ("seen_item_ids", "item_ids"))
-    seen = seen.kept(seen.at >= 0)
-    if vectors is not None:
-        history = history.kept((history.at >= 0) & vectors.speaks_N[history.at])
+    seen, history = _had(users, shop.ids, vectors)
     counts.update(users=0, rows=0, fallback_rows=0, short_lists=0, dropped_users=0, dropped_items=0)
     for start in range(0, users.num_rows, _BLOCK):
         some = users.slice(start, _BLOCK)
         names = some["user_id"].combine_chunks()
         n = len(names)
         block = slice(start, start + n)
-        made = shop.chosen(some, block, vectors, seen, k if draws is None else draws.chosen, group_N, ruling, draws)
+        made = shop.chosen(some, block, vectors, seen, history, k if draws is None else draws.chosen, group_N, ruling,
+                           draws, variety)  # fmt: skip
         if draws is not None:
             made = shop.dealt(made, draws, names.to_pylist(), stamp.run_date)
         counts["dropped_users"] += made.dropped_users
@@ -224,16 +225,15 @@ def slates(
 
 def chosen(
     users: pa.Table, items: pa.Table, vectors: Vectors | Sums | None, k: int, group_N: np.ndarray | None,
-    ruling: Ruling | None, draws: tuple[Exploration, date] | None = None,
+    ruling: Ruling | None, draws: tuple[Exploration, date] | None = None, variety: Variety | None = None,
 ) -> Chosen:  # fmt: skip
     """What lists of a few users are made of: of `slates`' arguments, the choice without its words, and every item that
     is passed over. `draws`: and the day."""
-    shop = _Shop.of(items, ruling)
-    seen, block = rows_of(users["seen_item_ids"], shop.ids), slice(0, users.num_rows)
-    seen = seen.kept(seen.at >= 0)
+    shop, block = _Shop.of(items, ruling), slice(0, users.num_rows)
+    had = _had(users, shop.ids, vectors)
     if draws is None:
-        return shop.chosen(users, block, vectors, seen, k, group_N, ruling, tell=True)
-    made = shop.chosen(users, block, vectors, seen, draws[0].chosen, group_N, ruling, draws[0], tell=True)
+        return shop.chosen(users, block, vectors, *had, k, group_N, ruling, None, variety, tell=True)
+    made = shop.chosen(users, block, vectors, *had, draws[0].chosen, group_N, ruling, draws[0], variety, tell=True)
     return shop.dealt(made, draws[0], users["user_id"].to_pylist(), draws[1])
 
 
@@ -264,13 +264,12 @@ class _Shop:
         return search(np.ones((len(rows), 1), np.float32), self.popularity, wide, seen=seen)
 
     def chosen(
-        self, some: pa.Table, block: slice, vectors: Vectors | Sums | None, seen: Rows, k: int,
+        self, some: pa.Table, block: slice, vectors: Vectors | Sums | None, seen: Rows, history: Rows, k: int,
         group_N: np.ndarray | None, ruling: Ruling | None, draws: Exploration | None = None,
-        tell: bool = False,
+        variety: Variety | None = None, tell: bool = False,
     ) -> Chosen:  # fmt: skip
-        """Rows of a block of users' lists, and what drawn places are dealt; `seen` is all users'."""
-        ptr = seen.ptr[block.start : block.stop + 1]
-        had = ptr - ptr[0], seen.at[ptr[0] : ptr[-1]]
+        """Rows of a block of users' lists, and what drawn places are dealt; `seen` and `history` are all users'."""
+        had = of_rows((seen.ptr, seen.at), block)
         law = None
         if ruling is not None and ruling.walks:
             about = some["attributes"].combine_chunks() if "attributes" in some.column_names else None
@@ -282,7 +281,10 @@ class _Shop:
         if vectors is None:
             made = replace(choose(self.popular, None, some.num_rows, terms, had), dropped_users=0, dropped_items=0)
         else:
-            made = choose(partial(vectors.best, block), self.popular, some.num_rows, terms, had)
+            find = partial(vectors.best, block)
+            if variety is not None:
+                find = _varied(find, variety, of_rows((history.ptr, history.at), block))
+            made = choose(find, self.popular, some.num_rows, terms, had)
         if law is None and ruling is not None:
             made.passed[:, 3] = len(ruling.rules)  # where no rule walks, only twins are passed over
         return made
@@ -318,19 +320,40 @@ class _Shop:
 
     def _account(self, made: Chosen, b: np.ndarray, at: np.ndarray) -> dict[str, pa.Array]:
         """place, passed and rule of rows; of nights before there were rules they are null."""
-        arrow = schema.table("gold.recommendations").arrow
+        arrow, ranked = schema.table("gold.recommendations").arrow, made.lists.ranked_BK[b, at]
+        found = {"ranked": pa.array(ranked, mask=ranked == 0)}
         if self.causes is None:
-            return {name: pa.nulls(len(b), arrow.field(name).type) for name in ("place", "passed", "passed_n", "rule")}
+            none = {name: pa.nulls(len(b), arrow.field(name).type) for name in ("place", "passed", "passed_n", "rule")}
+            return found | none
         place, rule = made.lists.place_BK[b, at], made.lists.rule_BK[b, at].astype(np.int32)
         row_BK = np.cumsum(made.lists.item_BK.ravel() >= 0).reshape(made.lists.item_BK.shape) - 1
-        found = np.bincount(row_BK[made.passed[:, 0], made.passed[:, 1]], minlength=len(b))
-        ends = pa.array(np.concatenate([[0], np.cumsum(found)]), pa.int32())
+        over = np.bincount(row_BK[made.passed[:, 0], made.passed[:, 1]], minlength=len(b))
+        ends = pa.array(np.concatenate([[0], np.cumsum(over)]), pa.int32())
         causes = self.causes.take(pa.array(made.passed[:, 3]))
-        none, many = pa.array(found == 0), pa.array(made.passed[:, 4].astype(np.int64))
-        return {"place": pa.array(place, mask=place == 0),
-                "passed": pa.ListArray.from_arrays(ends, causes, mask=none),
-                "passed_n": pa.ListArray.from_arrays(ends, many, mask=none),
-                "rule": self.causes.take(pa.array(rule, mask=rule < 0))}  # fmt: skip
+        none, many = pa.array(over == 0), pa.array(made.passed[:, 4].astype(np.int64))
+        return found | {"place": pa.array(place, mask=place == 0),
+                        "passed": pa.ListArray.from_arrays(ends, causes, mask=none),
+                        "passed_n": pa.ListArray.from_arrays(ends, many, mask=none),
+                        "rule": self.causes.take(pa.array(rule, mask=rule < 0))}  # fmt: skip
+
+
+def _had(users: pa.Table, ids: pa.Array, vectors: Vectors | Sums | None) -> tuple[Rows, Rows]:
+    """What users must not get, and what a model knows of their histories."""
+    seen, history = (rows_of(users[c], ids) for c in ("seen_item_ids", "item_ids"))
+    there = history.at >= 0
+    if vectors is not None:
+        there &= vectors.speaks_N[history.at]
+    return seen.kept(seen.at >= 0), history.kept(there)
+
+
+def _varied(find: Find, variety: Variety, history: Seen) -> Find:
+    """The same rankings in another order; `history`: of all users of the block."""
+
+    def found(rows: np.ndarray, wide: int, seen: Seen) -> TopK:
+        own = history if len(rows) == len(history[0]) - 1 else of_users(history, rows)
+        return variety.varied(find(rows, max(wide, variety.aims.pool), seen), wide, own)
+
+    return found
 
 
 def _reasons(history: Rows, block: slice, made: Chosen, vectors: Vectors | Sums | None) -> np.ndarray:

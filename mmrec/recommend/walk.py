@@ -28,7 +28,9 @@ class Lists:
     Attributes:
         item_BK: int32, -1 in empty places, which come last. score_BK: float32, 0 of a pin. model_BK: bool, whether a
             row is of the first ranking; of empty places, too. place_BK: int32, place among the candidates that were
-            looked at, from 1; 0: a pin, or none. rule_BK: int16, the rule that put it there; -1: none.
+            looked at, from 1; 0: a pin, or none. rule_BK: int16, the rule that put it there; -1: none. ranked_BK:
+            int32, place from 1 in the first ranking, before that was put in another order; 0: it was not, or the row
+            is not of it.
     """
 
     item_BK: np.ndarray
@@ -36,18 +38,20 @@ class Lists:
     model_BK: np.ndarray
     place_BK: np.ndarray
     rule_BK: np.ndarray
+    ranked_BK: np.ndarray
 
     @classmethod
     def empty(cls, users: int, k: int) -> Lists:
         shape = users, k
         return cls(np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32), np.ones(shape, np.bool_),
-                   np.zeros(shape, np.int32), np.full(shape, -1, np.int16))  # fmt: skip
+                   np.zeros(shape, np.int32), np.full(shape, -1, np.int16), np.zeros(shape, np.int32))  # fmt: skip
 
 
 def walk(
     lists: Lists, rows: np.ndarray, item_SW: np.ndarray, score_SW: np.ndarray, sure_S: np.ndarray,
     seen: tuple[np.ndarray, np.ndarray], law: Law, group_N: np.ndarray | None, *, first: int | None = None,
     final: bool = False, asked: int | None = None, least_SQ: np.ndarray | None = None, tell: bool = False,
+    rank_SW: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Fill lists of some users.
 
@@ -63,6 +67,7 @@ def walk(
             candidate any more. final: a list of a sure user is kept as short as it is. asked: the first places, in
             which quotas are met; None: all. least_SQ: (S, quotas) int32, in place of the quotas' own, for lists that
             are there: one is replaced by a longer one only; None: as rules say. tell: of every item; else of how many.
+            rank_SW: int32, places that the first ranking's had in another order; None: it was in no other.
 
     Returns: (S,) int8, 2: no empty place, 1: kept with empty places, 0: not kept; (X, 5) int32 of the lists that were
         kept: row, place in the list above which it was passed over, the first such item, cause, how many; in the order
@@ -80,6 +85,7 @@ def walk(
               law.lifter_CN, law.lift, facts_NF, law.holds_CR, law.bound_R, caps, quotas,
               law.pin_CP, law.place_CP, law.pinner_CP, groups, codes,
               lists.item_BK.shape[1] if asked is None else asked, own_SQ, least_SQ is not None, tell,
+              np.zeros((0, 0), np.int32) if rank_SW is None else rank_SW, lists.ranked_BK,
               kept_S, passed)  # fmt: skip
     return kept_S, passed[:n].copy()
 
@@ -88,7 +94,7 @@ def walk(
 def _walk(
     out_item, out_score, out_model, out_place, out_rule, rows, item_SW, score_SW, sure_S, first, final, seen_ptr,
     seen_idx, class_B, fate_CN, lifter_CN, most_lift, facts_NF, holds_CR, bound_R, caps, quotas, pin_CP, place_CP,
-    pinner_CP, groups, codes, asked, least_SQ, longer, tell, kept_S, passed,
+    pinner_CP, groups, codes, asked, least_SQ, longer, tell, rank_SW, out_ranked, kept_S, passed,
 ):  # fmt: skip
     s_all, wide = item_SW.shape
     k, f_all = out_item.shape[1], facts_NF.shape[1]
@@ -200,10 +206,12 @@ def _walk(
                 continue
             if at[x] < -1:
                 out_item[b, here], out_score[b, here], out_model[b, here], out_place[b, here] = -2 - at[x], 0, False, 0
+                out_ranked[b, here] = 0
             else:
                 w = at[x]
                 out_item[b, here], out_score[b, here], out_model[b, here] = item_SW[s, w], score_SW[s, w], w < first
                 out_place[b, here] = place[x]
+                out_ranked[b, here] = rank_SW[s, w] if w < first and rank_SW.shape[0] > 0 else 0
             out_rule[b, here] = rule[x]
             here += 1
     return n

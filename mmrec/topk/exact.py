@@ -56,12 +56,14 @@ class TopK:
         dropped_users: users that got an empty list because their vector is not finite.
         dropped_items: items left out for everybody because their vector is not finite (`search`), or for at least
             one user because the score is NaN or +inf (`select`).
+        rank: (B, K) int32, of lists that were put in another order, the place from 1 that each had; None: of others.
     """
 
     item: np.ndarray
     score: np.ndarray
     dropped_users: int
     dropped_items: int
+    rank: np.ndarray | None = None
 
 
 def search(

@@ -21,7 +21,6 @@ from test_slate import STAMP, Row, items_of, users_of
 from mmrec import schema
 from mmrec.recommend import slate
 from mmrec.recommend.explore import Exploration, _uniform, deal
-from mmrec.recommend.histories import rows_of
 from mmrec.recommend.rules import Rule, of_records
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.slate import DRAWN, Vectors, slates
@@ -87,7 +86,7 @@ def dealt(items: list[int], how: Exploration, user: str, day: date, weight: Any)
 
 
 def columns(lists: Lists) -> list[np.ndarray]:
-    return [lists.item_BK, lists.score_BK, lists.model_BK, lists.place_BK, lists.rule_BK]
+    return [lists.item_BK, lists.score_BK, lists.model_BK, lists.place_BK, lists.rule_BK, lists.ranked_BK]
 
 
 @settings(max_examples=100, deadline=None)
@@ -96,14 +95,14 @@ def test_lists_are_dealt_as_the_oracle_deals_them_whoever_else_is_there(how: Exp
     rng, users = np.random.default_rng(seed), ids[:n]
     made, weight_N = Lists.empty(n, how.chosen), how.weights(rng.integers(0, 9, how.chosen + 3) ** 4)
     for b, size in enumerate(rng.choice([0, how.kept, how.chosen, *range(how.chosen)], n)):  # as a walk leaves them
-        values = [rng.permutation(len(weight_N))[:size], rng.normal(size=size), rng.random(size) < 0.5, *rng.integers(0, 9, (2, size))]
+        values = [rng.permutation(len(weight_N))[:size], rng.normal(size=size), rng.random(size) < 0.5, *rng.integers(0, 9, (3, size))]
         for column, mine in zip(columns(made), values, strict=True):
             column[b, :size] = mine
     out, chance_BK, moved_BM = deal(made, how, users, day, weight_N)
     want, sure_BK, to_BM = Lists.empty(n, how.k), np.ones((n, how.k)), np.zeros((n, how.kept), int)
     for b, user in enumerate(users):
         for row, at, chance in dealt(made.item_BK[b].tolist(), how, user, day, weight_N):
-            values = [of[b, row] for of in columns(made)] if row < how.kept else [made.item_BK[b, row], made.score_BK[b, row], False, 0, -1]
+            values = [of[b, row] for of in columns(made)] if row < how.kept else [made.item_BK[b, row], made.score_BK[b, row], False, 0, -1, 0]
             for column, value in zip([*columns(want), sure_BK], [*values, chance], strict=True):
                 column[b, at] = value
             to_BM[b, row : how.kept][:1] = at
@@ -133,8 +132,7 @@ def lists(users: pa.Table, items: pa.Table, v: Vectors | None, k: int, ruling: R
 def chosen(users: pa.Table, items: pa.Table, v: Vectors | None, ruling: Ruling, groups: np.ndarray | None, draws: Exploration) -> Lists:
     """What is dealt: the rows of a list that are not drawn, and the pools behind them."""
     v, shop = v if v is None else replace(v, allowed_N=ruling.allowed_N), slate._Shop.of(items, ruling)
-    seen = rows_of(users["seen_item_ids"], items["item_id"].combine_chunks())
-    return shop.chosen(users, slice(0, users.num_rows), v, seen.kept(seen.at >= 0), draws.chosen, groups, ruling, draws).lists
+    return shop.chosen(users, slice(0, users.num_rows), v, *slate._had(users, shop.ids, v), draws.chosen, groups, ruling, draws).lists
 
 
 def kept_by_all(rows: list[Row], user: Row, about: dict[str, Row], group: dict[str, Any], mine: list[Rule]) -> None:
