@@ -197,6 +197,7 @@ def recommend(night: Night) -> dict[str, Any]:
     """Score every user against every item on offer and stage the lists; nothing is visible yet."""
     from mmrec.bundle import bundle as bundles
     from mmrec.recommend import spread
+    from mmrec.recommend.again import COLUMNS
     from mmrec.recommend.packed import Job, opened, pack
     from mmrec.recommend.sane import check_model
     from mmrec.recommend.score import item_side
@@ -224,7 +225,9 @@ def recommend(night: Night) -> dict[str, Any]:
     packed = str(pack(folder, job, items, side, groups, sketches(night.lake, m, items)))
     users = out.version("gold.user_sequences")
     history = ("user_id", "item_ids", "event_types", "gap_s", "weight_micro")
-    asked = ("user_id", "item_ids", "seen_item_ids", *(("attributes",) if m.config.get("rules") else ()))
+    ruled = m.config.get("rules") or []
+    asked = ("user_id", "item_ids", "seen_item_ids", *(("attributes",) if ruled else ()),
+             *(COLUMNS if any(r["kind"] == "repeat" for r in ruled) else ()))  # fmt: skip
     sources: dict[str, Any] = {"gold.user_sequences": (users, asked)}
 
     def made(what: str, of: dict[str, Any], fn: Any, name: str) -> Any:

@@ -50,7 +50,7 @@ def ruling_of(lake: Lake, m: Manifest) -> Ruling:
 
     columns = ["item_id", "title", "categories", "attributes"]
     items = lake.day("gold.item_features", m.day, columns=columns).sort_by("item_id")
-    return Ruling(of_records(m.config.get("rules") or []), items)
+    return Ruling(of_records(m.config.get("rules") or []), items, m.moment)
 
 
 def _own_features(night: Night) -> None:
@@ -71,18 +71,20 @@ def _own_features(night: Night) -> None:
 
 
 def _commit_staged(night: Night, staged: stage.Stage) -> None:
+    from mmrec.recommend.again import COLUMNS, pairs
     from mmrec.recommend.check import check_slates
 
     m = night.manifest
     ruling = ruling_of(night.out, m) if m.config.get("rules") else None
     told = ["user_id", "seen_item_ids", *(["attributes"] if ruling else [])]
+    told += ["item_ids", *COLUMNS] if ruling and ruling.repeats else []
     users = night.out.day("gold.user_sequences", m.day, columns=told)
     items = night.out.day("gold.item_features", m.day, columns=["item_id"])
     before = [d for d in night.out.run_dates() if d < m.day]
     previous = night.out.day(staged.table, before[-1], columns=["rank"]).num_rows if before else 0
     checked = audit(night.out, staged, partition=str(m.day), previous_rows=previous, min_share=m.config["min_share"])
     check_slates([staged.folder / f.path for f in staged.files], users, items, m.config["k"], twins(night),
-                 ruling and ruling.tables(users))  # fmt: skip
+                 ruling and ruling.tables(users) | {"again": pairs(users, ruling)})  # fmt: skip
     commit.adopt(
         night.out,
         checked,

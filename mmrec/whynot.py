@@ -7,7 +7,7 @@ Trade-off: the catalogue is encoded anew, and the user's whole ranking is made: 
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -17,9 +17,11 @@ import pyarrow.dataset as ds
 from mmrec.config import Config
 from mmrec.errors import InputError
 from mmrec.lake.store import Lake
+from mmrec.recommend.again import pairs
 from mmrec.recommend.choose import Chosen
 from mmrec.recommend.packed import Packed
 from mmrec.recommend.rules import Rule, of_records, worded
+from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.slate import DRAWN, FALLBACK, MODEL, chosen
 from mmrec.remade import Remade, remade
 
@@ -55,10 +57,22 @@ def why_not(config: Config, lake: Lake, user: str, item: str, when: date | None 
         by = f", put there by rule {found['rule']}" if found["rule"] else ""
         return told | {"fell": "listed", "rank_in_list": found["rank"], "score": found["score"], "rule": found["rule"],
                        "says": f"it is in the list at rank {found['rank']} ({found['source']}){by}"}  # fmt: skip
-    if item in row["seen_item_ids"][0].as_py():
-        return told | {"fell": "seen", "says": "the user has had it: a list holds only what is new to its user"}
     force = of_records(made.manifest.config.get("rules") or [])
+    if item in row["seen_item_ids"][0].as_py():
+        again = pairs(row, Ruling(force, made.items, made.manifest.moment))
+        if item not in again["item_id"].to_pylist():
+            return told | {"fell": "seen", "says": _seen(row, item, force)}
     return told | _fell(made, row, at, force, listed)
+
+
+def _seen(row: pa.Table, item: str, force: list[Rule]) -> str:
+    """The last thing that the user did with it, if it is remembered, and whether any rule lets things come again."""
+    events = zip(*(row[c][0].as_py() for c in ("item_ids", "event_types", "event_us")), strict=True)
+    did = [(us, kind) for i, kind, us in events if i == item]
+    when = f" ({max(did)[1]} on {datetime.fromtimestamp(max(did)[0] / 1e6, UTC):%Y-%m-%d})" if did else ""
+    repeats = [r for r in force if r.kind == "repeat"]
+    told = "no rule lets it come again yet" if repeats else "a list holds only what is new to its user"
+    return f"the user has had it{when}: {told}"
 
 
 def _not_offered(made: Remade, item: str) -> dict[str, Any]:

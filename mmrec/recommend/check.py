@@ -19,7 +19,8 @@ from mmrec.recommend.ruling import TABLES
 
 _MEMORY = "640MB"  # at first
 _FAULTS = {
-    "seen_item": "SELECT r.user_id, r.item_id FROM lists r SEMI JOIN seen s USING (user_id, item_id)",
+    "seen_item": """SELECT r.user_id, r.item_id FROM lists r SEMI JOIN seen s USING (user_id, item_id)
+                    ANTI JOIN again a USING (user_id, item_id)""",
     "not_on_offer": "SELECT r.user_id, r.item_id FROM lists r ANTI JOIN items i ON i.item_id = r.item_id",
     "unknown_user": "SELECT r.user_id FROM lists r ANTI JOIN users u ON u.user_id = r.user_id",
     "gap_in_ranks": """SELECT user_id, count(*) FROM lists GROUP BY arm, user_id

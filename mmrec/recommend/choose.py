@@ -31,13 +31,15 @@ Find = Callable[[np.ndarray, int, Seen], TopK]  # of some of a block's users, so
 @dataclass
 class Chosen:
     """`lists` and `passed`: see walk.py. `dropped_users`, `dropped_items`: as of `search`, of the first ranking.
-    `chance_BK`: (B, K) float64, with which a row is where it is; None: it is certain."""
+    `chance_BK`: (B, K) float64, with which a row is where it is; None: it is certain. `freed_BK`: (B, K) int16, the
+    rule that lets its user have it again, -1: none; None: nobody may have anything again."""
 
     lists: Lists
     passed: np.ndarray
     dropped_users: int = 0
     dropped_items: int = 0
     chance_BK: np.ndarray | None = None
+    freed_BK: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,14 @@ class Job:
     rules: list[dict[str, Any]] | None = None
     explore: dict[str, Any] | None = None
     diversity: dict[str, Any] | None = None
+    as_of: str | None = None
 
     @classmethod
     def of(cls, m: Manifest, model: bundles.Bundle, device: str, threads: int) -> Job:
         """What a manifest says, and a loaded bundle."""
         about = {name: m.config.get(name) for name in ("rules", "explore", "diversity")}
         return cls(str(model.folder.absolute()), m.model_digest, device, threads, m.config["k"], m.run_date, m.run_id,
-                   m.model_version, model.kind, model.about.get("blend"), **about)  # fmt: skip
+                   m.model_version, model.kind, model.about.get("blend"), **about, as_of=m.as_of)  # fmt: skip
 
 
 def pack(
@@ -125,7 +127,10 @@ class Packed:
 
     @cached_property
     def ruling(self) -> Ruling | None:
-        return None if self.job.rules is None else Ruling(of_records(self.job.rules), self.items)
+        if self.job.rules is None:
+            return None
+        as_of = None if self.job.as_of is None else datetime.fromisoformat(self.job.as_of)
+        return Ruling(of_records(self.job.rules), self.items, as_of)
 
     @cached_property
     def draws(self) -> Exploration | None:

@@ -2,8 +2,8 @@
 
 In: the file. Out: `Rule`s in the file's order, or an InputError that names the line, and of two rules that contradict
 each other both lines.
-A rule does one thing (exclude, include, hold, boost, cap, quota, pin) to the items it names, for the users it names,
-from a day up to a day; docs/rules.md shows each.
+A rule does one thing (exclude, include, hold, boost, cap, quota, pin, repeat) to the items it names, for the users it
+names, from a day up to a day; docs/rules.md shows each.
 Trade-off: two rules are called contradictory only where the file alone shows it, whatever the items of the day are.
 """
 
@@ -30,9 +30,9 @@ from pydantic import (
 
 from mmrec.errors import InputError
 
-KINDS = ("exclude", "include", "hold", "boost", "cap", "quota", "pin")
+KINDS = ("exclude", "include", "hold", "boost", "cap", "quota", "pin", "repeat")
 _MOST = 2_000_000  # values of a file: an alias within an alias within an alias is more than anyone means
-_NEEDS = {"boost": "places", "cap": "most", "quota": "least", "pin": "place"}
+_NEEDS = {"boost": "places", "cap": "most", "quota": "least", "pin": "place", "repeat": "after"}
 # of YAML's words those that are what they look like: no is False to it, and 012 is 10
 _PLAIN = re.compile(r"true|false|[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _OWN = ("kind", "items", "line", "approved")  # a record's words, not a file's
@@ -81,7 +81,9 @@ class Rule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$", description="how lists and tables call it")
-    kind: Literal["exclude", "include", "hold", "boost", "cap", "quota", "pin"] = Field(description="what it does")
+    kind: Literal["exclude", "include", "hold", "boost", "cap", "quota", "pin", "repeat"] = Field(
+        description="what it does"
+    )
     items: Match = Field({}, description="what it is done to")
     users: Match = Field({}, description="for whom; empty: everybody")
     from_: _Day | None = Field(None, alias="from", description="first run_date it holds for; null: always")
@@ -91,6 +93,12 @@ class Rule(BaseModel):
     most: _Count | None = Field(None, description="of a cap: so many in a list at most")
     least: _Count | None = Field(None, description="of a quota: so many in a list, if there are so many")
     place: _Count | None = Field(None, description="of a pin: the item's place in a list, 1 is first")
+    after: Annotated[int, Field(strict=True, ge=0, le=100_000)] | None = Field(
+        None, description="of a repeat: so many days after the event that keeps an item out"
+    )
+    events: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="of a repeat: event types that it is about; null: all"
+    )
     why: str = Field("", description="for people who read the file")
     line: int = Field(0, description="where it begins")
     approved: tuple[str, ...] = Field((), description="of a hold: items that a person let through; never of a file")
@@ -104,7 +112,9 @@ class Rule(BaseModel):
                 raise ValueError(f"{need} is for {kind}, and a {kind} needs it")
         if self.each is not None and self.kind != "cap":
             raise ValueError("each is for cap")
-        if not self.items and not (self.kind == "cap" and self.each):
+        if self.events is not None and self.kind != "repeat":
+            raise ValueError("events is for repeat")
+        if not self.items and not (self.kind == "repeat" or (self.kind == "cap" and self.each)):
             raise ValueError(f"{self.kind} needs at least one field of items")
         if self.kind == "pin" and (set(self.items) != {"item"} or len(_values(self.items["item"])) != 1):
             raise ValueError("a pin is of one item: pin: {item: ID}")
@@ -173,7 +183,9 @@ def worded(r: Rule) -> str:
     body = {"exclude": f"nothing with {items}", "include": f"only what has {items}",
             "hold": f"nothing with {items} until it is approved",
             "boost": f"{r.places} places up: {items}", "cap": f"at most {r.most} with {items}",
-            "quota": f"at least {r.least} with {items}", "pin": f"{items} at place {r.place}"}[r.kind]  # fmt: skip
+            "quota": f"at least {r.least} with {items}", "pin": f"{items} at place {r.place}",
+            "repeat": f"{items} again, {r.after} days after {' or '.join(r.events or ['any event'])}",
+            }[r.kind]  # fmt: skip
     if r.each:
         body = f"at most {r.most} of each {r.each}" + (f" with {items}" if r.items else "")
     return body + (f", for users with {_match_worded(r.users)}" if r.users else "")
@@ -312,7 +324,7 @@ def _contradiction(a: Rule, b: Rule) -> str | None:
 
 def _reasons(a: Rule, b: Rule) -> Iterator[str | None]:
     for bars, wants in ((a, b), (b, a)):
-        if wants.kind in ("include", "boost", "pin", "quota") and _users_within(wants, bars):
+        if wants.kind in ("include", "boost", "pin", "quota", "repeat") and _users_within(wants, bars):
             if bars.kind == "exclude" and _within(wants.items, bars.items):  # what is held may be approved
                 yield f"{bars.name} excludes everything that {wants.name} is about"
             if bars.kind == "include" and _apart(wants.items, bars.items, {"item", "title"}):
@@ -326,7 +338,7 @@ def _reasons(a: Rule, b: Rule) -> Iterator[str | None]:
         elif a.items == b.items:
             yield "both pin the same item"
     alike = a.items == b.items and a.each == b.each and _users_within(a, b) and _users_within(b, a)
-    if a.kind == b.kind and a.kind in ("boost", "cap", "quota") and alike:
+    if a.kind == b.kind and a.kind in ("boost", "cap", "quota", "repeat") and a.events == b.events and alike:
         numbers = [getattr(r, _NEEDS[r.kind]) for r in (a, b)]
         if numbers[0] != numbers[1]:
             yield f"the same items for the same users, once {numbers[0]} and once {numbers[1]}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmrec.dates import micros
 from mmrec.recommend.rules import Match, Range, Rule
 
 _BARS = ("exclude", "include", "hold")
@@ -29,6 +31,7 @@ TABLES = {  # what a finished list is held against
     "counted": pa.schema({"name": pa.string(), "item_id": pa.string(), "code": pa.int64(), "most": pa.int64(),
                           "some": pa.bool_()}),
     "bound": pa.schema({"name": pa.string(), "user_id": pa.string()}),
+    "again": pa.schema({"name": pa.string(), "user_id": pa.string(), "item_id": pa.string()}),
 }  # fmt: skip
 TWIN = "twin"  # what a walk says of an item whose twin is in the list; no rule's name may be it
 
@@ -97,15 +100,18 @@ class Ruling:
 
     Attributes:
         rules: those in force, in the file's order. names: theirs, then `TWIN`: what a cause is called.
+        repeats: those of kind repeat.
         allowed_N: (N,) bool, items that not everybody is kept from. meant_RN: (R, N) bool, the items of a rule.
     """
 
-    def __init__(self, rules: Sequence[Rule], items: pa.Table) -> None:
-        """Args: items: of the day, ascending by item_id: item_id, and with rules title, categories, attributes."""
+    def __init__(self, rules: Sequence[Rule], items: pa.Table, as_of: datetime | None = None) -> None:
+        """Args: items: of the day, ascending by item_id: item_id, and with rules title, categories, attributes.
+        as_of: what repeats count days back from."""
         self.rules = list(rules)
+        self.as_of_us = 0 if as_of is None else micros(as_of)
         self.names = [*(r.name for r in self.rules), TWIN]
         n = items.num_rows
-        self._items_ids = items["item_id"].combine_chunks()
+        self.item_ids = items["item_id"].combine_chunks()
         fields = _Fields(items)
         self.meant_RN = np.array([fields.meant(r.items) for r in self.rules], bool).reshape(len(self.rules), n)
         self._barred_RN = np.array([self._barred(r, m) for r, m in zip(self.rules, self.meant_RN, strict=True)], bool
@@ -119,6 +125,7 @@ class Ruling:
         self._bound_R = np.array([r.most if r.kind == "cap" else -(r.least or 0) for r in self.rules], np.int32)
         self._place = {i: p for p, i in enumerate(items["item_id"].to_pylist())} if self._kind("pin") else {}
         self._classes: dict[bytes, int] = {}
+        self.repeats = self._kind("repeat")
         self._made: list[tuple[np.ndarray, ...]] = []
         self._by_attributes = lru_cache(maxsize=65_536)(self._holds_for)
         self._named = any("user" in r.users for r in self.rules)
@@ -130,7 +137,7 @@ class Ruling:
             return ~meant_N
         if rule.kind == "hold":
             approved = pa.array(rule.approved, pa.string())
-            return meant_N & ~pc.is_in(self._items_ids, value_set=approved).to_numpy(zero_copy_only=False)
+            return meant_N & ~pc.is_in(self.item_ids, value_set=approved).to_numpy(zero_copy_only=False)
         return meant_N & (rule.kind == "exclude")
 
     def _kind(self, *kinds: str) -> list[int]:
@@ -171,11 +178,11 @@ class Ruling:
         Args:
             users: user_id and attributes, those who have a list.
 
-        Returns: of `TABLES`: bars, what a rule keeps from users; counted, what caps count together; bound, for whom a
-            rule of `some` users holds.
+        Returns: of `TABLES`, but for again: bars, what a rule keeps from users; counted, what caps count together;
+            bound, for whom a rule of `some` users holds.
         """
-        ids = self._items_ids
-        found: dict[str, list[pa.Table]] = {name: [arrow.empty_table()] for name, arrow in TABLES.items()}
+        ids = self.item_ids
+        found: dict[str, list[pa.Table]] = {name: [TABLES[name].empty_table()] for name in ("bars", "counted", "bound")}
         for k, rule in enumerate(self.rules):
             same = {"name": rule.name, "some": bool(rule.users), "most": rule.most}
             if rule.kind in _BARS:

@@ -27,9 +27,10 @@ from scipy import sparse
 
 from mmrec import schema
 from mmrec.models.stored import Stored
+from mmrec.recommend.again import Had, had
 from mmrec.recommend.choose import Chosen, Find, Terms, choose
 from mmrec.recommend.explore import Exploration, deal
-from mmrec.recommend.histories import Rows, rows_of
+from mmrec.recommend.histories import Rows
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.vary import Variety
 from mmrec.topk.catalogue import Catalogue
@@ -201,20 +202,21 @@ def slates(
     Yields: rows of gold.recommendations, at most `_BLOCK` users each.
     """
     shop = _Shop.of(items, ruling)
-    seen, history = _had(users, shop.ids, vectors)
+    known = had(users, shop.ids, None if vectors is None else vectors.speaks_N, ruling)
     counts.update(users=0, rows=0, fallback_rows=0, short_lists=0, dropped_users=0, dropped_items=0)
     for start in range(0, users.num_rows, _BLOCK):
         some = users.slice(start, _BLOCK)
         names = some["user_id"].combine_chunks()
         n = len(names)
         block = slice(start, start + n)
-        made = shop.chosen(some, block, vectors, seen, history, k if draws is None else draws.chosen, group_N, ruling,
-                           draws, variety)  # fmt: skip
+        made = shop.chosen(some, block, vectors, known, k if draws is None else draws.chosen, group_N, ruling, draws,
+                           variety)  # fmt: skip
         if draws is not None:
             made = shop.dealt(made, draws, names.to_pylist(), stamp.run_date)
+        made.freed_BK = known.freed(block, made.lists.item_BK)
         counts["dropped_users"] += made.dropped_users
         counts["dropped_items"] = made.dropped_items
-        reasons = _reasons(history, block, made, vectors)
+        reasons = _reasons(known.history, block, made, vectors)
         batch = shop.rows(names, made, reasons, stamp)
         counts["users"] += n
         counts["rows"] += batch.num_rows
@@ -230,10 +232,10 @@ def chosen(
     """What lists of a few users are made of: of `slates`' arguments, the choice without its words, and every item that
     is passed over. `draws`: and the day."""
     shop, block = _Shop.of(items, ruling), slice(0, users.num_rows)
-    had = _had(users, shop.ids, vectors)
+    known = had(users, shop.ids, None if vectors is None else vectors.speaks_N, ruling)
     if draws is None:
-        return shop.chosen(users, block, vectors, *had, k, group_N, ruling, None, variety, tell=True)
-    made = shop.chosen(users, block, vectors, *had, draws[0].chosen, group_N, ruling, draws[0], variety, tell=True)
+        return shop.chosen(users, block, vectors, known, k, group_N, ruling, None, variety, tell=True)
+    made = shop.chosen(users, block, vectors, known, draws[0].chosen, group_N, ruling, draws[0], variety, tell=True)
     return shop.dealt(made, draws[0], users["user_id"].to_pylist(), draws[1])
 
 
@@ -264,12 +266,12 @@ class _Shop:
         return search(np.ones((len(rows), 1), np.float32), self.popularity, wide, seen=seen)
 
     def chosen(
-        self, some: pa.Table, block: slice, vectors: Vectors | Sums | None, seen: Rows, history: Rows, k: int,
+        self, some: pa.Table, block: slice, vectors: Vectors | Sums | None, known: Had, k: int,
         group_N: np.ndarray | None, ruling: Ruling | None, draws: Exploration | None = None,
         variety: Variety | None = None, tell: bool = False,
     ) -> Chosen:  # fmt: skip
-        """Rows of a block of users' lists, and what drawn places are dealt; `seen` and `history` are all users'."""
-        had = of_rows((seen.ptr, seen.at), block)
+        """Rows of a block of users' lists, and what drawn places are dealt; `known` is all users'."""
+        seen = of_rows((known.seen.ptr, known.seen.at), block)
         law = None
         if ruling is not None and ruling.walks:
             about = some["attributes"].combine_chunks() if "attributes" in some.column_names else None
@@ -279,12 +281,12 @@ class _Shop:
             law = replace(law, place_CP=place_CP.astype(np.int32))
         terms = Terms(k, len(self.ids), law, group_N, None if draws is None else draws.kept, tell)
         if vectors is None:
-            made = replace(choose(self.popular, None, some.num_rows, terms, had), dropped_users=0, dropped_items=0)
+            made = replace(choose(self.popular, None, some.num_rows, terms, seen), dropped_users=0, dropped_items=0)
         else:
             find = partial(vectors.best, block)
             if variety is not None:
-                find = _varied(find, variety, of_rows((history.ptr, history.at), block))
-            made = choose(find, self.popular, some.num_rows, terms, had)
+                find = _varied(find, variety, of_rows((known.history.ptr, known.history.at), block))
+            made = choose(find, self.popular, some.num_rows, terms, seen)
         if law is None and ruling is not None:
             made.passed[:, 3] = len(ruling.rules)  # where no rule walks, only twins are passed over
         return made
@@ -325,7 +327,10 @@ class _Shop:
         if self.causes is None:
             none = {name: pa.nulls(len(b), arrow.field(name).type) for name in ("place", "passed", "passed_n", "rule")}
             return found | none
-        place, rule = made.lists.place_BK[b, at], made.lists.rule_BK[b, at].astype(np.int32)
+        place, rule_BK = made.lists.place_BK[b, at], made.lists.rule_BK
+        # that it is there at all comes before how it got where it is
+        rule_BK = rule_BK if made.freed_BK is None else np.where(made.freed_BK >= 0, made.freed_BK, rule_BK)
+        rule = rule_BK[b, at].astype(np.int32)
         row_BK = np.cumsum(made.lists.item_BK.ravel() >= 0).reshape(made.lists.item_BK.shape) - 1
         over = np.bincount(row_BK[made.passed[:, 0], made.passed[:, 1]], minlength=len(b))
         ends = pa.array(np.concatenate([[0], np.cumsum(over)]), pa.int32())
@@ -335,15 +340,6 @@ class _Shop:
                         "passed": pa.ListArray.from_arrays(ends, causes, mask=none),
                         "passed_n": pa.ListArray.from_arrays(ends, many, mask=none),
                         "rule": self.causes.take(pa.array(rule, mask=rule < 0))}  # fmt: skip
-
-
-def _had(users: pa.Table, ids: pa.Array, vectors: Vectors | Sums | None) -> tuple[Rows, Rows]:
-    """What users must not get, and what a model knows of their histories."""
-    seen, history = (rows_of(users[c], ids) for c in ("seen_item_ids", "item_ids"))
-    there = history.at >= 0
-    if vectors is not None:
-        there &= vectors.speaks_N[history.at]
-    return seen.kept(seen.at >= 0), history.kept(there)
 
 
 def _varied(find: Find, variety: Variety, history: Seen) -> Find:

@@ -20,6 +20,7 @@ from test_slate import STAMP, Row, items_of, users_of
 
 from mmrec import schema
 from mmrec.recommend import slate
+from mmrec.recommend.again import had
 from mmrec.recommend.explore import Exploration, _uniform, deal
 from mmrec.recommend.rules import Rule, of_records
 from mmrec.recommend.ruling import Ruling
@@ -132,7 +133,7 @@ def lists(users: pa.Table, items: pa.Table, v: Vectors | None, k: int, ruling: R
 def chosen(users: pa.Table, items: pa.Table, v: Vectors | None, ruling: Ruling, groups: np.ndarray | None, draws: Exploration) -> Lists:
     """What is dealt: the rows of a list that are not drawn, and the pools behind them."""
     v, shop = v if v is None else replace(v, allowed_N=ruling.allowed_N), slate._Shop.of(items, ruling)
-    return shop.chosen(users, slice(0, users.num_rows), v, *slate._had(users, shop.ids, v), draws.chosen, groups, ruling, draws).lists
+    return shop.chosen(users, slice(0, users.num_rows), v, had(users, shop.ids, None if v is None else v.speaks_N, ruling), draws.chosen, groups, ruling, draws).lists
 
 
 def kept_by_all(rows: list[Row], user: Row, about: dict[str, Row], group: dict[str, Any], mine: list[Rule]) -> None:

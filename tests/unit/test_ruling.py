@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmrec.recommend.rules import KINDS, Range, Rule
 from mmrec.recommend.ruling import Ruling
 
-NEED = {"boost": "places", "cap": "most", "quota": "least", "pin": "place"}
+NEED = {"boost": "places", "cap": "most", "quota": "least", "pin": "place", "repeat": "after"}
 PLAIN = st.sampled_from([1, 2.5, -3, True, False, "1", "a", "True"])
 SOME = st.dictionaries(st.sampled_from("pq"), PLAIN | st.lists(PLAIN | st.none(), max_size=2) | st.none(), max_size=2)
 ROWS = st.lists(st.tuples(st.none() | st.sampled_from(["T", "1"]), st.none() | st.lists(st.sampled_from(["a", "b", "1"]), max_size=2), SOME), max_size=7)

@@ -41,6 +41,7 @@ rules:
     place: 1
     users: {country: nl}
   - {name: fresh, hold: {made: {at_least: 2026}}}
+  - {name: food, repeat: {category: Food}, after: 14, events: [purchase]}
 """
 ONE = "rules:\n- name: a\n  exclude: {x: 1}\n"  # more keys of its rule begin on line 4
 
@@ -72,9 +73,10 @@ def rules_of(folder: Path, *given: dict[str, Any]) -> list[Rule]:
 def test_every_kind_is_read_with_its_line(tmp_path: Path) -> None:
     got = read(file(tmp_path, FULL))
     assert [(r.name, r.kind, r.line) for r in got] == [("minors", "exclude", 3), ("summer", "include", 7), ("garden", "boost", 11),
-                                                      ("variety", "cap", 12), ("new", "quota", 16), ("window", "pin", 19), ("fresh", "hold", 23)]  # fmt: skip
+                                                      ("variety", "cap", 12), ("new", "quota", 16), ("window", "pin", 19), ("fresh", "hold", 23), ("food", "repeat", 24)]  # fmt: skip
     assert {r.kind for r in got} == set(KINDS)
-    minors, summer, garden, variety, new, window, _ = got
+    minors, summer, garden, variety, new, window, _, food = got
+    assert (food.after, food.events) == (14, ("purchase",))
     assert minors.items == {"category": ("Wine", "Spirits")}
     assert minors.users == {"age_band": ("0-17",), "score": Range(at_least=None, below=0.5)}
     assert summer.items == {"made": Range(at_least=2020, below=2026.5)}
@@ -83,7 +85,8 @@ def test_every_kind_is_read_with_its_line(tmp_path: Path) -> None:
     said = [worded(r) for r in got]
     assert said[0] == "nothing with category Wine or Spirits, for users with age_band 0-17 and score below 0.5"
     assert said[1:4] == ["only what has made from 2020 below 2026.5", "5 places up: category Garden", "at most 4 of each category"]
-    assert said[4:] == ["at least 2 with made from 2026", "item i0815 at place 1, for users with country nl", "nothing with made from 2026 until it is approved"]
+    assert said[4:] == ["at least 2 with made from 2026", "item i0815 at place 1, for users with country nl", "nothing with made from 2026 until it is approved",
+                        "category Food again, 14 days after purchase"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "rules: []\n", "\ufeffrules: []", None])
@@ -138,7 +141,7 @@ RANGES = st.tuples(NUMBERS, NUMBERS).filter(lambda p: float(p[0]) < float(p[1]))
     lambda p: st.sampled_from([{"at_least": p[0], "below": p[1]}, {"at_least": p[0]}, {"below": p[1]}]))  # fmt: skip
 VALUES = RANGES | st.lists(WORDS | NUMBERS | st.booleans(), min_size=1, max_size=3)
 MATCH = st.dictionaries(FIELDS, VALUES, min_size=1, max_size=3) | st.fixed_dictionaries({"item": st.lists(WORDS, min_size=1, max_size=2)})
-NEED = {"boost": "places", "cap": "most", "quota": "least", "pin": "place"}
+NEED = {"boost": "places", "cap": "most", "quota": "least", "pin": "place", "repeat": "after"}
 
 
 @st.composite
