@@ -68,7 +68,7 @@ class DiversityConfig(_Part):
     novelty: float = Field(0, ge=0, le=0.9, description="weight of being little known")
     serendipity: float = Field(0, ge=0, le=0.9, description="weight of being unlike a user's latest twenty items")
     pool: int = Field(100, ge=2, description="first candidates of a ranking that are put in another order")
-    places: int = Field(20, ge=1, description="of them, how many are chosen; the others follow in the model's order")
+    places: int = Field(10, ge=1, description="of them, how many are chosen; the others follow in the model's order")
 
     @property
     def on(self) -> bool:

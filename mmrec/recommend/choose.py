@@ -2,8 +2,9 @@
 
 In: how to find the best of some users, how to find what is popular, what holds for them. Out: `Chosen`.
 A longer ranking begins with the shorter one, so who is not filled is asked for again with twice as many; the result is
-that of a walk down the whole ranking.
-Trade-off: where rules keep most of a ranking from a user, it is found several times, each time twice as long.
+that of a walk down the whole ranking. How many are asked for at first is learned from the lists before: that changes
+how long it takes, and nothing else.
+Trade-off: where rules keep most of a ranking from a few users, theirs is found several times, each time twice as long.
 
 Shape legend: B users of a block, S some of them, W places asked for, K places of a list, N items, X passed over.
 """
@@ -23,6 +24,7 @@ from mmrec.topk.exact import TopK, cores
 from mmrec.topk.seen import Seen, of_rows, of_users
 
 _MORE = 4  # a quarter more places are asked for at first where twins are passed over, half as many where rules do
+_SURE, _TOLD = 0.98, 1024  # share of lists that are to be filled at once, and lists that tell
 _FEW = 256  # users that are not worth a thread
 _GATHERED = 2**21  # places of a ranking at a time
 Find = Callable[[np.ndarray, int, Seen], TopK]  # of some of a block's users, so many places
@@ -66,8 +68,9 @@ class Terms:
     @property
     def wide(self) -> int:
         """Places to ask for at first."""
-        more = self.k // _MORE if self.law is None else 2 * self.k // _MORE + self.law.lift
-        return min(self.most, self.k + more)
+        if self.law is None:
+            return min(self.most, self.k + self.k // _MORE)
+        return min(self.most, self.law.learned.get(self.k, self.k + 2 * self.k // _MORE + self.law.lift))
 
 
 def choose(find: Find, popular: Find | None, users: int, terms: Terms, seen: Seen) -> Chosen:
@@ -94,6 +97,7 @@ def choose(find: Find, popular: Find | None, users: int, terms: Terms, seen: See
                 work.fill(some[short_S], _of(found, short_S))
                 later.append(some[~full_S & ~sure_S])
         rows, wide, again = np.concatenate([rows[:0], *later]), min(terms.most, 2 * wide), True
+    _learn(terms, out.lists)
     if work.passed:
         passed = np.concatenate(work.passed)
         out.passed = passed[np.lexsort((passed[:, 1], passed[:, 0]))] if len(work.passed) > 1 else passed
@@ -173,6 +177,12 @@ class _Work:
             met_SQ = ((facts_NF[item_SK][..., quotas[:, 1]] >= 0) & (item_SK >= 0)[..., None]).sum(1)
             least_SQ = np.minimum(met_SQ, self.law.least_CR[self.law.class_B[rows]][:, quotas[:, 0]]).astype(np.int32)
             self.enter(rows, found, np.ones(len(rows), bool), first, least_SQ)
+
+
+def _learn(terms: Terms, lists: Lists) -> None:
+    """How deep these lists went."""
+    if terms.law is not None and len(lists.place_BK) >= _TOLD:
+        terms.law.learned[terms.k] = int(np.quantile(lists.place_BK.max(1), _SURE)) + terms.law.lift + 1
 
 
 def _of(found: TopK, rows: np.ndarray) -> TopK:

@@ -13,6 +13,7 @@ Shape legend: B users, K places of a list, E drawn ones, M rows chosen (K - E, t
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from hashlib import blake2b
@@ -21,6 +22,9 @@ import numpy as np
 
 from mmrec.recommend.walk import Lists
 from mmrec.topk.compiled import jit
+from mmrec.topk.exact import cores
+
+_FEW = 256  # users that are not worth a thread
 
 
 @dataclass(frozen=True)
@@ -78,16 +82,27 @@ def deal(
     """
     b = len(users)
     out, chance_BK = Lists.empty(b, how.k), np.ones((b, how.k))
-    seed_B = np.array([_seed(day, u) for u in users], np.uint64).reshape(b)
-    moved_BM = np.zeros((b, how.kept), np.int32)
-    _deal(made.item_BK, made.score_BK, made.model_BK, made.place_BK, made.rule_BK, made.ranked_BK, how.kept,
-          how.places_E, seed_B, weight_N, out.item_BK, out.score_BK, out.model_BK, out.place_BK, out.rule_BK,
-          out.ranked_BK, chance_BK, moved_BM)  # fmt: skip
+    seed_B, moved_BM = _seeds(day, users), np.zeros((b, how.kept), np.int32)
+
+    def part(some: slice) -> None:
+        m, o = ([x[some] for x in (of.item_BK, of.score_BK, of.model_BK, of.place_BK, of.rule_BK, of.ranked_BK)]
+                for of in (made, out))  # fmt: skip
+        _deal(*m, how.kept, how.places_E, seed_B[some], weight_N, *o, chance_BK[some], moved_BM[some])
+
+    each = max(_FEW, -(-b // cores()))
+    with ThreadPoolExecutor(cores()) as pool:
+        list(pool.map(part, (slice(start, start + each) for start in range(0, b, each))))
     return out, chance_BK, moved_BM
 
 
-def _seed(day: date, user: str) -> int:
-    return int.from_bytes(blake2b(f"{day}|{user}".encode(), digest_size=8).digest(), "little")
+def _seeds(day: date, users: list[str]) -> np.ndarray:
+    """(B,) uint64: of BLAKE2b of the day, a bar and the user."""
+    begun, digests = blake2b(f"{day}|".encode(), digest_size=8), []
+    for user in users:
+        one = begun.copy()
+        one.update(user.encode())
+        digests.append(one.digest())
+    return np.frombuffer(b"".join(digests), "<u8")
 
 
 @jit

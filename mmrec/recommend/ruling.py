@@ -48,7 +48,8 @@ class Law:
             of quotas, what is asked for of a class: no more than there is on offer for it.
         pin_CP, place_CP, pinner_CP: (C, P) int32, pinned items, their places from 0, and rules, in the order of
             places; -1 in empty places.
-        lift: the most places that anything is lifted. kept: what was made of these for a walk.
+        lift: the most places that anything is lifted. kept: what was made of these for a walk. learned: K -> places of
+            a ranking that lists took.
     """
 
     class_B: np.ndarray
@@ -63,6 +64,7 @@ class Law:
     pinner_CP: np.ndarray
     lift: int = 0
     kept: dict[int, tuple[np.ndarray, ...]] = field(default_factory=dict)
+    learned: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def none(cls, users: int, items: int) -> Law:
@@ -130,6 +132,7 @@ class Ruling:
         self._by_attributes = lru_cache(maxsize=65_536)(self._holds_for)
         self._named = any("user" in r.users for r in self.rules)
         self._kept: dict[int, tuple[np.ndarray, ...]] = {}
+        self._learned: dict[int, int] = {}
 
     def _barred(self, rule: Rule, meant_N: np.ndarray) -> np.ndarray:
         """(N,) bool: what a rule keeps from its users."""
@@ -166,7 +169,8 @@ class Ruling:
             self._class(np.zeros(len(self.rules), bool).tobytes())
         fate, lifter, holds, least, pin, place, pinner = self._stacked(len(self._made))
         return Law(class_B, fate, lifter, self._code_RN, holds, self._bound_R, least, pin, place, pinner,
-                   int(fate[:, :, 1].max(initial=0)) if self._kind("boost") else 0, self._kept)  # fmt: skip
+                   int(fate[:, :, 1].max(initial=0)) if self._kind("boost") else 0, self._kept,
+                   self._learned)  # fmt: skip
 
     def holds_for(self, user_id: str, attributes: str | None) -> np.ndarray:
         """(R,) bool: the rules that hold for a user."""

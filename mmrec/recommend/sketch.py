@@ -21,17 +21,15 @@ from threadpoolctl import threadpool_limits
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.models.tables import content_of
-from mmrec.recommend.vary import Aims
+from mmrec.recommend.vary import WIDE, Aims
 
-_WIDE = 64
 _LOOKED_AT = 20_000  # items, evenly spaced: more move the directions by less than rounding does
 _ONE = 127
 _CACHE = "gold.item_embeddings"
 
 
 def sketches(lake: Lake, m: Manifest, items: pa.Table) -> np.ndarray | None:
-    """(N, 64) int8, or narrower where contents are; a row of zeros of an item without any content; None of a run that
-    does not look at contents.
+    """(N, 64) int8, a row of zeros of an item without any content; None of a run that does not look at contents.
 
     Args:
         items: of the day, ascending by item_id, with their content keys.
@@ -47,16 +45,18 @@ def sketches(lake: Lake, m: Manifest, items: pa.Table) -> np.ndarray | None:
 
 
 def sketched(content: list[np.ndarray]) -> np.ndarray:
-    """(N, V) int8 of contents side by side, a (N, D) array a modality; rows of zeros where there is none."""
+    """(N, 64) int8 of contents side by side, a (N, D) array a modality; rows of zeros where there is none."""
     whole_ND = np.concatenate([_unit(c.astype(np.float64)) for c in content], 1)
     n, d = whole_ND.shape
     # on one thread: the order of sums, and with it the last bit, may depend on how many there are
     with threadpool_limits(1, user_api="blas"):
-        if d > _WIDE:
+        if d > WIDE:
             some_SD = whole_ND[:: max(1, -(-n // _LOOKED_AT))]
-            _, main_DV = eigh(some_SD.T @ some_SD, subset_by_index=(d - _WIDE, d - 1))
+            _, main_DV = eigh(some_SD.T @ some_SD, subset_by_index=(d - WIDE, d - 1))
             whole_ND = whole_ND @ main_DV
-    return np.rint(_ONE * _unit(whole_ND)).astype(np.int8)
+    out_NV = np.zeros((n, WIDE), np.int8)
+    out_NV[:, : min(d, WIDE)] = np.rint(_ONE * _unit(whole_ND))
+    return out_NV
 
 
 def _unit(x_ND: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ _FEW = 256  # users that are not worth a thread
 _SMOOTH = 0.01  # share of a user's own mix in the list's: Steck's alpha
 _LEAST = 1e-9  # of a squared distance, which rounding may take below 0
 _HISTORY = 20  # the latest items that serendipity looks away from
+WIDE = 64  # columns of a sketch
 _METHODS = {"mmr": 0, "dpp": 1}
 
 
@@ -55,7 +56,7 @@ class Aims:
     serendipity: float = 0.0
     over: str = "category"
     pool: int = 100
-    places: int = 20
+    places: int = 10
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Aims:
@@ -78,7 +79,7 @@ class Variety:
     """A catalogue as diversity sees it: see `Variety.over`.
 
     Attributes:
-        sketch_NV: (N, V) int8, of unit length 127; a row of zeros is like nothing. code_ptr, code: (N + 1,) and (E,)
+        sketch_NV: (N, 64) int8, of unit length 127; a row of zeros is like nothing. code_ptr, code: (N + 1,) and (E,)
             int32, an item's values of `aims.over`, each counted as 1 / their number. known_N: (N,) float64, 0 for the
             best known item, 1 for those nobody knows.
     """
@@ -93,7 +94,7 @@ class Variety:
     def over(cls, aims: Aims, items: pa.Table, sketch_NV: np.ndarray | None) -> Variety:
         """Of a day's items: categories, attributes and n_interactions, as far as they are aimed at."""
         n = items.num_rows
-        sketch_NV = np.zeros((n, 1), np.int8) if sketch_NV is None else np.ascontiguousarray(sketch_NV)
+        sketch_NV = np.zeros((n, WIDE), np.int8) if sketch_NV is None else np.ascontiguousarray(sketch_NV)
         ptr, code = _codes(items, aims.over) if aims.calibration else (np.zeros(n + 1, np.int64), np.zeros(0, np.int32))
         known_N = np.zeros(n)
         if aims.novelty:
@@ -106,13 +107,14 @@ class Variety:
         int32, the place from 1 that each had.
 
         Args:
-            found: of at least max(wide, pool) places, or all there are. history: (S + 1,) and places in the catalogue,
-                the latest last.
+            found: of at least max(wide, pool) places, or all there are; it is used up. history: (S + 1,) and places in
+                the catalogue, the latest last.
         """
         aims = self.aims
         s, w = len(found.item), min(wide, found.item.shape[1])
-        item_SW, rank_SW = np.empty((s, w), np.int32), np.empty((s, w), np.int32)
-        score_SW = np.empty((s, w), np.float32)
+        rank_SW = np.empty((s, w), np.int32)
+        # in place, if it can be: fresh memory costs as much as the work
+        item_SW, score_SW = (x if w == x.shape[1] else np.empty((s, w), x.dtype) for x in (found.item, found.score))
         weights = np.array([aims.strength, aims.calibration, aims.novelty, aims.serendipity])
 
         def part(start: int) -> None:
@@ -180,6 +182,7 @@ def _vary(
     own_P, tune_P, unlike_P = np.empty(p_all), np.zeros(p_all), np.empty(p_all)
     upto_P, taken_P, chosen = np.empty(p_all, np.int64), np.empty(p_all, np.bool_), np.empty(places, np.int64)
     left_P, root, order = np.empty(p_all), np.empty(places), np.empty(p_all, np.int64)
+    best_P, item_P, score_P = np.empty(p_all), np.empty(p_all, np.int32), np.empty(p_all, np.float32)
     row_PT = np.empty((p_all if method == 1 else 1, places))  # of the candidates' Cholesky factor
     mix_G, mix_by = np.zeros(codes), np.full(codes, -1, np.int64)
     have_G, have_by = np.zeros(codes), np.full(codes, -1, np.int64)
@@ -200,9 +203,12 @@ def _vary(
             if serendipity > 0:
                 near = 0.0
                 for e in range(max(first, last - _HISTORY), last):
-                    near = max(near, _alike(sketch_NV, item, hist[e]))
+                    near = max(near, _alike(sketch_NV, item, sketch_NV, hist[e]))
                 own += serendipity * (1.0 - near)
             own_P[p], unlike_P[p], upto_P[p], taken_P[p], left_P[p] = own, 0.0, 0, False, 1.0
+        most = -np.inf
+        for p in range(n - 1, -1, -1):
+            best_P[p] = most = max(most, own_P[p])
         mixed = 0.0
         if calibration > 0:
             for e in range(first, last):
@@ -219,6 +225,8 @@ def _vary(
                          gain_w, gain_by, step, tune_P)  # fmt: skip
             best, pick = -np.inf, -1
             for p in range(n):
+                if mixed == 0 and best_P[p] <= best:  # nothing that stands above makes anything better
+                    break
                 if taken_P[p]:
                     continue
                 value = own_P[p] + (calibration * tune_P[p] if mixed > 0 else 0.0) + strength * unlike_P[p]
@@ -228,11 +236,11 @@ def _vary(
                     if method == 0:
                         near = -unlike_P[p]
                         for c in range(upto_P[p], t):
-                            near = max(near, _alike(sketch_NV, item_SP[s, p], item_SP[s, chosen[c]]))
+                            near = max(near, _alike(sketch_NV, item_SP[s, p], sketch_NV, item_SP[s, chosen[c]]))
                         unlike_P[p] = -near
                     else:
                         for c in range(upto_P[p], t):
-                            both = _alike(sketch_NV, item_SP[s, p], item_SP[s, chosen[c]])
+                            both = _alike(sketch_NV, item_SP[s, p], sketch_NV, item_SP[s, chosen[c]])
                             for x in range(c):
                                 both -= row_PT[chosen[c], x] * row_PT[p, x]
                             row_PT[p, c] = both / root[c]
@@ -255,17 +263,21 @@ def _vary(
             if not taken_P[p]:
                 order[at] = p
                 at += 1
+        for p in range(n):
+            item_P[p], score_P[p] = item_SP[s, order[p]], score_SP[s, order[p]]
         for w in range(out_item.shape[1]):
-            p = order[w] if w < n else w
-            out_item[s, w], out_score[s, w], out_rank[s, w] = item_SP[s, p], score_SP[s, p], p + 1
+            if w < n:
+                out_item[s, w], out_score[s, w], out_rank[s, w] = item_P[w], score_P[w], order[w] + 1
+            else:
+                out_item[s, w], out_score[s, w], out_rank[s, w] = item_SP[s, w], score_SP[s, w], w + 1
 
 
 @jit
-def _alike(sketch_NV, a, b):
+def _alike(one_NV, a, other_NV, b):
     """Cosine of two items, from 0: what points away is no more unlike than what has nothing in common."""
     total = np.int32(0)
-    for v in range(sketch_NV.shape[1]):
-        total += np.int32(sketch_NV[a, v]) * np.int32(sketch_NV[b, v])
+    for v in range(WIDE):  # a number that the compiler knows
+        total += np.int32(one_NV[a, v]) * np.int32(other_NV[b, v])
     return max(total, 0) / 16129.0
 
 

@@ -106,7 +106,7 @@ def _walk(
     fate_W, facts_WF = np.empty((wide, 2), np.int16), np.empty((wide, f_all), np.int32)
     at, rule, place = np.empty(k, np.int64), np.empty(k, np.int64), np.empty(k, np.int64)
     pinned = np.empty(pin_CP.shape[1], np.int64)
-    n = 0
+    n, looks, asks = 0, len(caps) > 0, len(quotas) > 0
     for s in range(s_all):
         c = class_B[rows[s]]
         at[:] = -1
@@ -115,17 +115,18 @@ def _walk(
             item = pin_CP[c, p]
             if item < 0 or place_CP[c, p] >= k or at[place_CP[c, p]] < -1:
                 continue
-            facts_F = facts_NF[item]
-            had = facts_F[0] >= 0 and group_by[facts_F[0]] == s
+            group = facts_NF[item, 0]
+            had = group >= 0 and group_by[group] == s
             for x in range(pins):
                 had |= pinned[x] == item
             for e in range(seen_ptr[s], seen_ptr[s + 1]):
                 had |= seen_idx[e] == item
-            if had or _no_room(caps, facts_F, holds_CR[c], bound_R, count_FV, count_by, s) >= 0:
+            if had or _no_room(caps, facts_NF, item, holds_CR, c, bound_R, count_FV, count_by, s) >= 0:
                 continue
-            _enter(caps, quotas, facts_F, count_FV, count_by, s)
-            if facts_F[0] >= 0:
-                group_by[facts_F[0]] = s
+            _enter(caps, facts_NF, item, count_FV, count_by, s)
+            _enter(quotas, facts_NF, item, count_FV, count_by, s)
+            if group >= 0:
+                group_by[group] = s
             at[place_CP[c, p]], rule[place_CP[c, p]] = -2 - item, pinner_CP[c, p]
             pinned[pins] = item
             pins += 1
@@ -145,7 +146,7 @@ def _walk(
             _ordered(order, lifted, fate_W, start, stop, most_lift)
             for o in range(start, stop):
                 w = order[o]
-                item, facts_F = item_SW[s, w], facts_WF[w]
+                item, group = item_SW[s, w], facts_WF[w, 0]
                 if item < 0:
                     continue
                 if w - start - fate_W[w, 1] >= edge:
@@ -164,12 +165,12 @@ def _walk(
                     continue
                 looked += 1
                 cause = np.int64(fate_W[w, 0])
-                if cause < 0 and facts_F[0] >= 0 and group_by[facts_F[0]] == s:
+                if cause < 0 and group >= 0 and group_by[group] == s:
                     cause = twin
-                if cause < 0:
-                    cause = _no_room(caps, facts_F, holds_CR[c], bound_R, count_FV, count_by, s)
-                if cause < 0 and placed < asked and len(quotas) > 0:
-                    cause = _needed(quotas, facts_F, holds_CR[c], least_SQ[s], count_FV, count_by, s, asked - placed)
+                if cause < 0 and looks:
+                    cause = _no_room(caps, facts_WF, w, holds_CR, c, bound_R, count_FV, count_by, s)
+                if cause < 0 and asks and placed < asked:
+                    cause = _needed(quotas, facts_WF, w, holds_CR, c, least_SQ, count_FV, count_by, s, asked - placed)
                 if cause >= 0:
                     x = n if tell else gap
                     while x < n and passed[x, 3] != cause:
@@ -180,9 +181,12 @@ def _walk(
                         n += 1
                     passed[x, 4] += 1
                     continue
-                _enter(caps, quotas, facts_F, count_FV, count_by, s)
-                if facts_F[0] >= 0:
-                    group_by[facts_F[0]] = s
+                if looks:
+                    _enter(caps, facts_WF, w, count_FV, count_by, s)
+                if asks:
+                    _enter(quotas, facts_WF, w, count_FV, count_by, s)
+                if group >= 0:
+                    group_by[group] = s
                 at[slot], place[slot], rule[slot] = w, looked, lifter_CN[c, item] if fate_W[w, 1] > 0 else -1
                 placed += 1
                 slot += 1
@@ -243,28 +247,28 @@ def _ordered(order, lifted, fate_W, start, stop, most_lift):
 
 
 @jit
-def _no_room(caps, facts_F, holds_R, bound_R, count_FV, count_by, s):
+def _no_room(caps, facts_IF, i, holds_CR, c, bound_R, count_FV, count_by, s):
     """The first cap of a class that has no room for an item; -1: none."""
     for x in range(len(caps)):
         r, f = caps[x, 0], caps[x, 1]
-        code = facts_F[f]
-        if code >= 0 and holds_R[r] and count_by[f, code] == s and count_FV[f, code] >= bound_R[r]:
+        code = facts_IF[i, f]
+        if code >= 0 and holds_CR[c, r] and count_by[f, code] == s and count_FV[f, code] >= bound_R[r]:
             return r
     return -1
 
 
 @jit
-def _needed(quotas, facts_F, holds_R, least_Q, count_FV, count_by, s, left):
+def _needed(quotas, facts_IF, i, holds_CR, c, least_SQ, count_FV, count_by, s, left):
     """The first quota that needs the place an item would take; -1: none, or the item meets an open one itself."""
     asked, which = 0, -1
     for x in range(len(quotas)):
         r, f = quotas[x, 0], quotas[x, 1]
-        if not holds_R[r]:
+        if not holds_CR[c, r]:
             continue
-        open_ = least_Q[x] - (count_FV[f, 0] if count_by[f, 0] == s else 0)
+        open_ = least_SQ[s, x] - (count_FV[f, 0] if count_by[f, 0] == s else 0)
         if open_ <= 0:
             continue
-        if facts_F[f] >= 0:
+        if facts_IF[i, f] >= 0:
             return -1
         asked += open_
         if which < 0:
@@ -273,11 +277,10 @@ def _needed(quotas, facts_F, holds_R, least_Q, count_FV, count_by, s, left):
 
 
 @jit
-def _enter(caps, quotas, facts_F, count_FV, count_by, s):
-    for counted in (caps, quotas):
-        for x in range(len(counted)):
-            f = counted[x, 1]
-            code = facts_F[f]
-            if code >= 0:
-                count_FV[f, code] = count_FV[f, code] + 1 if count_by[f, code] == s else 1
-                count_by[f, code] = s
+def _enter(counted, facts_IF, i, count_FV, count_by, s):
+    for x in range(len(counted)):
+        f = counted[x, 1]
+        code = facts_IF[i, f]
+        if code >= 0:
+            count_FV[f, code] = count_FV[f, code] + 1 if count_by[f, code] == s else 1
+            count_by[f, code] = s

@@ -18,7 +18,7 @@ def quiet(_what: str, _done: int, _of: int) -> None:
 def test_every_side_is_measured_and_its_share_is_of_the_kernel() -> None:
     told = slate.bench(2, quiet, users=300, items=2500, k=30, dim=16)
     assert (told["mismatches"], told["users"], told["items"], told["rounds"]) == (0, 300, 2500, 2)
-    assert told["drawn"] == 3
+    assert told["drawn"] == 2
     assert told["passed"] > 0
     for name in ("plain", "ruled", "varied"):
         assert told[f"{name}_share"] == pytest.approx(told[f"{name}_s"] / told["kernel_s"] - 1, abs=0.3)  # of a kernel of two milliseconds, rounded to .1

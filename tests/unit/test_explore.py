@@ -175,7 +175,8 @@ def test_lists_with_drawn_places_keep_every_rule_and_their_other_rows_are_those_
                 for row, at, chance in dealt(made.item_BK[n].tolist(), how, user["user_id"], DAY, weight_N)]  # fmt: skip
         assert [(r["item_id"], r["rank"], r["source"] == DRAWN, r["propensity"], r["score"]) for r in own] == want
         sure, drawn = [r for r in own if r["source"] != DRAWN], [r for r in own if r["source"] == DRAWN]
-        same = ("item_id", "score", "source", "reason", "rule", "place", "passed", "passed_n", "propensity")
+        # not the reason: which of two things equally near is named may hang on the length of a list
+        same = ("item_id", "score", "source", "rule", "place", "passed", "passed_n", "propensity")
         assert told(sure, *same) == told([r for r in certain if r["user_id"] == user["user_id"]], *same)
         assert all((r["place"], r["rule"], r["passed"], r["reason"]) == (None, None, None, NEW) and 0 < r["propensity"] <= 1 for r in drawn)
         assert not drawn or len(sure) == how.kept, "nothing is drawn where there is not enough to show"

@@ -52,6 +52,10 @@ def rankings(seed: int, users: int, n: int, wide: int) -> TopK:
     return TopK(item, score, 0, 0)
 
 
+def copied(found: TopK) -> TopK:
+    return replace(found, item=found.item.copy(), score=found.score.copy())
+
+
 def histories(seed: int, users: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed + 2)
     own = [rng.integers(0, n, rng.integers(0, 30)).astype(np.int32) for _ in range(users)]
@@ -125,7 +129,7 @@ def test_every_place_is_the_formulas(seed: int, by: str, strength: float, calibr
     aims = Aims(by, strength, calibration, novelty, serendipity, over, pool, places)
     items, sketch = catalogue(seed, 40)
     found, history = rankings(seed, 6, 40, 16), histories(seed, 6, 40)
-    made = Variety.over(aims, items, sketch).varied(found, 16, history)
+    made = Variety.over(aims, items, sketch).varied(copied(found), 16, history)
     assert made.rank is not None
     for u in range(6):
         size = int((found.item[u] >= 0).sum())
@@ -142,10 +146,10 @@ def test_a_longer_ranking_begins_with_the_shorter_one_and_companions_change_noth
     items, sketch = catalogue(3, 300)
     found, history = rankings(3, 700, 300, 80), histories(3, 700, 300)
     variety = Variety.over(Aims(by, 0.3, 0.2, pool=40, places=15), items, sketch)
-    whole = variety.varied(found, 80, history)
+    whole = variety.varied(copied(found), 80, history)
     assert (whole.item[:, :15] != found.item[:, :15]).any()
     for wide in (5, 40, 60):
-        short = variety.varied(found, wide, history)
+        short = variety.varied(copied(found), wide, history)
         assert np.array_equal(short.item, whole.item[:, :wide])
         assert np.array_equal(short.rank, whole.rank[:, :wide])  # type: ignore[index, arg-type]
     some = np.array([2, 50, 699])
@@ -162,10 +166,10 @@ def test_of_two_alike_the_second_waits_for_what_is_unlike() -> None:
     found = TopK(np.array([[0, 1, 2]], np.int32), np.array([[1.0, 0.9, 0.0]], np.float32), 0, 0)
     nobody = np.zeros(2, np.int64), np.zeros(0, np.int32)
     for by in ("mmr", "dpp"):
-        made = Variety.over(Aims(by, 0.6), items, sketch).varied(found, 3, nobody)
+        made = Variety.over(Aims(by, 0.6), items, sketch).varied(copied(found), 3, nobody)
         assert made.item.tolist() == [[0, 2, 1]]
         assert made.rank.tolist() == [[1, 3, 2]]  # type: ignore[union-attr]
-    assert Variety.over(Aims("mmr", 0.2), items, sketch).varied(found, 3, nobody).item.tolist() == [[0, 1, 2]]
+    assert Variety.over(Aims("mmr", 0.2), items, sketch).varied(copied(found), 3, nobody).item.tolist() == [[0, 1, 2]]
 
 
 def test_a_list_keeps_its_users_own_mix() -> None:
@@ -176,7 +180,7 @@ def test_a_list_keeps_its_users_own_mix() -> None:
     score = 1 - 1e-4 * np.arange(40, dtype=np.float32)[None]
     score[0, -1] = 0  # all but the last are nearly as relevant
     found = TopK(item, score, 0, 0)
-    made = Variety.over(Aims(calibration=0.5, places=10), items, None).varied(found, 10, history)
+    made = Variety.over(Aims(calibration=0.5, places=10), items, None).varied(copied(found), 10, history)
     assert (made.item[0] >= 40).sum() == 3
     assert (found.item[0, :10] >= 40).sum() == 0
 
