@@ -133,7 +133,8 @@ def plan(night: Night) -> dict[str, Any]:
         config=config.night.model_dump()
         | texts
         | drawn
-        | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump(), "rules": ruled},
+        | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump(), "rules": ruled,
+           "reasons": config.reasons.model_dump()},
         fences=fences,
         code=mmrec.__version__,
         late=json.loads(_overdue(night).read_text()) if _overdue(night).is_file() else [],
@@ -214,7 +215,7 @@ def recommend(night: Night) -> dict[str, Any]:
     side = item_side(model, items, night.lake, m, device=config.device, threads=config.threads)
     job = Job(str(folder.absolute()), m.model_digest, config.device, config.threads, m.config["k"], m.run_date,
               m.run_id, m.model_version, model.kind, model.about.get("blend"), m.config.get("rules"),
-              m.config.get("explore"))  # fmt: skip
+              m.config.get("explore"), m.config.get("reasons"))  # fmt: skip
     listed = twins(night)
     groups = None if listed is None else dict(zip(*(c.to_pylist() for c in listed), strict=True))
     packed = str(pack((night.folder / f"scoring-{night.attempt}").absolute(), job, items, side, groups))

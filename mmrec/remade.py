@@ -54,7 +54,7 @@ class Remade:
         side = item_side(self.model, self.items, self.lake, m, device=config.device, threads=config.threads)
         job = Job(str(self.model.folder.absolute()), m.model_digest, config.device, config.threads, m.config["k"],
                   m.run_date, m.run_id, m.model_version, self.model.kind, self.model.about.get("blend"),
-                  [r.record() for r in rules], m.config.get("explore"))  # fmt: skip
+                  [r.record() for r in rules], m.config.get("explore"), m.config.get("reasons"))  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             yield opened(str(pack(Path(folder), job, self.items, side, self._groups())))
 

@@ -21,11 +21,13 @@ import pyarrow.feather as feather
 
 from mmrec.bundle import bundle as bundles
 from mmrec.models.data import group_codes
+from mmrec.recommend.contributions import Tower
 from mmrec.recommend.explore import Exploration
 from mmrec.recommend.histories import flat
+from mmrec.recommend.reasons import Reasons
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import Ruling
-from mmrec.recommend.score import ItemSide, sums_over
+from mmrec.recommend.score import ItemSide, known_weigher, sums_over
 from mmrec.recommend.slate import Sums, Vectors
 from mmrec.topk.rerank import Rerank
 
@@ -37,7 +39,7 @@ _RULED = ("categories", "attributes")
 class Job:
     """What a part of the users is scored with; `kind` and `blend` are the bundle's, see topk/rerank.py; `rules`:
     records of those in force, None: of a night before there were any; `explore`: of explore.py, None: nothing is
-    drawn."""
+    drawn; `reasons`: language, and how many rows of a list have numbers, None: of a night before there were any."""
 
     bundle: str
     digest: str
@@ -51,6 +53,7 @@ class Job:
     blend: dict[str, Any] | None = None
     rules: list[dict[str, Any]] | None = None
     explore: dict[str, Any] | None = None
+    reasons: dict[str, Any] | None = None
 
 
 def pack(
@@ -63,7 +66,8 @@ def pack(
         groups: item id -> group id of items that are listed twice, on offer or not; None: not known.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    catalogue = items.select(["item_id", "title", "popularity_micro", *(_RULED if job.rules else ()),
+    more = _RULED if job.rules else ("categories",) if job.reasons else ()
+    catalogue = items.select(["item_id", "title", "popularity_micro", *more,
                               *(("n_interactions",) if job.explore else ())])  # fmt: skip
     codes = group_codes(items["item_id"].to_pylist(), groups or {})
     if len(np.unique(codes)) < len(codes):  # else nobody on offer has a twin
@@ -114,6 +118,18 @@ class Packed:
     @cached_property
     def draws(self) -> Exploration | None:
         return Exploration(self.job.k, **self.job.explore) if self.job.explore else None
+
+    @cached_property
+    def reasons(self) -> Reasons | None:
+        """None: of a night before reasons had numbers."""
+        job, side, weigher = self.job, self.side, None
+        if job.reasons is None:
+            return None
+        if job.kind == "two_tower" and side is not None:
+            weigher = Tower.of(self.bundle.about, side.item_in, side.item_vec)
+        elif job.kind in ("factors", "sparse"):
+            weigher = known_weigher(self.bundle, self.items)
+        return Reasons(self.items, job.reasons["language"], job.reasons["rows"], weigher)
 
     def scored(self, users: pa.Table) -> Vectors | Sums | None:
         """What rows of gold.user_sequences, with a column `vector` where the bundle has vectors, are scored with; None:
