@@ -90,6 +90,13 @@ class DiversityConfig(_Part):
         return self
 
 
+class ReasonsConfig(_Part):
+    language: Literal["en", "de", "nl", "fr", "es"] = Field(
+        "en", description="of the words why an item is in a list: en, de, nl, fr, es"
+    )
+    rows: int = Field(10, ge=0, description="the first rows of a list that say what of the history and of the model")
+
+
 class ContentConfig(_Part):
     comments: bool = Field(False, description="texts of interactions (reviews, comments, tags) are encoded too")
     text_fields: Literal["joined", "separate"] = Field(
@@ -204,6 +211,7 @@ class Config(BaseSettings):
     night: NightConfig = NightConfig()
     explore: ExploreConfig = ExploreConfig()
     diversity: DiversityConfig = DiversityConfig()
+    reasons: ReasonsConfig = ReasonsConfig()
     content: ContentConfig = ContentConfig()
     twins: TwinsConfig = TwinsConfig()
     train: TrainConfig = TrainConfig()

@@ -138,7 +138,8 @@ def plan(night: Night) -> dict[str, Any]:
         | texts
         | drawn
         | varied
-        | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump(), "rules": ruled},
+        | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump(), "rules": ruled,
+           "reasons": config.reasons.model_dump()},
         fences=fences,
         code=mmrec.__version__,
         late=json.loads(_overdue(night).read_text()) if _overdue(night).is_file() else [],

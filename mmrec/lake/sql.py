@@ -103,4 +103,5 @@ _DUCK = {
     "ARRAY<STRING>": "VARCHAR[]",
     "ARRAY<BIGINT>": "BIGINT[]",
     "ARRAY<FLOAT>": "FLOAT[]",
+    "ARRAY<DOUBLE>": "DOUBLE[]",
 }

@@ -31,6 +31,11 @@ class Rows:
         before = np.concatenate([[0], np.cumsum(keep_E)])
         return Rows(before[self.ptr], self.at[keep_E])
 
+    def of(self, rows: slice) -> Rows:
+        """Of some users, side by side."""
+        ptr = self.ptr[rows.start : rows.stop + 1]
+        return Rows(ptr - ptr[0], self.at[ptr[0] : ptr[-1]])
+
     def last(self, most: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """(B, H) int64: where the last `most` entries of some users are in `at`, the last one last; -1 in front."""
         where_BH = self.ptr[1:][rows][:, None] + np.arange(-most, 0)

@@ -23,11 +23,13 @@ import pyarrow.feather as feather
 from mmrec.bundle import bundle as bundles
 from mmrec.lake.manifest import Manifest
 from mmrec.models.data import group_codes
+from mmrec.recommend.contributions import Tower
 from mmrec.recommend.explore import Exploration
 from mmrec.recommend.histories import flat
+from mmrec.recommend.reasons import Reasons
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import Ruling
-from mmrec.recommend.score import ItemSide, sums_over
+from mmrec.recommend.score import ItemSide, known_weigher, sums_over
 from mmrec.recommend.slate import Sums, Vectors
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.topk.rerank import Rerank
@@ -41,7 +43,8 @@ _SKETCH = "sketch.npy"
 class Job:
     """What a part of the users is scored with; `kind` and `blend` are the bundle's, see topk/rerank.py; `rules`:
     records of those in force, None: of a night before there were any; `explore`: of explore.py, None: nothing is
-    drawn; `diversity`: of vary.py, None: rankings stay as they are."""
+    drawn; `diversity`: of vary.py, None: rankings stay as they are; `reasons`: language, and how many rows of a list
+    have numbers, None: of a night before there were any."""
 
     bundle: str
     digest: str
@@ -56,12 +59,13 @@ class Job:
     rules: list[dict[str, Any]] | None = None
     explore: dict[str, Any] | None = None
     diversity: dict[str, Any] | None = None
+    reasons: dict[str, Any] | None = None
     as_of: str | None = None
 
     @classmethod
     def of(cls, m: Manifest, model: bundles.Bundle, device: str, threads: int) -> Job:
         """What a manifest says, and a loaded bundle."""
-        about = {name: m.config.get(name) for name in ("rules", "explore", "diversity")}
+        about = {name: m.config.get(name) for name in ("rules", "explore", "diversity", "reasons")}
         return cls(str(model.folder.absolute()), m.model_digest, device, threads, m.config["k"], m.run_date, m.run_id,
                    m.model_version, model.kind, model.about.get("blend"), **about, as_of=m.as_of)  # fmt: skip
 
@@ -78,8 +82,8 @@ def pack(
         sketch_NV: of sketch.py; None: no content is looked at.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    catalogue = items.select(["item_id", "title", "popularity_micro",
-                              *(_RULED if job.rules or job.diversity else ()),
+    more = _RULED if job.rules or job.diversity else ("categories",) if job.reasons else ()
+    catalogue = items.select(["item_id", "title", "popularity_micro", *more,
                               *(("n_interactions",) if job.explore or job.diversity else ())])  # fmt: skip
     codes = group_codes(items["item_id"].to_pylist(), groups or {})
     if len(np.unique(codes)) < len(codes):  # else nobody on offer has a twin
@@ -147,6 +151,18 @@ class Packed:
         if not self.job.diversity:
             return None
         return Variety.over(Aims.of(self.job.diversity), self.items, self.sketch_NV)
+
+    @cached_property
+    def reasons(self) -> Reasons | None:
+        """None: of a night before reasons had numbers."""
+        job, side, weigher = self.job, self.side, None
+        if job.reasons is None:
+            return None
+        if job.kind == "two_tower" and side is not None:
+            weigher = Tower.of(self.bundle.about, side.item_in, side.item_vec)
+        elif job.kind in ("factors", "sparse"):
+            weigher = known_weigher(self.bundle, self.items)
+        return Reasons(self.items, job.reasons["language"], job.reasons["rows"], weigher)
 
     def scored(self, users: pa.Table) -> Vectors | Sums | None:
         """What rows of gold.user_sequences, with a column `vector` where the bundle has vectors, are scored with; None:

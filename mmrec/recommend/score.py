@@ -32,6 +32,7 @@ from mmrec.lake.store import Lake
 from mmrec.models.stored import Stored
 from mmrec.models.tables import content_of, latest
 from mmrec.ort import session
+from mmrec.recommend.contributions import Factors, Weigher, Weights
 from mmrec.recommend.histories import flat, places, rows_of
 from mmrec.recommend.slate import Sums
 
@@ -96,6 +97,18 @@ def sums_over(bundle: Bundle, items: pa.Table) -> Callable[[pa.Table], Sums]:
         return Sums(stored, history_UM, asking_U, matrix_RN, matrix_NR, at_N)
 
     return sums
+
+
+def known_weigher(bundle: Bundle, items: pa.Table) -> Weigher:
+    """Of a factors or a sparse bundle: what each item of a history adds.
+
+    Args:
+        items: the day's, ascending by item_id.
+    """
+    if bundle.kind == "sparse":
+        return Weights()
+    stored = _stored(bundle.folder, bundle.digest)
+    return Factors(stored, _places(stored, items))
 
 
 @lru_cache(maxsize=1)

@@ -5,11 +5,11 @@ In: a day's user sequences and item features, item and user vectors, or historie
 Out: Arrow rows of gold.recommendations, a block of users at a time.
 A user the model can't speak for, and places it leaves empty, are filled from popularity, and the row says so.
 Of items that are one thing listed twice a list holds the best ranked, and it keeps the shop's rules: choose.py.
-Trade-off: the reason names the watched item closest to the offered one in the model's own item space; it is a
-true statement about the model, not a causal one about the user.
+Why a row is there: reasons.py.
+Trade-off: what is popular is ranked for who needs it alone, and a user's list may be walked more than once.
 
-Shape legend: U users, B users of a block, S users of it with a short list, N items, K places, H history items shown to
-reasons, J offered items, M items a bundle knows, D vector size, R rows of a matrix.
+Shape legend: U users, B users of a block, S users of it with a short list, N items, K places, H history items, J
+offered items, M items a bundle knows, D vector size, R rows of a matrix.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy import sparse
 
 from mmrec import schema
@@ -30,7 +29,7 @@ from mmrec.models.stored import Stored
 from mmrec.recommend.again import Had, had
 from mmrec.recommend.choose import Chosen, Find, Terms, choose
 from mmrec.recommend.explore import Exploration, deal
-from mmrec.recommend.histories import Rows
+from mmrec.recommend.reasons import Reasons
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.vary import Variety
 from mmrec.topk.catalogue import Catalogue
@@ -40,10 +39,8 @@ from mmrec.topk.rerank import Rerank, rerank
 from mmrec.topk.seen import Seen, of_rows, of_users
 
 _BLOCK = 4096
-_HISTORY = 20  # the latest items a reason may name
 _GATHERED = 2**22  # numbers of offered items' vectors at a time
 _KNOWN = "n_interactions"
-_NAMELESS = ["something else to try", "picked by the shop", "popular lately", "what newcomers like"]
 MODEL, FALLBACK, RULE, DRAWN = "model", "fallback:popularity", "rule", "drawn"
 
 
@@ -102,6 +99,10 @@ class Vectors:
             self.kept[name] = make()
         return self.kept[name]
 
+    def some(self, rows: slice) -> Vectors:
+        """Of some of its users."""
+        return self.of(self.user_UD[rows])
+
     def closest(self, item_BK: np.ndarray, history_BH: np.ndarray) -> np.ndarray:
         """(B, K): which of the history, -1 in front of it, is nearest to an item; 0 of an empty place."""
         out_BK = np.zeros(item_BK.shape, np.int64)
@@ -145,17 +146,21 @@ class Sums:
         return TopK(np.concatenate([p.item for p in parts]), np.concatenate([p.score for p in parts]),
                     sum(p.dropped_users for p in parts), int((~self.speaks_N).sum()))  # fmt: skip
 
+    def some(self, rows: slice) -> Sums:
+        """As of `Vectors`."""
+        return replace(self, history_UM=self.history_UM[rows], user_ids=self.user_ids[rows])
+
     def closest(self, item_BK: np.ndarray, history_BH: np.ndarray) -> np.ndarray:
         """As of `Vectors`."""
         out_BK = np.zeros(item_BK.shape, np.int64)
         for b, (item_K, history_H) in enumerate(zip(item_BK, history_BH, strict=True)):
             offered, had = item_K >= 0, history_H >= 0
             if offered.any() and had.any():
-                near = self._closeness(item_K[offered], history_H[had])
+                near = self.weights(item_K[offered], history_H[had])
                 out_BK[b, offered] = np.flatnonzero(had)[near.argmax(1)]
         return out_BK
 
-    def _closeness(self, offered_J: np.ndarray, history_H: np.ndarray) -> np.ndarray:
+    def weights(self, offered_J: np.ndarray, history_H: np.ndarray) -> np.ndarray:
         """(J, H): the weight from the one to the other; of users, the cosine of who had them."""
         offered_JR = self.matrix_NR[offered_J]
         if self.stored.name != "user_knn":
@@ -185,6 +190,7 @@ def slates(
     ruling: Ruling | None = None,
     draws: Exploration | None = None,
     variety: Variety | None = None,
+    reasons: Reasons | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Slates of every user, in user order.
 
@@ -198,10 +204,11 @@ def slates(
             passed over.
         draws: places that are drawn; None: none are.
         variety: of those items, what the model's ranking is put in another order by; None: it stays as it is.
+        reasons: what is said of rows; None: English sentences, as before there was more.
 
     Yields: rows of gold.recommendations, at most `_BLOCK` users each.
     """
-    shop = _Shop.of(items, ruling)
+    shop, reasons = _Shop.of(items, ruling), reasons or Reasons(items)
     known = had(users, shop.ids, None if vectors is None else vectors.speaks_N, ruling)
     counts.update(users=0, rows=0, fallback_rows=0, short_lists=0, dropped_users=0, dropped_items=0)
     for start in range(0, users.num_rows, _BLOCK):
@@ -216,8 +223,9 @@ def slates(
         made.freed_BK = known.freed(block, made.lists.item_BK)
         counts["dropped_users"] += made.dropped_users
         counts["dropped_items"] = made.dropped_items
-        reasons = _reasons(known.history, block, made, vectors)
-        batch = shop.rows(names, made, reasons, stamp)
+        asked = None if vectors is None else vectors.some(block)
+        told = reasons.columns(made.lists, some, known.history.of(block), asked)
+        batch = shop.rows(names, made, told, stamp)
         counts["users"] += n
         counts["rows"] += batch.num_rows
         counts["short_lists"] += int(((made.lists.item_BK >= 0).sum(1) < k).sum())
@@ -241,22 +249,17 @@ def chosen(
 
 @dataclass(frozen=True)
 class _Shop:
-    """The day's items: what lists are written with. `reasons`: one an item of a history, then those that name none."""
+    """The day's items: what lists are written with."""
 
     ids: pa.Array
-    reasons: pa.Array
     popularity: Catalogue
     causes: pa.Array | None
     n_interactions: np.ndarray
 
     @classmethod
     def of(cls, items: pa.Table, ruling: Ruling | None) -> _Shop:
-        titles = pc.fill_null(items["title"].combine_chunks(), "")
-        titles = pc.if_else(pc.equal(titles, ""), "an earlier choice", titles)
-        because = pc.binary_join_element_wise("because of", titles, " ")
         popularity_N1 = (items["popularity_micro"].to_numpy().astype(np.float64)[:, None] / 1e6).astype(np.float32)
         return cls(items["item_id"].combine_chunks(),
-                   pa.concat_arrays([because, pa.array(_NAMELESS)]),
                    Catalogue(popularity_N1, None if ruling is None else ruling.allowed_N),
                    None if ruling is None else pa.array(ruling.names, pa.string()),
                    items[_KNOWN].to_numpy() if _KNOWN in items.column_names else np.zeros(items.num_rows))  # fmt: skip
@@ -299,16 +302,14 @@ class _Shop:
         passed[:, 1] = moved_BM[passed[:, 0], passed[:, 1]]
         return replace(made, lists=lists, passed=passed, chance_BK=chance_BK)
 
-    def rows(self, names: pa.Array, made: Chosen, reason_BK: np.ndarray, stamp: Stamp) -> pa.RecordBatch:
-        """Lists as rows of gold.recommendations. `reason_BK`: places in `reasons`, below 0 from its end."""
+    def rows(self, names: pa.Array, made: Chosen, told: dict[str, pa.Array], stamp: Stamp) -> pa.RecordBatch:
+        """Lists as rows of gold.recommendations. `told`: columns of reasons.py."""
         b, at = np.nonzero(made.lists.item_BK >= 0)
-        said = reason_BK[b, at]
         placed = made.lists.place_BK[b, at] > 0
         source = np.where(placed, made.lists.model_BK[b, at], np.where(made.lists.rule_BK[b, at] >= 0, 2, 3))
         taken = {"user_id": (names, b), "item_id": (self.ids, made.lists.item_BK[b, at]),
-                 "source": (pa.array([FALLBACK, MODEL, RULE, DRAWN]), source),
-                 "reason": (self.reasons, np.where(said < 0, said + len(self.reasons), said))}  # fmt: skip
-        values = {name: of.take(pa.array(place)) for name, (of, place) in taken.items()}
+                 "source": (pa.array([FALLBACK, MODEL, RULE, DRAWN]), source)}  # fmt: skip
+        values = {name: of.take(pa.array(place)) for name, (of, place) in taken.items()} | told
         values |= {"rank": pa.array(at + 1), "score": pa.array(made.lists.score_BK[b, at])}
         values |= self._account(made, b, at)
         chance = np.ones(len(b)) if made.chance_BK is None else made.chance_BK[b, at]
@@ -350,22 +351,6 @@ def _varied(find: Find, variety: Variety, history: Seen) -> Find:
         return variety.varied(find(rows, max(wide, variety.aims.pool), seen), wide, own)
 
     return found
-
-
-def _reasons(history: Rows, block: slice, made: Chosen, vectors: Vectors | Sums | None) -> np.ndarray:
-    """(B, K): places in `_Shop.reasons`, below 0 from its end."""
-    drawn, picked, popular, newcomers = range(-len(_NAMELESS), 0)
-    model_BK = made.lists.model_BK
-    reason_BK = np.full(made.lists.item_BK.shape, popular, np.int64)
-    if vectors is not None and vectors.near:
-        where_BH = history.last(_HISTORY, block)
-        history_BH = np.where(where_BH >= 0, history.at[where_BH], -1) if len(history.at) else where_BH
-        # of the model's places alone, without a look at the others
-        near_BK = vectors.closest(np.where(model_BK, made.lists.item_BK, -1), history_BH)
-        named_BK = np.take_along_axis(history_BH, near_BK, 1)
-        reason_BK = np.where(model_BK, np.where(named_BK >= 0, named_BK, newcomers), popular)
-    unplaced_BK = made.lists.place_BK == 0
-    return np.where(unplaced_BK, np.where(made.lists.rule_BK >= 0, picked, drawn), reason_BK)
 
 
 def _unit(x_ND: np.ndarray) -> np.ndarray:

@@ -110,6 +110,14 @@ GOLD = (
             _c("score", "FLOAT", "what the list is ordered by, comparable within one user and source"),
             _c("source", _STR, "model, fallback:popularity, rule: pinned, the score is 0; or drawn: to learn"),
             _c("reason", _STR, "why it is there, in words for the user"),
+            _c("because", "ARRAY<STRING>", "items of the user's history that added most to the score, at most 3, the"
+               " greatest first; null: none, or not told of this row", nullable=True),
+            _c("because_share", "ARRAY<DOUBLE>", "their shares of all that the history added, to thousandths",
+               nullable=True),
+            _c("parts", "ARRAY<STRING>", "what the score is made of, the greatest first: behaviour, a modality of"
+               " content, popularity; null: not told of this row", nullable=True),
+            _c("parts_share", "ARRAY<DOUBLE>", "their shares of the sum of their sizes, to thousandths; together 1",
+               nullable=True),
             _c("rule", _STR, "the rule that pinned or lifted it; null: none", nullable=True),
             _c("place", "INT", "place among the candidates looked at for the list, 1 is first; null: pinned, drawn, or"
                " a list of before there were rules", nullable=True),

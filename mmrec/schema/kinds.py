@@ -34,6 +34,7 @@ _ARROW: dict[str, pa.DataType] = {
     "ARRAY<STRING>": pa.list_(pa.string()),
     "ARRAY<BIGINT>": pa.list_(pa.int64()),
     "ARRAY<FLOAT>": pa.list_(pa.float32()),
+    "ARRAY<DOUBLE>": pa.list_(pa.float64()),
 }
 
 

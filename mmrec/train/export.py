@@ -38,7 +38,9 @@ _CASES = 64
 def export(model: Champion, items: Items, log: Log, fold: Fold, folder: Path) -> dict[str, Any]:
     """Write the graphs and compare them with torch in scores and in top-K.
 
-    Returns: fields for bundle.json: length, context, event_types, content_dims, parity, blend (None: a dot product).
+    Returns: fields for bundle.json: length, context, event_types, content_dims, parity, blend (None: a dot product);
+        columns: sizes of what vectors are made of, which stand in this order, content's by modality, and tau and base
+        of the linear head's history weights: what takes a score apart.
 
     Raises: QualityError: the graphs differ from torch, or hold what a bundle may not.
     """
@@ -49,8 +51,14 @@ def export(model: Champion, items: Items, log: Log, fold: Fold, folder: Path) ->
     (folder / "item_map.json").write_text(json.dumps(model.item_map))
     parity = _parity(model, item, user, items, log, fold, folder)
     return {"length": model.recipe.length, "context": model.recipe.context, "event_types": list(model.event_types),
-            "content_dims": model.dims, "half_life_days": model.recipe.half_life_days, "parity": parity,
+            "content_dims": model.dims, "columns": _columns(model), "tau": model.recipe.tau, "base": model.recipe.base,
+            "half_life_days": model.recipe.half_life_days, "parity": parity,
             "blend": None if model.rerank is None else asdict(model.rerank)}  # fmt: skip
+
+
+def _columns(model: Champion) -> dict[str, Any]:
+    return {"sequence": model.recipe.d, "linear": model.head.behaviour_NR.shape[1],
+            "content": {m: model.likeness.maps[m][1].shape[1] for m in sorted(model.dims)}}  # fmt: skip
 
 
 class _ItemGraph(nn.Module):

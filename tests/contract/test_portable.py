@@ -260,7 +260,7 @@ def test_content_hashes_leave_run_metadata_out_and_know_one_zero_and_one_nan() -
     assert content_hash(slates("a", "b", score=-0.0, run_id="another"), LIST) == want
     assert content_hash(base.drop_columns(["run_id"]), LIST) == want
     for column in schema.table(LIST).content_columns:
-        other = {"STRING": "y", "DATE": NOON.date(), "INT": 2, "FLOAT": 1e-45, "DOUBLE": 0.5, "ARRAY<STRING>": ["y"], "ARRAY<BIGINT>": [2]}[next(c.type for c in schema.table(LIST).columns if c.name == column)]
+        other = {"STRING": "y", "DATE": NOON.date(), "INT": 2, "FLOAT": 1e-45, "DOUBLE": 0.5, "ARRAY<STRING>": ["y"], "ARRAY<BIGINT>": [2], "ARRAY<DOUBLE>": [0.5]}[next(c.type for c in schema.table(LIST).columns if c.name == column)]
         assert content_hash(changed(base, column, pa.array([base[column][0].as_py(), other], base.schema.field(column).type)), LIST) != want, column
     nan = pa.array([0x7FC00000, 0x7FC00001], pa.uint32()).view(pa.float32())
     assert content_hash(changed(base, "score", nan), LIST) == content_hash(changed(base, "score", pa.array([math.nan] * 2, pa.float32())), LIST)

@@ -59,7 +59,8 @@ def test_it_is_as_defined_whatever_order_chunks_and_pieces(n: int, seed: int, st
     rows = [{"run_date": date(2026, 1, 1 + int(rng.integers(0, 2))), "arm": "main", "user_id": f"u{words[rng.integers(0, 6)]}", "rank": i + 1,
              "item_id": "i" + words[rng.integers(0, 6)], "score": float(np.float32(rng.choice([-0.0, 0.0, 1.5, -7]))),
              "source": "model", "reason": words[rng.integers(0, 6)], "propensity": 1.0, "model_version": "7", "run_id": "r",
-             "ranked": [None, i][rng.integers(0, 2)], "rule": [None, *words][rng.integers(0, 7)], "place": [None, 0, i][rng.integers(0, 3)], "passed": [None, [], ["a", words[rng.integers(0, 6)]]][rng.integers(0, 3)], "passed_n": [None, [], [2, i]][rng.integers(0, 3)]}
+             "ranked": [None, i][rng.integers(0, 2)], "because": [None, [], ["a", "é"]][rng.integers(0, 3)], "because_share": [None, [], [0.5, i / 7]][rng.integers(0, 3)],
+             "parts": [None, ["behaviour"]][rng.integers(0, 2)], "parts_share": [None, [1.0]][rng.integers(0, 2)], "rule": [None, *words][rng.integers(0, 7)], "place": [None, 0, i][rng.integers(0, 3)], "passed": [None, [], ["a", words[rng.integers(0, 6)]]][rng.integers(0, 3)], "passed_n": [None, [], [2, i]][rng.integers(0, 3)]}
             for i in range(n)]  # fmt: skip
     want = naive(rows)
     shuffled = pa.Table.from_pylist([rows[i] for i in rng.permutation(n)], ARROW)

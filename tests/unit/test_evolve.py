@@ -387,7 +387,7 @@ def test_real_processes_that_open_an_older_home_together_all_end_well(lake: Lake
         assert [r["user_id"] for r in rows_of(lake, LIST.name)] == ["a", "b", "c"]
 
 
-KINDS = ("STRING", "INT", "BIGINT", "FLOAT", "DOUBLE", "BOOLEAN", "BINARY", "DATE", "TIMESTAMP", "ARRAY<STRING>", "ARRAY<BIGINT>", "ARRAY<FLOAT>")
+KINDS = ("STRING", "INT", "BIGINT", "FLOAT", "DOUBLE", "BOOLEAN", "BINARY", "DATE", "TIMESTAMP", "ARRAY<STRING>", "ARRAY<BIGINT>", "ARRAY<FLOAT>", "ARRAY<DOUBLE>")
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
