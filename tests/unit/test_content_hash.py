@@ -42,7 +42,7 @@ def naive(rows: list[dict[str, Any]]) -> str:
         elif pa.types.is_list(kind):
             inner = [x for v in values for x in v or []]
             lengths = told(values) + b"".join(struct.pack("<q", len(v or [])) for v in values)
-            said.update(lengths + (texts(inner) if pa.types.is_string(kind.value_type) else told(inner) + b"".join(struct.pack("<q", x) for x in inner)))
+            said.update(lengths + (texts(inner) if pa.types.is_string(kind.value_type) else told(inner) + b"".join(struct.pack("<d" if pa.types.is_floating(kind.value_type) else "<q", x) for x in inner)))
         elif pa.types.is_floating(kind):
             said.update(told(values) + b"".join(struct.pack("<f" if kind == pa.float32() else "<d", v + 0.0) for v in values))
         else:
