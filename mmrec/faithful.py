@@ -55,8 +55,8 @@ def account(config: Config, lake: Lake, user: str, item: str, when: date | None 
                          next="mmrec sql 'select user_id from user_sequences'")  # fmt: skip
     row = next((r for r in rows if r["item_id"] == item), None)
     if row is None:
-        raise InputError("this item is not in the user's list", where=f"{_NAME} run_date={day}, user {user}", value=item,
-                         valid=[r["item_id"] for r in sorted(rows, key=lambda r: r["rank"])[:5]],
+        raise InputError("this item is not in the user's list", where=f"{_NAME} run_date={day}, user {user}",
+                         value=item, valid=[r["item_id"] for r in sorted(rows, key=lambda r: r["rank"])[:5]],
                          next=f"mmrec why-not {user} {item}")  # fmt: skip
     columns = lake.day("gold.item_features", day, columns=["item_id", "title"])
     title = dict(zip(*(columns[c].to_pylist() for c in ("item_id", "title")), strict=True))
@@ -87,11 +87,11 @@ def study(
     made = remade(config, lake, when)
     with made.packed(of_records(made.manifest.config.get("rules") or [])) as packed:
         if packed.reasons is None or packed.reasons.weigher is None:
-            old = packed.reasons is None
+            more = "--force" if packed.reasons is None else "--train --force"
             raise InputError("this night's rows have no numbers to look at", where=f"run_date {made.day}",
                              value=f"model version {made.manifest.model_version} ({made.model.kind})",
                              valid="a night of this version of mmrec, of a model that has a history",
-                             next=f"mmrec run --date {made.day} " + ("--force" if old else "--train --force"))  # fmt: skip
+                             next=f"mmrec run --date {made.day} {more}")  # fmt: skip
         offered = _offered(made, packed)
         names = sorted(offered)
         picked = np.random.default_rng(seed).permutation(len(names))[:users]
@@ -153,8 +153,11 @@ def _looked(
         close_HK[_LATEST:] -= np.ptp(close_HK) + 1
         orders = {"contributions": value_BKH[b, :k, :n].T, "nearest": close_HK,
                   "most_recent": np.repeat(-np.arange(n)[:, None], k, 1)}  # fmt: skip
-        yield [{name: _judged(order_HK[:, j], drop_HK[:, j]) for name, order_HK in orders.items()}
-               | {"greatest": drop_HK[:, j].max(), "random": drop_HK[:, j].mean(), "items": n} for j in range(k)]  # fmt: skip
+        rows = []
+        for j, drop_H in enumerate(drop_HK.T):
+            judged: dict[str, Any] = {name: _judged(order_HK[:, j], drop_H) for name, order_HK in orders.items()}
+            rows.append(judged | {"greatest": drop_H.max(), "random": drop_H.mean(), "items": n})
+        yield rows
 
 
 def _without(row: dict[str, Any], item: str) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def _show(told: dict[str, Any]) -> None:
     for r in told["because"]:
         out.print(cell(f"  {r['share']:6.1%}  {r['item_id']}  {r['title'] or ''}"), soft_wrap=True)
     if told["parts"]:
-        out.print(cell("the score: " + ", ".join(f"{r['part']} {r['share']:.1%}" for r in told["parts"])), soft_wrap=True)
+        parts = ", ".join(f"{r['part']} {r['share']:.1%}" for r in told["parts"])
+        out.print(cell(f"the score: {parts}"), soft_wrap=True)
     else:
         out.print("no numbers are told of this row")
 

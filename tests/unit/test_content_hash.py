@@ -42,7 +42,8 @@ def naive(rows: list[dict[str, Any]]) -> str:
         elif pa.types.is_list(kind):
             inner = [x for v in values for x in v or []]
             lengths = told(values) + b"".join(struct.pack("<q", len(v or [])) for v in values)
-            said.update(lengths + (texts(inner) if pa.types.is_string(kind.value_type) else told(inner) + b"".join(struct.pack("<d" if pa.types.is_floating(kind.value_type) else "<q", x) for x in inner)))
+            number = "<d" if pa.types.is_floating(kind.value_type) else "<q"
+            said.update(lengths + (texts(inner) if pa.types.is_string(kind.value_type) else told(inner) + b"".join(struct.pack(number, x) for x in inner)))
         elif pa.types.is_floating(kind):
             said.update(told(values) + b"".join(struct.pack("<f" if kind == pa.float32() else "<d", v + 0.0) for v in values))
         else:
@@ -59,8 +60,9 @@ def test_it_is_as_defined_whatever_order_chunks_and_pieces(n: int, seed: int, st
     rows = [{"run_date": date(2026, 1, 1 + int(rng.integers(0, 2))), "arm": "main", "user_id": f"u{words[rng.integers(0, 6)]}", "rank": i + 1,
              "item_id": "i" + words[rng.integers(0, 6)], "score": float(np.float32(rng.choice([-0.0, 0.0, 1.5, -7]))),
              "source": "model", "reason": words[rng.integers(0, 6)], "propensity": 1.0, "model_version": "7", "run_id": "r",
-             "ranked": [None, i][rng.integers(0, 2)], "because": [None, [], ["a", "é"]][rng.integers(0, 3)], "because_share": [None, [], [0.5, i / 7]][rng.integers(0, 3)],
-             "parts": [None, ["behaviour"]][rng.integers(0, 2)], "parts_share": [None, [1.0]][rng.integers(0, 2)], "rule": [None, *words][rng.integers(0, 7)], "place": [None, 0, i][rng.integers(0, 3)], "passed": [None, [], ["a", words[rng.integers(0, 6)]]][rng.integers(0, 3)], "passed_n": [None, [], [2, i]][rng.integers(0, 3)]}
+             "ranked": [None, i][rng.integers(0, 2)], "rule": [None, *words][rng.integers(0, 7)], "place": [None, 0, i][rng.integers(0, 3)], "passed": [None, [], ["a", words[rng.integers(0, 6)]]][rng.integers(0, 3)], "passed_n": [None, [], [2, i]][rng.integers(0, 3)],
+             **{name: [None, [], ["é", words[rng.integers(0, 6)]]][rng.integers(0, 3)] for name in ("because", "parts")},
+             **{name: [None, [], [0.125, i / 3]][rng.integers(0, 3)] for name in ("because_share", "parts_share")}}
             for i in range(n)]  # fmt: skip
     want = naive(rows)
     shuffled = pa.Table.from_pylist([rows[i] for i in rng.permutation(n)], ARROW)
