@@ -3,6 +3,7 @@
 In: sizes. Out: seconds of the search alone (`kernel_s`), of lists without anything (`plain_s`), with twins and rules
 of every kind (`ruled_s`), with diversity as well (`varied_s`), with drawn places as well (`whole_s`), and `share`: what
 all of it and the fallback add, in kernels. Users come in blocks, as a night has them; the sides are interleaved.
+Apart from them, `reasons_s`: sentences, items of the history and parts of the score, of all lists.
 Before the clock, lists of the first users must be those of a plain walk down the whole ranking, put in order by the
 formula's own words, item for item and cause for cause.
 Trade-off: rules that reach every user, a quarter of them and a tenth; a rule that kept nearly all of the catalogue from
@@ -26,10 +27,14 @@ import pyarrow as pa
 
 from mmrec.errors import QualityError
 from mmrec.recommend.choose import Chosen, Find, Terms, choose
+from mmrec.recommend.contributions import Tower
 from mmrec.recommend.explore import Exploration, deal
+from mmrec.recommend.histories import Rows
+from mmrec.recommend.reasons import Reasons
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import TWIN, Ruling
 from mmrec.recommend.sketch import sketched
+from mmrec.recommend.slate import Vectors
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import search
@@ -58,8 +63,8 @@ def bench(
     """Seconds of the sides, medians over rounds.
 
     Returns: users, items, dim, k, rounds, rules, diversity, drawn (places a list), kernel_s, plain_s, ruled_s,
-        varied_s, whole_s; share (of the kernel's time, that whole lists take beyond the kernel), and plain_share,
-        ruled_share, varied_share; passed (candidates a ruled list), mismatches.
+        varied_s, whole_s, reasons_s; share (of the kernel's time, that whole lists take beyond the kernel), and
+        plain_share, ruled_share, varied_share; passed (candidates a ruled list), mismatches.
 
     Raises: QualityError: a list is not the plain walk's.
     """
@@ -80,6 +85,8 @@ def bench(
             for start in range(0, users, _BLOCK):
                 sides[name](slice(start, min(start + _BLOCK, users)))
             spent[name].append(time.perf_counter() - begun)
+        spent.setdefault("reasons", []).append(sum(shop.reasons(slice(start, min(start + _BLOCK, users)))
+                                                   for start in range(0, users, _BLOCK)))  # fmt: skip
     middle = {name: statistics.median(s) for name, s in spent.items()}
     some = min(users, _BLOCK)
     return {
@@ -87,7 +94,7 @@ def bench(
         "diversity": str(_AIMS), "drawn": len(shop.draws.places_E),
         **{f"{name}_s": round(s, 4) for name, s in middle.items()},
         **{"share" if name == "whole" else f"{name}_share": round((s - middle["kernel"]) / middle["kernel"], 3)
-           for name, s in middle.items() if name != "kernel"},
+           for name, s in middle.items() if name not in ("kernel", "reasons")},
         "passed": round(int(shop.ruled(slice(0, some)).passed[:, 4].sum()) / some, 2), "mismatches": wrong,
     }  # fmt: skip
 
@@ -118,6 +125,11 @@ class _Shop:
         self.sketch_NV = sketched([content_NV])
         self.variety = Variety.over(_AIMS, table, self.sketch_NV)
         self.draws, self.weight_N = Exploration(k, _SHARE), np.ones(items)
+        text = (dim - 4) // 3
+        sequence = dim - 4 - 2 * text
+        item_in = rng.standard_normal((items, dim - 4)).astype(np.float32)
+        tower = Tower(item_in, item_ND, sequence, text, (("text", text),), 10.0, 0.1, _SEEN, _SEEN)
+        self.said, self.vectors = Reasons(table, rows=10, weigher=tower), Vectors(self.user_UD, item_ND)
         self.all, self.left = Catalogue(item_ND), Catalogue(item_ND, self.ruling.allowed_N)
         self.liked = Catalogue(rng.gamma(0.3, 20, (items, 1)).astype(np.float32), self.ruling.allowed_N)
 
@@ -156,6 +168,15 @@ class _Shop:
     def whole(self, block: slice) -> Any:
         made = self.varied(block, k=self.draws.chosen, asked=self.draws.kept)
         return deal(made.lists, self.draws, self.ids[block.start : block.stop].to_pylist(), _DAY, self.weight_N)
+
+    def reasons(self, block: slice) -> float:
+        """Seconds."""
+        lists = self.plain(block).lists
+        history = Rows(*of_rows(self.seen, block))
+        users = pa.table({"user_id": self.ids[block.start : block.stop]})
+        begun = time.perf_counter()
+        self.said.columns(lists, users, history, self.vectors.some(block))
+        return time.perf_counter() - begun
 
     def mismatches(self, users: int) -> int:
         """How many of the first lists differ from a plain walk's."""

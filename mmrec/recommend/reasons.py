@@ -25,6 +25,7 @@ from mmrec import schema
 from mmrec.recommend import words
 from mmrec.recommend.histories import Rows
 from mmrec.recommend.walk import Lists
+from mmrec.topk.compiled import jit
 
 _NAMED = 3
 _LATEST = 20  # items that a row behind the first ones may name
@@ -151,15 +152,10 @@ def _account(
     add_BJH = np.where(there_BJ1 & (near_BH >= 0)[:, None] & np.isfinite(value_BJH), np.maximum(value_BJH, 0), 0)
     total_BJ1 = add_BJH.sum(2, keepdims=True)
     share_BJH = np.divide(add_BJH, total_BJ1, out=np.zeros_like(add_BJH), where=total_BJ1 > 0)
-    if share_BJH.shape[2] < _NAMED:
-        more = _NAMED - share_BJH.shape[2]
-        share_BJH = np.pad(share_BJH, ((0, 0), (0, 0), (0, more)))
-        near_BH = np.pad(near_BH, ((0, 0), (0, more)), constant_values=-1)
-    item_BJH = np.broadcast_to(near_BH[:, None].astype(np.int64), share_BJH.shape)
-    # where only the last bits differ, the item decides
-    order_BJC = np.lexsort((item_BJH, -np.rint(share_BJH * _FINE)), axis=2)[..., :_NAMED]
-    share_BJC = np.round(np.take_along_axis(share_BJH, order_BJC, 2), 3)
-    item_BJC = np.where(share_BJC > 0, np.take_along_axis(item_BJH, order_BJC, 2), -1)
+    item_BJC, share_BJC = np.full((*item_BJ.shape, _NAMED), -1), np.zeros((*item_BJ.shape, _NAMED))
+    _greatest(share_BJH, near_BH, item_BJC, share_BJC)
+    share_BJC = np.round(share_BJC, 3)
+    item_BJC = np.where(share_BJC > 0, item_BJC, -1)
     size_BJP = np.where(there_BJ1, np.abs(part_BJP), np.nan)
     whole_BJ1 = size_BJP.sum(2, keepdims=True)
     part_BJP = np.divide(size_BJP, whole_BJ1, out=np.full(size_BJP.shape, np.nan), where=whole_BJ1 > 0)
@@ -168,6 +164,28 @@ def _account(
     rest = 1000 - thousandths_BJP.sum(2, keepdims=True) + np.take_along_axis(thousandths_BJP, greatest, 2)
     np.put_along_axis(thousandths_BJP, greatest, rest, 2)
     return item_BJC, share_BJC, thousandths_BJP / 1000
+
+
+@jit
+def _greatest(share_BJH: np.ndarray, near_BH: np.ndarray, item_BJC: np.ndarray, share_BJC: np.ndarray) -> None:
+    """The items with the greatest shares; where only the last bits differ, the item decides."""
+    places = item_BJC.shape[2]
+    for b in range(share_BJH.shape[0]):
+        for j in range(share_BJH.shape[1]):
+            for h in range(share_BJH.shape[2]):
+                share, item = share_BJH[b, j, h], near_BH[b, h]
+                if share <= 0:
+                    continue
+                fine, c = np.rint(share * _FINE), places
+                while c > 0:
+                    other = np.rint(share_BJC[b, j, c - 1] * _FINE) if item_BJC[b, j, c - 1] >= 0 else -1.0
+                    if other > fine or (other == fine and item_BJC[b, j, c - 1] < item):
+                        break
+                    c -= 1
+                for d in range(places - 1, c, -1):
+                    item_BJC[b, j, d], share_BJC[b, j, d] = item_BJC[b, j, d - 1], share_BJC[b, j, d - 1]
+                if c < places:
+                    item_BJC[b, j, c], share_BJC[b, j, c] = item, share
 
 
 def _first(items: pa.Table) -> tuple[np.ndarray, pa.Array]:
