@@ -2,11 +2,11 @@
 
 In: a bundle and its items, users' histories and vectors, their offered items. Out: a weigher of that bundle: a
 contribution an item of the history, and the score's parts.
-What is linear in the history is taken apart exactly: the linear head, content, LightGCN, EASE's and item-kNN's weights,
-ALS (Hu, Koren and Volinsky, ICDM 2008, section 5) and, at the optimum of its fold-in, BPR. The sequence tower is not
-linear. It is taken for a mean of its history's vectors, by 1 / sqrt(1 + rank), rank 0 the newest event: an item
-contributes what the mean would lose without it, times the tower's length over the mean's, times one half. Why that way:
-docs/decisions/0023-reasons.md.
+An item contributes what the score would lose without it. Of the linear head, of content, LightGCN, EASE and item-kNN
+that is exact: of the head, with older events moving up. ALS is taken apart as its paper does (Hu, Koren and Volinsky,
+ICDM 2008, section 5), BPR at the optimum of its fold-in. The sequence tower is taken for a mean of its history's
+vectors, by 1 / sqrt(1 + rank), rank 0 the newest event: what the mean would lose, times the tower's length over the
+mean's, times one half. Why that way: docs/decisions/0023-reasons.md.
 Trade-off: nothing is encoded again, so what a removal would change in the tower is estimated; and where a blend
 re-ranks, a member's rank is taken to move with its score.
 
@@ -98,17 +98,20 @@ class Tower:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As of `Weigher`."""
         user_BV, (b, k) = model.user_UD, item_BK.shape
-        say_BKG, part_BKP = self._parts(user_BV, item_BK)
+        run_BKR = self._runs(user_BV, item_BK)
+        whole_BKG = np.stack([run_BKR[..., 0], run_BKR[..., 2], run_BKR[..., 4:-1].sum(2)], 2)
+        say_BKG, part_BKP = self._parts(run_BKR)
         most = int(min(_HISTORY, np.diff(history.ptr).max(initial=1)))
         near_BH, value_BKH = np.full((b, most), -1, np.int32), np.zeros((b, k, most))
         length_B = np.linalg.norm(user_BV[:, : self.sequence].astype(np.float64), axis=1)
         ends = (self.sequence, self.sequence + self.linear, self.item_in.shape[1])
+        weight_L = self.base + np.exp(-np.arange(self.length) / self.tau)
 
         def part(start: int) -> None:
             some = slice(start, start + _each(b))
             _weigh(history.ptr[start : some.stop + 1], history.at, item_BK[some], self.item_in, self.item_vec,
-                   length_B[some], say_BKG[some], ends, (self.tau, self.base), self.length, self.context,
-                   near_BH[some], value_BKH[some])  # fmt: skip
+                   length_B[some], whole_BKG[some], say_BKG[some], ends, weight_L, self.context, near_BH[some],
+                   value_BKH[some])  # fmt: skip
 
         with ThreadPoolExecutor(cores()) as pool:
             list(pool.map(part, range(0, b, _each(b))))
@@ -130,9 +133,9 @@ class Tower:
             run_BKR[b] = np.add.reduceat(self.item_vec[item_K].astype(np.float64) * user_BV[b], starts, axis=1)
         return run_BKR
 
-    def _parts(self, user_BV: np.ndarray, item_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, K, G) what a member's columns count, sequence, linear, content; (B, K, P) the parts, so weighed."""
-        run_BKR = self._runs(user_BV, item_BK)
+    def _parts(self, run_BKR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B, K, G) what a member's columns count, sequence, linear, content; (B, K, P) the parts, so weighed. `run_BKR`
+        is changed."""
         say_BKG = _say(self.how, _members(run_BKR))
         run_BKR[..., :2] *= say_BKG[..., :1]
         run_BKR[..., 2:4] *= say_BKG[..., 1:2]
@@ -168,25 +171,27 @@ def _each(users: int) -> int:
 @jit
 def _weigh(
     ptr: np.ndarray, at: np.ndarray, item_BK: np.ndarray, item_in: np.ndarray, item_vec: np.ndarray,
-    length_B: np.ndarray, say_BKG: np.ndarray, ends: tuple[int, int, int], decay: tuple[float, float], length: int,
-    context: int, out_BH: np.ndarray, value_BKH: np.ndarray,
+    length_B: np.ndarray, whole_BKG: np.ndarray, say_BKG: np.ndarray, ends: tuple[int, int, int],
+    weight_L: np.ndarray, context: int, out_BH: np.ndarray, value_BKH: np.ndarray,
 ) -> None:  # fmt: skip
     most, wide = out_BH.shape[1], ends[2]
-    met_N = np.full(len(item_in), -1, np.int64)
+    met_N, slot_N = np.full(len(item_in), -1, np.int64), np.empty(len(item_in), np.int64)
     mean_I = np.empty(ends[0])
     for b in range(len(item_BK)):
-        rank_H, weight_H = np.empty(most), np.empty(most)
-        n, events, weight, items, share = 0, min(ptr[b + 1] - ptr[b], length), 0.0, 0, 0.0
-        for rank in range(events):  # an item counts once, by its latest event
+        rank_H, count_H = np.empty(most, np.int64), np.zeros(most, np.int64)
+        before_HH = np.zeros((most, most), np.int64)  # events of the one that are newer than the other
+        n, weight, items = 0, 0.0, 0
+        for rank in range(min(ptr[b + 1] - ptr[b], len(weight_L))):  # an item counts once, by its latest event
             item = at[ptr[b + 1] - 1 - rank]
-            if met_N[item] == b:
-                continue
-            met_N[item] = b
-            w = decay[1] + np.exp(-rank / decay[0])
-            weight, items = weight + w, items + 1
-            if n < most:
-                out_BH[b, n], rank_H[n], weight_H[n] = item, rank, w
-                n += 1
+            if met_N[item] != b:
+                met_N[item], slot_N[item] = b, -1
+                weight, items = weight + weight_L[rank], items + 1
+                if n < most:
+                    out_BH[b, n], rank_H[n], slot_N[item] = item, rank, n
+                    before_HH[:n, n] = count_H[:n]
+                    n += 1
+            if slot_N[item] >= 0:
+                count_H[slot_N[item]] += 1
         if n == 0:
             continue
         side_IH = np.empty((wide, n), np.float32)
@@ -194,9 +199,8 @@ def _weigh(
             side_IH[:, h] = item_in[out_BH[b, h], :wide]
         share_H = np.zeros(n)
         for h in range(n):
-            share_H[h] = 1 / np.sqrt(1 + rank_H[h]) if rank_H[h] < context else 0.0
-            share += share_H[h]
-        share_H /= share
+            share_H[h] = 1 / np.sqrt(1.0 + rank_H[h]) if rank_H[h] < context else 0.0
+        share_H /= share_H.sum()
         size = 0.0
         for c in range(ends[0]):
             mean_I[c] = 0.0
@@ -204,6 +208,15 @@ def _weigh(
                 mean_I[c] += share_H[h] * side_IH[c, h]
             size += mean_I[c] * mean_I[c]
         gain = _GAIN * length_B[b] / np.sqrt(size) if size > 0 else 0.0
+        shift_HH, left_H, behind = np.zeros((n, n)), np.zeros(n), weight  # weights of the others without each item
+        for h in range(n):
+            behind -= weight_L[rank_H[h]]
+        for h in range(n):
+            for other in range(n):
+                if other != h:
+                    shift_HH[h, other] = weight_L[rank_H[other] - before_HH[h, other]]
+                    left_H[h] += shift_HH[h, other]
+            left_H[h] += behind
         total_H = np.empty(n)
         for k in range(item_BK.shape[1]):
             offered = item_BK[b, k]
@@ -222,14 +235,21 @@ def _weigh(
                         total_H[h] += v * side_IH[c, h]
                     if run == 0:
                         mean += v * mean_I[c]
+                whole, say = whole_BKG[b, k, run], say_BKG[b, k, run]
+                rest = whole * np.sqrt(weight)  # of items that are not weighed
+                for h in range(n):
+                    rest -= weight_L[rank_H[h]] * total_H[h]
                 for h in range(n):
                     if run == 0:
-                        total_H[h] = gain * share_H[h] / (1 - min(share_H[h], _MOST)) * (total_H[h] - mean)
+                        lost = gain * share_H[h] / (1 - min(share_H[h], _MOST)) * (total_H[h] - mean)
                     elif run == 1:
-                        total_H[h] *= weight_H[h] / np.sqrt(weight)
+                        lost = rest
+                        for other in range(n):
+                            lost += shift_HH[h, other] * total_H[other]
+                        lost = whole - lost / np.sqrt(max(left_H[h], 1e-6))
                     else:
-                        total_H[h] /= np.sqrt(items)
-                    value_BKH[b, k, h] += say_BKG[b, k, run] * total_H[h]
+                        lost = whole - (whole * np.sqrt(items) - total_H[h]) / np.sqrt(items - 1)
+                    value_BKH[b, k, h] += say * lost
                 start = ends[run]
 
 
@@ -277,15 +297,17 @@ class Factors:
         """(H, F) what each item of a history adds to the user's vector."""
         s = self.stored
         if s.name == "lightgcn":
-            return s.arrays["history"][had_H].astype(np.float64) / np.sqrt(max(len(whole_L), 1))
-        item_MF, n = self._item_MF, s.numbers
+            n, all_F = len(whole_L), s.arrays["history"][whole_L].astype(np.float64).sum(0)
+            left_HF = (all_F - s.arrays["history"][had_H]) / np.sqrt(max(n - 1, 1))
+            return all_F / np.sqrt(max(n, 1)) - left_HF
+        item_MF, of = self._item_MF, s.numbers
         if s.name == "als":
-            left_FF = self._gram_FF + (n["alpha"] - 1) * (item_MF[whole_L].T @ item_MF[whole_L])
-            return n["alpha"] * np.linalg.solve(left_FF, item_MF[had_H].T).T
+            left_FF = self._gram_FF + (of["alpha"] - 1) * (item_MF[whole_L].T @ item_MF[whole_L])
+            return of["alpha"] * np.linalg.solve(left_FF, item_MF[had_H].T).T
         mean, bias = s.arrays["mean"].astype(np.float64), s.arrays["bias"].astype(np.float64)
         apart_HF = item_MF[had_H] - mean
-        pull_H = 1 / (1 + np.exp(np.minimum(apart_HF @ user_F[:-1] + bias[had_H] - n["mean_bias"], 50)))
-        return pull_H[:, None] * apart_HF / (max(len(whole_L), 1) * n["reg"])
+        pull_H = 1 / (1 + np.exp(np.minimum(apart_HF @ user_F[:-1] + bias[had_H] - of["mean_bias"], 50)))
+        return pull_H[:, None] * apart_HF / (max(len(whole_L), 1) * of["reg"])
 
     @cached_property
     def _gram_FF(self) -> np.ndarray:
