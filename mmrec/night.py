@@ -32,7 +32,7 @@ from mmrec.lake.store import Lake
 from mmrec.models.fields import USUAL
 from mmrec.publish import GROUPS, ruling_of, twins, twins_on_offer
 
-SILVER = ("items", "users", "interactions", "relations", "impressions")
+SILVER = ("items", "users", "interactions", "relations", "impressions", "wishes")
 TARGETS = ("gold.user_sequences", "gold.item_features", "gold.user_vectors", "gold.recommendations", "ops.freshness")
 
 
@@ -160,10 +160,13 @@ def features(night: Night) -> dict[str, Any]:
     interactions = asof.interactions(frames["interactions"], m.moment)
     items = asof.items(frames["items"], m.moment)
     users, left = (asof.users(frames["users"], m.moment, here=here) for here in (True, False))
+    asked, wishes = m.tables.get("silver.wishes"), None
+    if asked is not None:  # a manifest of an earlier release pins none
+        wishes = asof.wishes(lake.frame(spark, "silver.wishes", asked), m.moment)
     theirs = interactions.join(left.select("user_id"), "user_id", "left_anti")  # who left gets no list
     made = {
         "gold.user_sequences": sequences.user_sequences(
-            theirs, users, m.day, m.moment, m.config["sequence_length"], m.run_id
+            theirs, users, m.day, m.moment, m.config["sequence_length"], m.run_id, wishes
         ),
         "gold.item_features": windows.item_features(
             interactions,

@@ -355,9 +355,10 @@ def _filters(lake: Lake, table: str | None, rule: str | None) -> tuple[str | Non
 def _ask(lake: Lake, query: str, table: str | None, rule: str | None, *more: Any) -> list[dict[str, Any]]:
     """Rows of a query on `q`, see `_STATES`."""
     columns = "row_hash, occurrence, raw, parse_error, file, ingested_at"
+    kinds = [k for k in SILVER if lake.exists(f"bronze.{k}") and lake.exists(f"silver.{k}")]  # a later kind may not be
     states = _STATES.format(
-        bronze=" UNION ALL ".join(f"SELECT 'bronze.{k}' AS table_name, {columns} FROM bronze_{k}" for k in SILVER),
-        silver=" UNION ALL ".join(f"SELECT 'bronze.{k}' AS table_name, row_hash FROM {k}" for k in SILVER),
+        bronze=" UNION ALL ".join(f"SELECT 'bronze.{k}' AS table_name, {columns} FROM bronze_{k}" for k in kinds),
+        silver=" UNION ALL ".join(f"SELECT 'bronze.{k}' AS table_name, row_hash FROM {k}" for k in kinds),
     )
     con = connect(lake)
     try:

@@ -31,7 +31,8 @@ class Step:
         return getattr(import_module(module), name)
 
 
-_SILVER = ("silver.interactions", "silver.items", "silver.users", "silver.relations", "silver.impressions")
+_SILVER = ("silver.interactions", "silver.items", "silver.users", "silver.relations", "silver.impressions",
+           "silver.wishes")  # fmt: skip
 _BRONZE = tuple(t.replace("silver", "bronze") for t in _SILVER)
 
 STEPS: tuple[Step, ...] = (

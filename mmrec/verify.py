@@ -28,7 +28,6 @@ from mmrec.lake.stage import waiting
 from mmrec.lake.store import Expired, Lake
 from mmrec.schema import changes
 
-_KINDS = ("interactions", "items", "users", "relations", "impressions")
 Note = Callable[[str, bool, str], None]
 
 
@@ -55,7 +54,7 @@ def verify(config: Config, *, deep: bool = False) -> list[dict[str, Any]]:
     con = connect(lake)
     try:
         _rows(con, files, note)
-        _conserved(con, note)
+        _conserved(con, [k for k in schema.DELIVERED if {f"bronze.{k}", f"silver.{k}"} <= files.keys()], note)
         _lists(con, lake, note)
     finally:
         con.close()
@@ -162,9 +161,9 @@ def _rows(con: duckdb.DuckDBPyConnection, files: dict[str, set[str]], note: Note
         note(f"rows of {t.name}", not broken, f"{rows:,} rows" if not broken else "; ".join(broken))
 
 
-def _conserved(con: duckdb.DuckDBPyConnection, note: Note) -> None:
+def _conserved(con: duckdb.DuckDBPyConnection, kinds: list[str], note: Note) -> None:
     """A delivered row is kept, or held with its reason; one that was brought back is both, and counts as kept."""
-    for kind in _KINDS:
+    for kind in kinds:
         raw, kept, held = con.execute(f"""
             SELECT (SELECT count(*) FROM bronze_{kind}), (SELECT count(*) FROM {kind}),
               (SELECT count(*) FROM bronze_{kind} b

@@ -1,6 +1,6 @@
 """The as-of reader: tables as they looked at a moment.
 
-In: frames of silver tables, a moment (exclusive). Out: frames with one row an event, an item, a user.
+In: frames of silver tables, a moment (exclusive). Out: frames with one row an event, an item, a user, a wish.
 A later delivery of the same event, item or user is a newer version; the newest that was available wins, by
 (available_at, row_hash), so the order in which files arrived changes nothing.
 Trade-off: versions are resolved at every read with one window; keeping a resolved copy would be faster and could
@@ -40,6 +40,19 @@ def users(df: DataFrame, as_of: datetime, here: bool = True) -> DataFrame:
     return newest.where(~left if here else left)
 
 
-def _newest(df: DataFrame, *key: str) -> DataFrame:
-    order = Window.partitionBy(*key).orderBy(F.col("available_at").desc(), F.col("row_hash").desc())
+def wishes(df: DataFrame, as_of: datetime) -> DataFrame:
+    """What users had asked for before `as_of` and had not taken back, one row a user, field and value.
+
+    Of what was delivered at once, as a day's file is, the user's latest word wins.
+    """
+    moment = F.lit(as_of)
+    visible = df.where((F.col("wished_at") < moment) & (F.col("available_at") < moment))
+    # 1970 stands for never: an order without nulls is the same on any engine
+    newest = _newest(visible.withColumn("_back", F.coalesce(F.unix_micros("withdrawn_at"), F.lit(0))),
+                     "user_id", "field", "value", then=("wished_at", "_back")).drop("_back")  # fmt: skip
+    return newest.where(~F.coalesce(F.col("withdrawn_at") < moment, F.lit(False)))
+
+
+def _newest(df: DataFrame, *key: str, then: tuple[str, ...] = ()) -> DataFrame:
+    order = Window.partitionBy(*key).orderBy(*(F.col(c).desc() for c in ("available_at", *then, "row_hash")))
     return df.withColumn("_n", F.row_number().over(order)).where(F.col("_n") == 1).drop("_n")

@@ -1,6 +1,6 @@
 """gold.user_sequences: what a user did lately, in order, and everything they have seen.
 
-In: as-of interactions and users. Out: one row a user, cold ones included.
+In: as-of interactions, users and wishes. Out: one row a user, cold ones included.
 Trade-off: the last `length` events are kept as arrays in one row, which a scorer reads without a join and an
 analyst unnests; the whole history is kept only as the set of seen items.
 """
@@ -21,16 +21,18 @@ _MOST = 9e18
 
 
 def user_sequences(
-    interactions: DataFrame, users: DataFrame, run_date: date, as_of: datetime, length: int, run_id: str
-) -> DataFrame:
+    interactions: DataFrame, users: DataFrame, run_date: date, as_of: datetime, length: int, run_id: str,
+    wishes: DataFrame | None = None,
+) -> DataFrame:  # fmt: skip
     """Rows of gold.user_sequences; order within a user is (event time, item id, event type).
 
     Args:
         interactions, users: what asof.interactions and asof.users give for `as_of`.
         as_of: aware instant, exclusive. length: events kept a user, at least 1.
+        wishes: what asof.wishes gives; None: the column is null, as before there were wishes.
 
-    Returns: one row for every user of either frame, unordered; gap_s is whole seconds, rounded down; windows are
-        `[as_of - n days, as_of)`; weights beyond 9e12 are cut to that.
+    Returns: one row for every user of interactions and users, unordered; gap_s is whole seconds, rounded down; windows
+        are `[as_of - n days, as_of)`; weights beyond 9e12 are cut to that.
     """
     now = F.lit(micros(as_of)).cast("bigint")
     events = interactions.select(
@@ -72,6 +74,10 @@ def user_sequences(
     )
     known = users.select("user_id", "attributes")
     rows = counts.join(kept, "user_id").join(known, "user_id", "full_outer")
+    if wishes is not None:
+        entry = F.concat(F.col("wish"), F.lit(" "), F.col("field"), F.lit("="), F.col("value"))
+        asked = wishes.groupBy("user_id").agg(F.sort_array(F.collect_set(entry)).alias("wishes"))
+        rows = rows.join(asked, "user_id", "left")
     empty = F.array()
 
     def part(name: str, kind: str) -> Column:
@@ -88,6 +94,7 @@ def user_sequences(
         F.coalesce(F.col("seen_item_ids"), empty.cast("array<string>")).alias("seen_item_ids"),
         *(F.coalesce(F.col(c), F.lit(0)).alias(c) for c in ("n_interactions", "n_7d", "n_30d", "n_90d")),
         F.coalesce(F.col("attributes"), F.lit("{}")).alias("attributes"),
+        (F.lit(None) if wishes is None else F.col("wishes")).cast("array<string>").alias("wishes"),
         F.lit(run_id).alias("run_id"),
     )
     t = schema.table("gold.user_sequences")

@@ -22,7 +22,7 @@ from mmrec.lake import sql
 from mmrec.lake.store import Lake
 
 REQUIRED = ("silver.interactions", "silver.items")  # the others may be empty for good
-_DELIVERED = frozenset(t.name for t in schema.TABLES.values() if t.layer == "silver" and t.step == "validate")
+_DELIVERED = frozenset(f"silver.{kind}" for kind in schema.DELIVERED)
 _SUSPECTS = ("rate", "burst", "copycat")
 _TOP = 10
 _HOUR_US = 3_600_000_000

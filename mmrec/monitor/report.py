@@ -32,7 +32,6 @@ from mmrec.monitor import charts, health
 from mmrec.monitor.quality import metric_text, quality, signed
 from mmrec.monitor.show import plain, user_pages
 
-_KINDS = ("interactions", "items", "users", "relations", "impressions")
 _NIGHTS = 30  # past nights a chart goes back
 _HISTORY, _OFFERED = 6, 10  # pictures a user
 _PICTURE = (160, 240)  # twice the size on the page, pixels
@@ -209,7 +208,7 @@ def _promotions(lake: Lake, run_date: date) -> list[dict[str, Any]]:
 def _intake(lake: Lake, versions: dict[str, int]) -> list[dict[str, Any]]:
     """Rows delivered, kept and in quarantine, by kind; a row that was brought back is kept."""
     made = []
-    for kind in (*_KINDS, "media"):
+    for kind in (*schema.DELIVERED, "media"):
         bronze, silver = f"bronze.{kind}", f"silver.{kind}"
         if lake.exists(bronze):
             delivered = lake.dataset(bronze).count_rows()

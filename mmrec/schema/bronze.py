@@ -20,6 +20,7 @@ _RAW: dict[str, tuple[str, ...]] = {
     "relations": ("kind", "subject_id", "relation", "object_id"),
     "impressions": ("impression_id", "user_id", "item_id", "shown_at", "surface", "rank", "run_id", "arm",
                     "propensity"),
+    "wishes": ("user_id", "wish", "field", "value", "wished_at", "withdrawn_at"),
 }  # fmt: skip
 
 _MADE = {"images_sha256": "of each picture that image lists, in order, null where it has no bytes; null: it lists none"}

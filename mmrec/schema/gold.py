@@ -48,6 +48,9 @@ GOLD = (
             _c("n_30d", "BIGINT", "events in the 30 days before as_of"),
             _c("n_90d", "BIGINT", "events in the 90 days before as_of"),
             _c("attributes", _STR, "the user's attributes as of run_date, JSON"),
+            _c("wishes", "ARRAY<STRING>", "what the user asked for as of run_date, ascending, each as in 'less"
+               " category=toys': hide, less or more, then field=value; null: nothing, or before there were wishes",
+               nullable=True),
             _c("run_id", _STR, "the run that wrote the row", meta=True),
         ),
         {"user_named": "user_id <> ''", "counts": "n_7d >= 0 AND n_7d <= n_30d AND n_30d <= n_90d"},

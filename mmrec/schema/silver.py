@@ -116,6 +116,24 @@ SILVER = (
             "propensity IS NULL OR (propensity >= 0 AND propensity <= 1)"},
     ),
     Table(
+        "silver.wishes", "one delivery of one user's wish",
+        "What users themselves asked for: hidden items, less or more of something. A later delivery of the same field "
+        "and value replaces the wish: read through the as-of reader.",
+        "validate", "append_new", ("row_hash",),
+        (
+            _c("user_id", _STR, "external user id", _GIVEN),
+            _c("wish", _STR, "hide: never; less; more", _r("one_of", "hide", "less", "more", name="unknown_wish")),
+            _c("field", _STR, "what value is of: item, category, or the name of an item's attribute", default="item"),
+            _c("value", _STR, "item id, category, or value of the attribute", _GIVEN),
+            _c("wished_at", _TS, "when the user asked for it, UTC", _GIVEN, _TIME, _IN_RANGE),
+            _c("withdrawn_at", _TS, "when the user took it back, UTC; null: it holds", _TIME, nullable=True),
+            _c("available_at", _TS, "when the source delivered it, UTC", _TIME, _IN_RANGE, stand_in="wished_at"),
+            *_origin(),
+        ),
+        {"user_named": "user_id <> ''", "wish_known": "wish IN ('hide', 'less', 'more')",
+         "field_named": "field <> ''", "value_named": "value <> ''"},
+    ),
+    Table(
         "silver.item_groups", "one item that is listed twice or more",
         "Near-duplicates: items of one group are the same thing by content alone. A list offers one of them.",
         "embed", "replace_all", ("item_id",),

@@ -28,6 +28,7 @@ import pyarrow as pa
 from mmrec.errors import InputError
 from mmrec.worlds import render
 from mmrec.worlds.deliver import deliver
+from mmrec.worlds.wishes import wishes
 
 PARTS = ("text", "image", "audio", "hidden")
 K = render.KINDS
@@ -39,6 +40,7 @@ _FRESH, _FRESH_DAYS = 0.8, 7.0  # an item's newness, and how fast it passes
 _POPULAR = 1.0  # spread of an item's appeal to everybody
 _KNOT = 25  # days between two turns of a taste
 _BIAS = 0.75  # chance that place r is looked at: _BIAS ** (r - 1)
+_AISLES = 8
 _WEIGHT = {"view": 1, "click": 2, "purchase": 5}
 _COUNTRIES, _AGES = ("de", "fr", "nl", "pl", "it", "es"), ("18-24", "25-34", "35-49", "50-64", "65+")
 
@@ -221,6 +223,8 @@ class World:
                 when = midnight + timedelta(seconds=float(rng.uniform(6 * 3600, 86_000)))
                 self._events(rows, rng, u, item, when, "shop")
         self._change(rows, rng, midnight, n)
+        aisles = [f"aisle {n + 1}" for n in range(_AISLES)]
+        rows["wishes"] = wishes(self.seed, self.first_day, day, self.user_ids, aisles, rows["impressions"])
         return rows
 
     def _showing(
@@ -276,7 +280,7 @@ class World:
         bare, born = item % 97 == 13, _iso(midnight)
         return {"item_id": _item_id(item), "available_at": born, "valid_from": born, "withdrawn_at": None,
                 "title": "" if bare else title, "text": None if bare else words,
-                "categories": [] if bare else [f"aisle {int(rng.integers(8)) + 1}"],
+                "categories": [] if bare else [f"aisle {int(rng.integers(_AISLES)) + 1}"],
                 "attributes": {"price": round(float(rng.uniform(3, 90)), 2)},
                 "image": None if bare else f"media/{_item_id(item)}.png",
                 "audio": None if bare else f"media/{_item_id(item)}.wav"}  # fmt: skip

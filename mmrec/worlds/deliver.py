@@ -25,6 +25,7 @@ _COLUMNS = {
     "relations": ("kind", "subject_id", "relation", "object_id", "available_at"),
     "impressions": ("impression_id", "user_id", "item_id", "shown_at", "available_at", "surface", "rank", "run_id",
                     "arm", "propensity"),
+    "wishes": ("user_id", "wish", "field", "value", "wished_at", "withdrawn_at", "available_at"),
 }  # fmt: skip
 
 

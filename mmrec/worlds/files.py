@@ -23,10 +23,10 @@ from mmrec.named import references
 from mmrec.worlds.drift import Layout, scalars, shape
 from mmrec.worlds.sources import Delivery, batches, csv_rows, jsonl_rows, media_bytes
 
-KINDS = ("interactions", "items", "users", "relations", "impressions")
+KINDS = schema.DELIVERED
 MAPPING = "mmrec-source.toml"
 _DATED = re.compile(r"^\d{4}-\d{2}-\d{2}$")
-_TIMES = ("event_ts", "available_at", "valid_from", "withdrawn_at", "shown_at")
+_TIMES = ("event_ts", "available_at", "valid_from", "withdrawn_at", "shown_at", "wished_at")
 # what exports are packed or written in, and is not read
 _OTHER_FORMS = {".parquet", ".gz", ".zip", ".zst", ".bz2", ".xz", ".json", ".ndjson", ".tsv", ".avro", ".orc", ".xlsx"}
 _FORMS = ("iso", "epoch_s", "epoch_ms")

@@ -28,7 +28,7 @@ from mmrec.worlds import drift
 from mmrec.worlds.remote import Fetch, Nowhere, Remote
 from mmrec.worlds.sources import Delivery, Source, row_hash
 
-_KINDS = ("items", "users", "interactions", "relations", "impressions")
+_KINDS = ("items", "users", "interactions", "relations", "impressions", "wishes")
 _NEW_COLUMNS = 100  # of a delivery, that are recorded
 
 

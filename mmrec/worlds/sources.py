@@ -33,7 +33,7 @@ class Delivery:
     """One file of one kind.
 
     Attributes:
-        kind: interactions, items, users, relations or impressions.
+        kind: one of schema.DELIVERED.
         file: path within the source. path: the real file.
         available_at: the file's own delivery time, for rows that carry none; None: rows carry it or do without.
         read: yields batches of string columns (the kind's raw columns, available_at, raw, parse_error) and `line`.

@@ -176,7 +176,7 @@ def test_a_clock_that_is_wrong_when_rows_come_in_changes_no_content(tmp_path: Pa
     right, hashes = datetime(2026, 3, 30, 2, tzinfo=UTC), []
     for name, now in (("right", right), ("wrong", right + timedelta(hours=skew_hours))):
         lake = Lake(tmp_path / name)
-        for table in ("interactions", "items", "users", "relations", "impressions", "files", "media"):
+        for table in ("interactions", "items", "users", "relations", "impressions", "wishes", "files", "media"):
             lake.create(f"bronze.{table}")
         ingest(lake, FilesSource(tmp_path / "shop"), now=now)
         assert set(lake.arrow("bronze.interactions")["ingested_at"].to_pylist()) == {now}

@@ -29,7 +29,7 @@ from mmrec.worlds.ingest import ingest
 from tests.conftest import mmrec
 
 NOW = datetime(2026, 3, 5, 12, tzinfo=UTC)
-TABLES = ("interactions", "items", "users", "relations", "impressions", "files", "media")
+TABLES = ("interactions", "items", "users", "relations", "impressions", "wishes", "files", "media")
 Row = dict[str, Any]
 Change = Callable[[list[Row]], bytes]
 

@@ -3,7 +3,7 @@
 import csv
 import json
 import zlib
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from mmrec.models.data import Items, Log
 from mmrec.models.neighbours import ItemKNN
 from mmrec.models.splits import rolling
 from mmrec.models.tables import items_from, log_from
+from mmrec.worlds import builtin
 from mmrec.worlds.builtin import PARTS, World
 
 US = 1_000_000
@@ -145,6 +146,45 @@ def test_the_slate_of_the_day_before_is_clicked_with_position_bias(tmp_path: Pat
             if r["event_type"] == "view" and '"surface": "home"' in (r["context"] or ""):
                 followed[place_of[r["user_id"], r["item_id"]]] += 1
     assert followed[:3].sum() > 2 * followed[7:].sum() > 0
+
+
+def test_some_users_ask_for_less_or_more_of_a_category_or_hide_what_they_were_shown(tmp_path: Path) -> None:
+    world = World(0, "small")
+    world.write_history(tmp_path)
+    slate = pa.table({"user_id": [u for u in world.user_ids for _ in range(3)], "item_id": ["i00003", "i00001", "i00002"] * 300, "rank": [1, 2, 3] * 300})
+    days = [world.first_run_date - timedelta(days=1) + n * timedelta(days=1) for n in range(6)]
+    for day in days[1:]:
+        world.write_day(tmp_path, day, slate)
+    rows = []
+    for day in days:
+        with (tmp_path / str(day) / "wishes.csv").open() as file:
+            rows += [(day, r) for r in csv.DictReader(file)]
+        with (tmp_path / str(day) / "impressions.csv").open() as file:
+            shown = {(r["user_id"], r["item_id"], r["shown_at"][:10]) for r in csv.DictReader(file)}
+        hidden = [r for d, r in rows if d == day and r["field"] == "item"]
+        assert {(r["user_id"], r["value"], r["wished_at"][:10]) for r in hidden} <= shown
+        assert bool(hidden) == (day != days[0])
+        assert {r["available_at"][:10] for d, r in rows if d == day and d != days[0]} <= {str(day)}
+    assert {(r["wish"], r["field"]) for _, r in rows} == {("hide", "item"), ("less", "category"), ("more", "category")}
+    with (tmp_path / str(days[0]) / "items.jsonl").open() as file:
+        aisles = {c for line in file for c in json.loads(line)["categories"]}
+    assert {r["value"] for _, r in rows if r["field"] == "category"} <= aisles
+    assert 20 <= len({r["user_id"] for _, r in rows}) <= 30
+    # what is taken back was asked for in a row before it, and comes when it is taken back
+    given = {(r["user_id"], r["value"], r["wished_at"]) for _, r in rows if not r["withdrawn_at"]}
+    back = [r for _, r in rows if r["withdrawn_at"]]
+    assert 5 < len(back) < len(given) / 3
+    assert all((r["user_id"], r["value"], r["wished_at"]) in given and r["wished_at"] < r["withdrawn_at"] == r["available_at"] for r in back)
+
+
+def test_what_users_ask_for_changes_no_other_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    World(0, "tiny").write_history(tmp_path / "with")
+    monkeypatch.setattr(builtin, "wishes", lambda *_: [])
+    World(0, "tiny").write_history(tmp_path / "without")
+    name = "2026-03-01/wishes.csv"
+    assert folder_digest(tmp_path / "with") != folder_digest(tmp_path / "without")
+    (tmp_path / "without" / name).write_bytes((tmp_path / "with" / name).read_bytes())
+    assert folder_digest(tmp_path / "with") == folder_digest(tmp_path / "without")
 
 
 def test_an_unknown_size_is_named() -> None:

@@ -357,7 +357,7 @@ def test_names_views_and_what_silver_takes_from_bronze_are_unique_and_complete()
     assert len({t.view for t in TABLES.values()}) == len(TABLES)
     assert {t.layer for t in TABLES.values()} == {"bronze", "silver", "gold", "ops"}
     assert all(schema.table(name) is t and t.name == name for name, t in TABLES.items())
-    for kind in ("interactions", "items", "users", "relations", "impressions"):
+    for kind in ("interactions", "items", "users", "relations", "impressions", "wishes"):
         bronze, silver = TABLES[f"bronze.{kind}"], TABLES[f"silver.{kind}"]
         assert set(silver.arrow.names) <= set(bronze.arrow.names)
         assert bronze.arrow.names.index("available_at") + 2 == bronze.arrow.names.index("parse_error")

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 
 from mmrec import schema
 from mmrec.features import asof, sequences, windows
-from mmrec.lake.content import text_key
+from mmrec.lake.content import content_hash, text_key
 
 DAY = date(2026, 3, 1)
 NOW = datetime(2026, 3, 1, 5, tzinfo=UTC)  # midnight of a zone west of UTC
@@ -144,7 +144,7 @@ def naive_sequences(interactions, users):
             "gap_s": [(end - r["event_ts"]) // timedelta(seconds=1) for r, end in zip(last, ends, strict=False)],
             "weight_micro": micro, "seen_item_ids": sorted({r["item_id"] for r in own}), "n_interactions": len(own),
             "n_7d": within(own, 7), "n_30d": within(own, 30), "n_90d": within(own, 90),
-            "attributes": known.get(user, "{}"), "run_id": "r",
+            "attributes": known.get(user, "{}"), "wishes": None, "run_id": "r",
         })  # fmt: skip
     return made
 
@@ -278,13 +278,96 @@ def test_known_answer_by_hand(spark):
         "event_types": ["view", "view", "view", "buy"],
         "event_us": [us(NOW) - int(d * 86_400_000_000) for d in (15, 7.5, 7.5, 7)], "gap_s": [648_000, 0, 43_200, 604_800],
         "weight_micro": [1_000_000, 1_000_000, 1_000_000, 0], "seen_item_ids": ["x", "y"], "n_interactions": 4,
-        "n_7d": 1, "n_30d": 4, "n_90d": 4, "attributes": "{}", "run_id": "r",
+        "n_7d": 1, "n_30d": 4, "n_90d": 4, "attributes": "{}", "wishes": None, "run_id": "r",
     }]  # fmt: skip
     # both latest events are 7 whole days old: floor(1e6 * 2^(-7/7.5)), once a user although y was met twice
     assert [(r["item_id"], r["popularity_micro"], r["n_users"], r["n_interactions"]) for r in made_items] == [
         ("x", 523_647, 1, 2), ("y", 523_647, 1, 2), ("z", 0, 0, 0),
     ]  # fmt: skip
     assert made_items[0]["text_sha256"] == hashlib.sha256(b"T. p, q. long").hexdigest()
+
+
+def wish(user, said, value, at, field="category", late=timedelta(0), back=None, row_hash=None):
+    return {"user_id": user, "wish": said, "field": field, "value": value, "wished_at": at, "withdrawn_at": back, "available_at": at + late,
+            "source": "s", "row_hash": row_hash or hashlib.sha256(f"{user}{said}{value}{at}{late}{back}".encode()).hexdigest()}  # fmt: skip
+
+
+def asked(spark, rows, now=NOW):
+    made = rows_of("silver.wishes", asof.wishes(frame(spark, "silver.wishes", rows), now), "row_hash")
+    return sorted((r["user_id"], r["wish"], r["field"], r["value"]) for r in made)
+
+
+T0, HOUR = NOW - timedelta(days=5), timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "want"),
+    [
+        ([wish("u", "less", "a", T0)], ["less"]),
+        ([wish("u", "less", "a", T0), wish("u", "more", "a", T0 + US)], ["more"]),
+        # what was delivered last counts, whenever it was asked for
+        ([wish("u", "less", "a", T0, late=HOUR), wish("u", "more", "a", T0 + US)], ["less"]),
+        # of what was delivered at once, the later word does, whatever its hash; of equal words, that it is taken back
+        ([wish("u", "less", "a", T0, late=HOUR, row_hash="z"), wish("u", "more", "a", T0 + HOUR, row_hash="a")], ["more"]),
+        ([wish("u", "less", "a", T0, late=HOUR, row_hash="a"), wish("u", "more", "a", T0 + HOUR, row_hash="z")], ["more"]),
+        ([wish("u", "less", "a", T0, back=T0 + HOUR, row_hash="a"), wish("u", "less", "a", T0, row_hash="z")], []),
+        ([wish("u", "less", "a", T0, row_hash="a"), wish("u", "more", "a", T0, row_hash="z")], ["more"]),
+        # taken back a microsecond before as_of, at it, and after it
+        ([wish("u", "hide", "a", T0, back=NOW - US)], []),
+        ([wish("u", "hide", "a", T0, back=NOW)], ["hide"]),
+        ([wish("u", "hide", "a", T0, back=NOW + HOUR)], ["hide"]),
+        # taken back in a later delivery, and asked for again after that
+        ([wish("u", "hide", "a", T0), wish("u", "hide", "a", T0, late=HOUR, back=T0 + HOUR)], []),
+        ([wish("u", "hide", "a", T0, back=T0 + HOUR), wish("u", "more", "a", T0 + 2 * HOUR)], ["more"]),
+        # the last word is taken back: the one before it stays replaced
+        ([wish("u", "less", "a", T0), wish("u", "more", "a", T0 + US, back=T0 + HOUR)], []),
+        # asked for, or delivered, at as_of or later
+        ([wish("u", "less", "a", NOW)], []),
+        ([wish("u", "less", "a", NOW - US, late=US)], []),
+        ([wish("u", "less", "a", NOW - US)], ["less"]),
+        ([wish("u", "less", "a", T0), wish("u", "more", "a", T0 + US, late=timedelta(days=5))], ["less"]),
+        ([wish("u", "less", "a", T0), wish("u", "less", "a", T0 + US, late=timedelta(days=5), back=T0 + HOUR)], ["less"]),
+    ],
+)  # fmt: skip
+def test_what_a_user_asks_for_as_of_a_moment(spark, rows, want):
+    for order in (rows, rows[::-1]):
+        assert asked(spark, order) == [("u", w, "category", "a") for w in want]
+
+
+def test_wishes_of_other_users_fields_and_values_leave_each_other_alone(spark):
+    rows = [wish(u, said, v, T0 + n * US, f) for n, (u, said, f, v) in enumerate(
+        [("u", "hide", "item", "a"), ("u", "less", "category", "a"), ("u", "more", "category", "A"), ("v", "more", "item", "a")])]  # fmt: skip
+    assert asked(spark, rows) == sorted((r["user_id"], r["wish"], r["field"], r["value"]) for r in rows)
+    assert asked(spark, []) == []
+
+
+def test_wishes_stand_in_the_sequences_of_users_that_are_there_and_make_no_other_row(spark):
+    def event(user):
+        return {"user_id": user, "item_id": "x", "event_type": "v", "event_ts": T0, "available_at": T0, "weight": 1.0, "context": "{}",
+                "text": None, "source": "s", "row_hash": user}  # fmt: skip
+
+    people = [{"user_id": "cold", "available_at": T0, "withdrawn_at": None, "attributes": "{}", "source": "s", "row_hash": "c"}]
+    words = [*NASTY[1:], "\uffff", "a=b c"]
+    wishes = [wish("a", said, v, T0 + US, f) for said in ("more", "hide") for f, v in [("item", "x"), *(("farbe ü", w) for w in words)]]
+    wishes += [wish("a", "less", v, T0, "category") for v in words] + [wish("cold", "hide", "x", T0, "item"), wish("nobody", "hide", "x", T0, "item")]
+    seen = asof.interactions(frame(spark, "silver.interactions", [event("a"), event("b")]), NOW)
+    known = asof.users(frame(spark, "silver.users", people), NOW)
+
+    def made(rows):
+        held = None if rows is None else asof.wishes(frame(spark, "silver.wishes", rows), NOW)
+        return rows_of("gold.user_sequences", sequences.user_sequences(seen, known, DAY, NOW, LENGTH, "r", held), "user_id")
+
+    got = made(wishes)
+    held = {(r["field"], r["value"]): r for r in sorted(newest([w for w in wishes if w["user_id"] == "a"], "row_hash"), key=lambda r: (r["available_at"], r["row_hash"]))}
+    want = sorted((f"{r['wish']} {f}={v}" for (f, v), r in held.items()), key=str.encode)
+    assert {r["user_id"]: r["wishes"] for r in got} == {"a": want, "b": None, "cold": ["hide item=x"]}
+    assert len(want) == 1 + 2 * len(words)
+    # without them the rows are what they were, and their hash too
+    before = made(None)
+    assert before == made([]) == [r | {"wishes": None} for r in got]
+    t = schema.table("gold.user_sequences")
+    hashes = [content_hash(pa.Table.from_pylist(rows, t.arrow), t.name) for rows in (before, made([]), got)]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_a_night_whose_model_takes_texts_apart_carries_their_keys_and_every_picture(spark):

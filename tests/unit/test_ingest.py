@@ -19,13 +19,15 @@ from hypothesis import strategies as st
 from mmrec import schema
 from mmrec.errors import InputError, QualityError
 from mmrec.lake.store import Lake
+from mmrec.night import SILVER
+from mmrec.steps import _SILVER
 from mmrec.worlds import ingest as room
 from mmrec.worlds.files import FilesSource, _reader, _standard
 from mmrec.worlds.ingest import ingest
 from mmrec.worlds.sources import Delivery, row_hash
 
 NOW = datetime(2026, 3, 5, 12, tzinfo=UTC)
-KINDS = ("interactions", "items", "users", "relations", "impressions")
+KINDS = ("interactions", "items", "users", "relations", "impressions", "wishes")
 BRONZE = [*(f"bronze.{k}" for k in KINDS), "bronze.files", "bronze.media"]
 
 
@@ -96,12 +98,13 @@ def test_what_is_ingested_again_adds_nothing_and_commits_nothing(lake: Lake, tmp
     (day / "users.csv").write_text("user_id\nu\n")
     (day / "relations.csv").write_text("kind,subject_id,relation,object_id\nitem,i,genre,x\n")
     (day / "impressions.jsonl").write_text('{"impression_id": "p", "rank": 1}\n')
+    (day / "wishes.csv").write_text("user_id,wish,value\nu,hide,i\n")
     source = FilesSource(tmp_path / "shop")
     told: list[tuple[str, int]] = []
     counts = ingest(lake, source, now=NOW, progress=lambda *word: told.append(word))
-    assert counts == {"files": 5, "rows": 7, "items": 1, "users": 1, "interactions": 3, "relations": 1, "impressions": 1,
-                      "media": 1}  # fmt: skip
-    assert sum(n for _, n in told) == 7
+    assert counts == {"files": 6, "rows": 8, "items": 1, "users": 1, "interactions": 3, "relations": 1, "impressions": 1,
+                      "wishes": 1, "media": 1}  # fmt: skip
+    assert sum(n for _, n in told) == 8
     versions, files = lake.versions(), sorted(lake.root.rglob("*"))
     again = ingest(lake, source, now=NOW.replace(day=6))
     assert set(again.values()) <= {0}
@@ -367,3 +370,4 @@ def test_a_lake_without_tables_says_how_to_make_one(tmp_path: Path, shop: Shop) 
     with pytest.raises(InputError, match="mmrec init"):
         ingest(Lake(tmp_path / "none"), shop)
     assert set(KINDS) == {n.split(".")[1] for n, t in schema.TABLES.items() if n.startswith("bronze.") and "row_hash" in t.key}
+    assert set(KINDS) == set(schema.DELIVERED) == set(room._KINDS) == set(SILVER) == {n.split(".")[1] for n in _SILVER}

@@ -36,7 +36,7 @@ from mmrec.monitor.show import plain, render, user_page, user_pages
 D1, D2 = date(2026, 3, 1), date(2026, 3, 2)
 AS_OF = datetime(2026, 3, 2, tzinfo=UTC)
 EVIL = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=1>'
-SILVER = ("interactions", "items", "users", "relations", "impressions")
+SILVER = ("interactions", "items", "users", "relations", "impressions", "wishes")
 
 
 def jpeg(width: int = 40, height: int = 60, noise: np.random.Generator | None = None) -> bytes:

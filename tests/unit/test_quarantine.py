@@ -24,7 +24,7 @@ from mmrec.verify import verify
 HEAD = "user_id,item_id,event_type,event_ts,weight,context"
 ROWS = ("u1,i0,view,2026-02-28T10:00:00Z,1,", "u1,i1,view,2026-02-28T10:00:00Z,many,", "u2,i1,view,1985-02-28,,", "u2,i9,view,2026-02-28,2,",
         "u3,i0", "u3,i0,buy,2026-02-28,,{broken", "u4,i2,view,1985-03-01,,", "u4,i9,view,1985-03-01,,", "u5,i0,view,2026-02-27,,", "u5,i0,view,2026-02-27,,")  # fmt: skip
-KINDS = ("items", "users", "interactions", "relations", "impressions")
+KINDS = ("items", "users", "interactions", "relations", "impressions", "wishes")
 
 
 def deliver(root: Path, day: str, rows: tuple[str, ...] = (), items: tuple[str, ...] = ()) -> None:

@@ -28,7 +28,7 @@ from mmrec.worlds.ingest import ingest
 from tests.unit.test_fetch import Server, network
 
 NOW = datetime(2026, 3, 5, 12, tzinfo=UTC)
-TABLES = [*(f"bronze.{k}" for k in ("interactions", "items", "users", "relations", "impressions", "files", "media")), "ops.quarantine"]
+TABLES = [*(f"bronze.{k}" for k in ("interactions", "items", "users", "relations", "impressions", "wishes", "files", "media")), "ops.quarantine"]
 A, B, C = "https://cdn.test/a.jpg", "https://cdn.test/b.jpg", "HTTP://cdn.test/c.wav"
 
 

@@ -23,6 +23,7 @@ GOOD = {
     "users": {"user_id": "u1", "available_at": T},
     "relations": {"kind": "item", "subject_id": "i1", "relation": "genre", "object_id": "x", "available_at": T},
     "impressions": {"impression_id": "p", "user_id": "u1", "item_id": "i1", "shown_at": T, "rank": "1"},
+    "wishes": {"user_id": "u1", "wish": "hide", "value": "i9", "wished_at": T},
 }
 BAD_TIMES = ["12:30", "T12:30", "2020", "2020-02-30", "2020-01-01T25:00:00Z", "now", "today", "0000-01-01", "10000-01-01",
              "1577836800", "2020-1-1", "x", "2020-01-01T00:00:60Z", "9999-12-31T23:59:59-14:00", "2020-01-01T00:00:00 UTC",
@@ -145,6 +146,14 @@ PLANTED = {
         *(("bad_propensity", {"propensity": v}) for v in ("-0.1", "1.0000001", "2")),
         ("unknown_item", {"item_id": "nowhere"}), ("duplicate", {"occurrence": 1}),
     ],
+    "wishes": [
+        ("parse_error", {"parse_error": "torn"}),
+        *(("missing_key", {c: v}) for c in ("user_id", "value", "wished_at") for v in (None, "", " ")),
+        *(("bad_timestamp", {c: v}) for c in ("wished_at", "withdrawn_at", "available_at") for v in BAD_TIMES),
+        *(("time_out_of_range", {c: v}) for c in ("wished_at", "available_at") for v in ("1989-12-31T23:59:59.999999Z", "2026-03-01")),
+        *(("unknown_wish", {"wish": v}) for v in (None, "", "Hide", "less ", "never")),
+        ("duplicate", {"occurrence": 1}),
+    ],
 }  # fmt: skip
 
 
@@ -227,6 +236,14 @@ def test_good_rows_of_other_kinds(spark):
         (2, None, "main", "", AT), (2, None, "main", "", AT), (2, 0.0, "b", "", AT), (2, 1.0, "b", "", AT)
     ]  # fmt: skip
     assert math.copysign(1, kept["h00002"]["propensity"]) > 0
+    # a field that is not named is item; what is named need not be known, its item may come or be gone
+    rows = [GOOD["wishes"] | {"field": f, "value": v, "withdrawn_at": w}
+            for f, v, w in ((None, "nowhere", ""), (" ", " i=1 ", T), ("category", "😀", "9999-12-31"))]  # fmt: skip
+    kept, bad = judge(spark, "wishes", rows)
+    assert not bad
+    assert [(r["wish"], r["field"], r["value"], r["withdrawn_at"], r["wished_at"], r["available_at"]) for _, r in sorted(kept.items())] == [
+        ("hide", "item", "nowhere", None, AT, AT), ("hide", "item", " i=1 ", AT, AT, AT),
+        ("hide", "category", "😀", datetime(9999, 12, 31, tzinfo=UTC), AT, AT)]  # fmt: skip
 
 
 def test_quarantine_keeps_the_row(spark):
