@@ -90,6 +90,10 @@ class DiversityConfig(_Part):
         return self
 
 
+class WishesConfig(_Part):
+    places: int = Field(10, ge=1, description="that an item moves where its user asked for less or more of it")
+
+
 class ReasonsConfig(_Part):
     language: Literal["en", "de", "nl", "fr", "es"] = Field(
         "en", description="of the words why an item is in a list: en, de, nl, fr, es"
@@ -211,6 +215,7 @@ class Config(BaseSettings):
     night: NightConfig = NightConfig()
     explore: ExploreConfig = ExploreConfig()
     diversity: DiversityConfig = DiversityConfig()
+    wishes: WishesConfig = WishesConfig()
     reasons: ReasonsConfig = ReasonsConfig()
     content: ContentConfig = ContentConfig()
     twins: TwinsConfig = TwinsConfig()

@@ -139,7 +139,7 @@ def plan(night: Night) -> dict[str, Any]:
         | drawn
         | varied
         | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump(), "rules": ruled,
-           "reasons": config.reasons.model_dump()},
+           "reasons": config.reasons.model_dump(), "wishes": config.wishes.model_dump()},
         fences=fences,
         code=mmrec.__version__,
         late=json.loads(_overdue(night).read_text()) if _overdue(night).is_file() else [],
@@ -207,6 +207,7 @@ def recommend(night: Night) -> dict[str, Any]:
     from mmrec.recommend.score import item_side
     from mmrec.recommend.sketch import sketches
     from mmrec.recommend.tally import tally
+    from mmrec.recommend.wishes import COLUMN
 
     m, config, out = night.manifest, night.config, night.out
     if m.late:
@@ -231,7 +232,8 @@ def recommend(night: Night) -> dict[str, Any]:
     history = ("user_id", "item_ids", "event_types", "gap_s", "weight_micro")
     ruled = m.config.get("rules") or []
     asked = ("user_id", "item_ids", "seen_item_ids", *(("attributes",) if ruled else ()),
-             *(COLUMNS if any(r["kind"] == "repeat" for r in ruled) else ()))  # fmt: skip
+             *(COLUMNS if any(r["kind"] == "repeat" for r in ruled) else ()),
+             *((COLUMN,) if m.config.get("wishes") else ()))  # fmt: skip
     sources: dict[str, Any] = {"gold.user_sequences": (users, asked)}
 
     def made(what: str, of: dict[str, Any], fn: Any, name: str) -> Any:

@@ -73,18 +73,23 @@ def _own_features(night: Night) -> None:
 def _commit_staged(night: Night, staged: stage.Stage) -> None:
     from mmrec.recommend.again import COLUMNS, pairs
     from mmrec.recommend.check import check_slates
+    from mmrec.recommend.wishes import Wishes, hidden_pairs
 
     m = night.manifest
     ruling = ruling_of(night.out, m) if m.config.get("rules") else None
     told = ["user_id", "seen_item_ids", *(["attributes"] if ruling else [])]
     told += ["item_ids", *COLUMNS] if ruling and ruling.repeats else []
+    told += ["wishes"] if m.config.get("wishes") else []
     users = night.out.day("gold.user_sequences", m.day, columns=told)
-    items = night.out.day("gold.item_features", m.day, columns=["item_id"])
+    items = night.out.day("gold.item_features", m.day, columns=["item_id", "categories", "attributes"])
+    kept = {} if ruling is None else ruling.tables(users) | {"again": pairs(users, ruling)}
+    if m.config.get("wishes"):
+        kept["hidden"] = hidden_pairs(users, Wishes(items.sort_by("item_id"), 0, 0))
     before = [d for d in night.out.run_dates() if d < m.day]
     previous = night.out.day(staged.table, before[-1], columns=["rank"]).num_rows if before else 0
     checked = audit(night.out, staged, partition=str(m.day), previous_rows=previous, min_share=m.config["min_share"])
     check_slates([staged.folder / f.path for f in staged.files], users, items, m.config["k"], twins(night),
-                 ruling and ruling.tables(users) | {"again": pairs(users, ruling)})  # fmt: skip
+                 kept)  # fmt: skip
     commit.adopt(
         night.out,
         checked,

@@ -245,6 +245,11 @@ _PROMISES = {
         ON u.user_id = r.user_id AND u.run_date = r.run_date WHERE list_contains(u.seen_item_ids, r.item_id)
         AND NOT EXISTS (SELECT 1 FROM ops_rule_drops d WHERE d.run_id = r.run_id AND d.rule = r.rule
           AND d.kind = 'repeat')""",
+    "no list offers what its user has hidden": """SELECT count(*) FROM recommendations r JOIN user_sequences u
+        ON u.user_id = r.user_id AND u.run_date = r.run_date
+        LEFT JOIN item_features i ON i.item_id = r.item_id AND i.run_date = r.run_date
+        WHERE u.wishes IS NOT NULL AND (list_contains(u.wishes, 'hide item=' || r.item_id)
+          OR list_has_any(u.wishes, list_transform(i.categories, lambda c: 'hide category=' || c)))""",
     "every list offers only what is on offer": """SELECT count(*) FROM recommendations r ANTI JOIN item_features i
         ON i.item_id = r.item_id AND i.run_date = r.run_date
         WHERE r.run_date IN (SELECT run_date FROM item_features)""",

@@ -23,6 +23,7 @@ from mmrec.recommend.packed import Packed
 from mmrec.recommend.rules import Rule, of_records, worded
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.slate import DRAWN, FALLBACK, MODEL, chosen
+from mmrec.recommend.wishes import Wishes
 from mmrec.remade import Remade, remade
 
 
@@ -32,8 +33,8 @@ def why_not(config: Config, lake: Lake, user: str, item: str, when: date | None 
     Args:
         when: a published run_date; None: the newest.
 
-    Returns: run_date, user_id, item_id, title, fell: listed, not_on_offer, seen, rule, twin, diversity, outranked or
-        unranked; says: a sentence; and what is known of rank (in the ranking, free of rules, of everything on offer
+    Returns: run_date, user_id, item_id, title, fell: listed, not_on_offer, seen, wish, rule, twin, diversity, outranked
+        or unranked; says: a sentence; and what is known of rank (in the ranking, free of rules, of everything on offer
         that the user has not had), score and source, list_length and last_score of the list, rule and line, twin, and
         nearest and similarity: what is most like it of what the list has.
 
@@ -62,6 +63,9 @@ def why_not(config: Config, lake: Lake, user: str, item: str, when: date | None 
         again = pairs(row, Ruling(force, made.items, made.manifest.moment))
         if item not in again["item_id"].to_pylist():
             return told | {"fell": "seen", "says": _seen(row, item, force)}
+    hides = _asked_for(made, row, at, "hide")
+    if hides:
+        return told | {"fell": "wish", "says": f"the user hides it: {hides[0]}"}
     return told | _fell(made, row, at, force, listed)
 
 
@@ -73,6 +77,14 @@ def _seen(row: pa.Table, item: str, force: list[Rule]) -> str:
     repeats = [r for r in force if r.kind == "repeat"]
     told = "no rule lets it come again yet" if repeats else "a list holds only what is new to its user"
     return f"the user has had it{when}: {told}"
+
+
+def _asked_for(made: Remade, row: pa.Table, at: int, wish: str) -> list[str]:
+    """A user's wishes of a kind that are about an item."""
+    if not made.manifest.config.get("wishes"):
+        return []
+    wishes = Wishes(made.items, 0, 0)
+    return [e for e in row["wishes"][0].as_py() or () if e.startswith(f"{wish} ") and at in wishes.meant(e)]
 
 
 def _not_offered(made: Remade, item: str) -> dict[str, Any]:
@@ -116,7 +128,7 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
                            "says": f"rule {r.name} (line {r.line}) keeps it out: {worded(r)}"}  # fmt: skip
         draws = None if packed.draws is None else (packed.draws, made.day)
         again = chosen(row, packed.items, packed.scored(row), packed.job.k, packed.group_N, ruling, draws,
-                       packed.variety)  # fmt: skip
+                       packed.variety, packed.wishes)  # fmt: skip
         for _, above, _, why, _ in again.passed[again.passed[:, 2] == at].tolist():
             if why == len(force):
                 twin = _twin_in(packed, again, at)
@@ -126,11 +138,16 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
             return told | {"fell": "rule", "rule": r.name, "line": r.line,
                            "says": f"rule {r.name} (line {r.line}) passed it over above rank {above + 1}: "
                                    f"{worded(r)}"}  # fmt: skip
-        if source == MODEL and packed.variety and again.lists.ranked_BK.any():
+        if source == MODEL and again.lists.ranked_BK.any():
             n = packed.items.num_rows
             ranking = chosen(row, packed.items, packed.scored(row), n, None, None).lists.item_BK[0].tolist()
             if ranking.index(at) < again.lists.ranked_BK.max():
-                return told | _put_behind(packed, again, at, ranking.index(at) + 1)
+                less = _asked_for(made, row, at, "less")
+                if less:
+                    return told | {"fell": "wish", "says": f"the model ranks it {ranking.index(at) + 1}, and the user "
+                                                           f"wants less of it: {less[0]}"}  # fmt: skip
+                if packed.variety:
+                    return told | _put_behind(packed, again, at, ranking.index(at) + 1)
     if "rank" not in told:
         return told | {"fell": "unranked", "says": "neither the model nor popularity ranks it"}
     end = f"; the list ends at {ranked[-1]['score']:.4g}" if ranked and ranked[-1]["source"] == source else ""

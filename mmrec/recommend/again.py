@@ -18,9 +18,11 @@ import pyarrow as pa
 
 from mmrec.recommend.histories import Rows, flat, places, rows_of
 from mmrec.recommend.ruling import TABLES, Ruling
+from mmrec.recommend.wishes import Wishes
 
 COLUMNS = ("event_types", "event_us", "n_interactions")
 _DAY = 86_400_000_000
+_NONE = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ class Had:
         return np.where((self.key[at_BK] == wanted_BK) & (item_BK >= 0), self.rule[at_BK], np.int16(-1))
 
 
-def had(users: pa.Table, ids: pa.Array, speaks_N: np.ndarray | None, ruling: Ruling | None) -> Had:
+def had(
+    users: pa.Table, ids: pa.Array, speaks_N: np.ndarray | None, ruling: Ruling | None, wishes: Wishes | None = None
+) -> Had:
     """What users have had.
 
     Args:
         users: user_id, item_ids, seen_item_ids, and of a ruling with repeats attributes and `COLUMNS`. ids: of the
-            catalogue, ascending. speaks_N: (N,) bool, items that the model knows; None: all.
+            catalogue, ascending. speaks_N: (N,) bool, items that the model knows; None: all. wishes: what users hide
+            must not be in their lists, either; None: nobody hides anything.
     """
     seen, history = (rows_of(users[c], ids) for c in ("seen_item_ids", "item_ids"))
     key, rule = np.zeros(0, np.int64), np.zeros(0, np.int16)
@@ -61,6 +66,10 @@ def had(users: pa.Table, ids: pa.Array, speaks_N: np.ndarray | None, ruling: Rul
         key, rule = _freed(users, len(ids), seen, history, ruling)
         own = np.repeat(np.arange(users.num_rows), np.diff(seen.ptr)) * len(ids) + seen.at
         seen = seen.kept(~np.isin(own, key))
+    if wishes is not None and (hidden := wishes.hidden(users)):
+        parts = [np.concatenate([seen.at[a:z], hidden.get(u, _NONE)]) for u, (a, z) in enumerate(zip(
+            seen.ptr[:-1].tolist(), seen.ptr[1:].tolist(), strict=True))]  # fmt: skip
+        seen = Rows(np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64), np.concatenate(parts))
     there = history.at >= 0
     if speaks_N is not None:
         there &= speaks_N[history.at]

@@ -2,7 +2,7 @@
 
 In: rows of gold.recommendations, the day's users and items, who is listed twice. Out: nothing, or a QualityError
 naming each fault: seen_item, not_on_offer, unknown_user, gap_in_ranks, repeated_item, twins, too_long, order,
-forbidden, cap_exceeded, uncounted.
+forbidden, cap_exceeded, hidden, uncounted.
 Trade-off: it repeats what the scorer promised, on purpose and by other means (joins in DuckDB, not the kernel).
 """
 
@@ -41,6 +41,7 @@ _FAULTS = {
                        LEFT JOIN bound u ON u.name = c.name AND u.user_id = r.user_id
                        WHERE NOT c.some OR u.user_id IS NOT NULL
                        GROUP BY r.arm, r.user_id, c.name, c.code, c.most HAVING count(*) > c.most""",
+    "hidden": "SELECT r.user_id, r.item_id FROM lists r SEMI JOIN hidden h USING (user_id, item_id)",
     # a row's place is the rows before it and what was passed over, and itself
     "uncounted": """SELECT user_id, rank FROM (
                     SELECT *, row_number() OVER w + sum(coalesce(list_sum(passed_n), 0)) OVER w AS due FROM lists
@@ -60,7 +61,7 @@ def check_slates(
     Args:
         files: Parquet files of one day. users: gold.user_sequences (user_id, seen_item_ids). items: gold.item_features.
         k: places in a list. groups: silver.item_groups (item_id, group_id); None: not known.
-        ruled: what Ruling.tables gives; None: there are no rules.
+        ruled: tables of `TABLES`, as rules and wishes give them; those that are missing are empty.
 
     Returns: users with a list. Raises: QualityError with `report["faults"]`.
     """

@@ -32,6 +32,7 @@ from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.score import ItemSide, known_weigher, sums_over
 from mmrec.recommend.slate import Sums, Vectors
 from mmrec.recommend.vary import Aims, Variety
+from mmrec.recommend.wishes import Wishes
 from mmrec.topk.rerank import Rerank
 
 _SIDE = ("item_in", "item_vec", "cold")
@@ -44,7 +45,8 @@ class Job:
     """What a part of the users is scored with; `kind` and `blend` are the bundle's, see topk/rerank.py; `rules`:
     records of those in force, None: of a night before there were any; `explore`: of explore.py, None: nothing is
     drawn; `diversity`: of vary.py, None: rankings stay as they are; `reasons`: language, and how many rows of a list
-    have numbers, None: of a night before there were any."""
+    have numbers, None: of a night before there were any; `wishes`: places that a user's wish moves an item, None: of a
+    night before users had any."""
 
     bundle: str
     digest: str
@@ -60,12 +62,13 @@ class Job:
     explore: dict[str, Any] | None = None
     diversity: dict[str, Any] | None = None
     reasons: dict[str, Any] | None = None
+    wishes: dict[str, Any] | None = None
     as_of: str | None = None
 
     @classmethod
     def of(cls, m: Manifest, model: bundles.Bundle, device: str, threads: int) -> Job:
         """What a manifest says, and a loaded bundle."""
-        about = {name: m.config.get(name) for name in ("rules", "explore", "diversity", "reasons")}
+        about = {name: m.config.get(name) for name in ("rules", "explore", "diversity", "reasons", "wishes")}
         return cls(str(model.folder.absolute()), m.model_digest, device, threads, m.config["k"], m.run_date, m.run_id,
                    m.model_version, model.kind, model.about.get("blend"), **about, as_of=m.as_of)  # fmt: skip
 
@@ -82,7 +85,7 @@ def pack(
         sketch_NV: of sketch.py; None: no content is looked at.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    more = _RULED if job.rules or job.diversity else ("categories",) if job.reasons else ()
+    more = _RULED if job.rules or job.diversity or job.wishes else ("categories",) if job.reasons else ()
     catalogue = items.select(["item_id", "title", "popularity_micro", *more,
                               *(("n_interactions",) if job.explore or job.diversity else ())])  # fmt: skip
     codes = group_codes(items["item_id"].to_pylist(), groups or {})
@@ -163,6 +166,14 @@ class Packed:
         elif job.kind in ("factors", "sparse"):
             weigher = known_weigher(self.bundle, self.items)
         return Reasons(self.items, job.reasons["language"], job.reasons["rows"], weigher)
+
+    @cached_property
+    def wishes(self) -> Wishes | None:
+        """Of the first two lists' lengths and a bit: what lies behind can't come in, moved or not."""
+        if self.job.wishes is None:
+            return None
+        places = self.job.wishes["places"]
+        return Wishes(self.items, places, 2 * self.job.k + places)
 
     def scored(self, users: pa.Table) -> Vectors | Sums | None:
         """What rows of gold.user_sequences, with a column `vector` where the bundle has vectors, are scored with; None:

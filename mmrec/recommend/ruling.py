@@ -32,6 +32,7 @@ TABLES = {  # what a finished list is held against
                           "some": pa.bool_()}),
     "bound": pa.schema({"name": pa.string(), "user_id": pa.string()}),
     "again": pa.schema({"name": pa.string(), "user_id": pa.string(), "item_id": pa.string()}),
+    "hidden": pa.schema({"user_id": pa.string(), "item_id": pa.string()}),
 }  # fmt: skip
 TWIN = "twin"  # what a walk says of an item whose twin is in the list; no rule's name may be it
 
@@ -182,8 +183,8 @@ class Ruling:
         Args:
             users: user_id and attributes, those who have a list.
 
-        Returns: of `TABLES`, but for again: bars, what a rule keeps from users; counted, what caps count together;
-            bound, for whom a rule of `some` users holds.
+        Returns: of `TABLES`, but for again and hidden: bars, what a rule keeps from users; counted, what caps count
+            together; bound, for whom a rule of `some` users holds.
         """
         ids = self.item_ids
         found: dict[str, list[pa.Table]] = {name: [TABLES[name].empty_table()] for name in ("bars", "counted", "bound")}

@@ -32,6 +32,7 @@ from mmrec.recommend.explore import Exploration, deal
 from mmrec.recommend.reasons import Reasons
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.vary import Variety
+from mmrec.recommend.wishes import Wishes
 from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import TopK, search, select
 from mmrec.topk.members import Offers
@@ -191,6 +192,7 @@ def slates(
     draws: Exploration | None = None,
     variety: Variety | None = None,
     reasons: Reasons | None = None,
+    wishes: Wishes | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Slates of every user, in user order.
 
@@ -205,11 +207,12 @@ def slates(
         draws: places that are drawn; None: none are.
         variety: of those items, what the model's ranking is put in another order by; None: it stays as it is.
         reasons: what is said of rows; None: English sentences, as before there was more.
+        wishes: over those items; None: users have none.
 
     Yields: rows of gold.recommendations, at most `_BLOCK` users each.
     """
     shop, reasons = _Shop.of(items, ruling), reasons or Reasons(items)
-    known = had(users, shop.ids, None if vectors is None else vectors.speaks_N, ruling)
+    known = had(users, shop.ids, None if vectors is None else vectors.speaks_N, ruling, wishes)
     counts.update(users=0, rows=0, fallback_rows=0, short_lists=0, dropped_users=0, dropped_items=0)
     for start in range(0, users.num_rows, _BLOCK):
         some = users.slice(start, _BLOCK)
@@ -217,7 +220,7 @@ def slates(
         n = len(names)
         block = slice(start, start + n)
         made = shop.chosen(some, block, vectors, known, k if draws is None else draws.chosen, group_N, ruling, draws,
-                           variety)  # fmt: skip
+                           variety, wishes)  # fmt: skip
         if draws is not None:
             made = shop.dealt(made, draws, names.to_pylist(), stamp.run_date)
         made.freed_BK = known.freed(block, made.lists.item_BK)
@@ -236,14 +239,16 @@ def slates(
 def chosen(
     users: pa.Table, items: pa.Table, vectors: Vectors | Sums | None, k: int, group_N: np.ndarray | None,
     ruling: Ruling | None, draws: tuple[Exploration, date] | None = None, variety: Variety | None = None,
+    wishes: Wishes | None = None,
 ) -> Chosen:  # fmt: skip
     """What lists of a few users are made of: of `slates`' arguments, the choice without its words, and every item that
     is passed over. `draws`: and the day."""
     shop, block = _Shop.of(items, ruling), slice(0, users.num_rows)
-    known = had(users, shop.ids, None if vectors is None else vectors.speaks_N, ruling)
+    known = had(users, shop.ids, None if vectors is None else vectors.speaks_N, ruling, wishes)
     if draws is None:
-        return shop.chosen(users, block, vectors, known, k, group_N, ruling, None, variety, tell=True)
-    made = shop.chosen(users, block, vectors, known, draws[0].chosen, group_N, ruling, draws[0], variety, tell=True)
+        return shop.chosen(users, block, vectors, known, k, group_N, ruling, None, variety, wishes, tell=True)
+    made = shop.chosen(users, block, vectors, known, draws[0].chosen, group_N, ruling, draws[0], variety, wishes,
+                       tell=True)  # fmt: skip
     return shop.dealt(made, draws[0], users["user_id"].to_pylist(), draws[1])
 
 
@@ -271,7 +276,7 @@ class _Shop:
     def chosen(
         self, some: pa.Table, block: slice, vectors: Vectors | Sums | None, known: Had, k: int,
         group_N: np.ndarray | None, ruling: Ruling | None, draws: Exploration | None = None,
-        variety: Variety | None = None, tell: bool = False,
+        variety: Variety | None = None, wishes: Wishes | None = None, tell: bool = False,
     ) -> Chosen:  # fmt: skip
         """Rows of a block of users' lists, and what drawn places are dealt; `known` is all users'."""
         seen = of_rows((known.seen.ptr, known.seen.at), block)
@@ -283,12 +288,16 @@ class _Shop:
             place_CP = np.where(law.place_CP < draws.k, draws.behind(law.place_CP), k)
             law = replace(law, place_CP=place_CP.astype(np.int32))
         terms = Terms(k, len(self.ids), law, group_N, None if draws is None else draws.kept, tell)
+        moves = {} if wishes is None else wishes.moves(some)
         if vectors is None:
-            made = replace(choose(self.popular, None, some.num_rows, terms, seen), dropped_users=0, dropped_items=0)
+            find = self.popular if wishes is None or not moves else _wished(self.popular, wishes, moves)
+            made = replace(choose(find, None, some.num_rows, terms, seen), dropped_users=0, dropped_items=0)
         else:
             find = partial(vectors.best, block)
             if variety is not None:
                 find = _varied(find, variety, of_rows((known.history.ptr, known.history.at), block))
+            if wishes is not None and moves:
+                find = _wished(find, wishes, moves)
             made = choose(find, self.popular, some.num_rows, terms, seen)
         if law is None and ruling is not None:
             made.passed[:, 3] = len(ruling.rules)  # where no rule walks, only twins are passed over
@@ -349,6 +358,15 @@ def _varied(find: Find, variety: Variety, history: Seen) -> Find:
     def found(rows: np.ndarray, wide: int, seen: Seen) -> TopK:
         own = history if len(rows) == len(history[0]) - 1 else of_users(history, rows)
         return variety.varied(find(rows, max(wide, variety.aims.pool), seen), wide, own)
+
+    return found
+
+
+def _wished(find: Find, wishes: Wishes, moves: dict[int, dict[int, int]]) -> Find:
+    """The same rankings with what users of the block want moved."""
+
+    def found(rows: np.ndarray, wide: int, seen: Seen) -> TopK:
+        return wishes.moved(find(rows, max(wide, wishes.pool), seen), rows, moves, wide)
 
     return found
 

@@ -76,6 +76,23 @@ def test_why_not_says_what_was_done_with_it_and_that_no_rule_lets_it_come_again(
     assert "no rule lets it come again yet" in told["says"]
 
 
+def test_what_a_user_hides_is_in_no_list_and_why_not_says_so(again: Lived) -> None:
+    cfg, lake, day = config.load(again.home), Lake(again.home / "lake"), date.fromisoformat(WHEN)
+    asked = {r["user_id"]: r["wishes"] for r in lake.day("gold.user_sequences", day).to_pylist() if r["wishes"]}
+    assert asked, "the built-in world's users ask for something"
+    items = {r["item_id"]: r["categories"] for r in lake.day("gold.item_features", day).to_pylist()}
+    lists = lake.day("gold.recommendations", day).to_pylist()
+    for user, wishes in asked.items():
+        hidden = {i for i, cs in items.items() if f"hide item={i}" in wishes or any(f"hide category={c}" in wishes for c in cs or ())}
+        assert not hidden & {r["item_id"] for r in lists if r["user_id"] == user}
+        seen = next(u["seen_item_ids"] for u in lake.day("gold.user_sequences", day).to_pylist() if u["user_id"] == user)
+        for item in sorted(hidden - set(seen))[:1]:
+            told = why_not(cfg, lake, user, item)
+            assert (told["fell"], told["says"][:17]) == ("wish", "the user hides it")
+    moving = {u for u, wishes in asked.items() if any(not w.startswith("hide ") for w in wishes)}
+    assert {r["user_id"] for r in lists if r["ranked"] is not None} <= moving
+
+
 def test_the_rules_are_told_in_words(again: Lived) -> None:
     said = {r["name"]: r["says"] for r in again.json("rules", "check")}
     assert said == {"looked-at": "everything again, 0 days after view or click", "bought": "everything again, 14 days after any event"}
