@@ -130,8 +130,8 @@ SILVER = (
             _c("available_at", _TS, "when the source delivered it, UTC", _TIME, _IN_RANGE, stand_in="wished_at"),
             *_origin(),
         ),
-        {"user_named": "user_id <> ''", "wish_known": "wish IN ('hide', 'less', 'more')",
-         "field_named": "field <> ''", "value_named": "value <> ''"},
+        {"wish_known": "wish IN ('hide', 'less', 'more')", "user_named": "user_id <> ''", "field_named": "field <> ''",
+         "value_named": "value <> ''"},
     ),
     Table(
         "silver.item_groups", "one item that is listed twice or more",

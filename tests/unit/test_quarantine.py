@@ -91,6 +91,11 @@ def hash_of(cfg: Config, rule: str, user: str | None = None) -> str:
     return found["row_hash"]
 
 
+def hash_of_wish(cfg: Config, rule: str) -> str:
+    (found,) = quarantine.verdicts_of(lake_of(cfg), "wishes", rule=rule)
+    return found["row_hash"]
+
+
 def corrections(cfg: Config, *lines: dict[str, Any] | str, name: str = "fix.jsonl") -> Path:
     path = cfg.home / name
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
@@ -118,6 +123,27 @@ def test_the_list_counts_by_table_rule_and_file_what_is_held(cfg: Config) -> Non
     assert quarantine.summary(lake_of(cfg), "items") == []
     (one,) = quarantine.summary(lake_of(cfg), "bronze.interactions", "time_out_of_range")
     assert one["rows"] == 3
+    sound(cfg)
+
+
+def test_a_home_of_before_there_were_wishes_is_listed_and_verified_and_the_next_night_takes_them_in(cfg: Config) -> None:
+    for layer in ("bronze", "silver"):
+        shutil.rmtree(cfg.lake / layer / "wishes")
+    assert sum(r["rows"] for r in quarantine.summary(lake_of(cfg))) == 8
+    sound(cfg)
+    wish = {"user_id": "u1", "wish": "less", "field": "category", "value": "toys", "wished_at": "2026-03-01"}
+    lines = [wish, wish | {"wish": "never"}, wish | {"value": " "}]
+    (cfg.source_root / "2026-03-01" / "wishes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    told = validate(cfg)
+    assert (told["wishes"], told["wishes_quarantined"]) == (1, 2)
+    assert [(r["rule"], r["reason"]) for r in sorted(quarantine.verdicts_of(lake_of(cfg), "wishes"), key=lambda r: r["line"])] == [
+        ("unknown_wish", "wish is 'never'"), ("missing_key", "value is empty")]  # fmt: skip
+    (kept,) = lake_of(cfg).arrow("silver.wishes").to_pylist()
+    assert (kept["wish"], kept["field"], kept["value"], str(kept["available_at"])[:10]) == ("less", "category", "toys", "2026-03-02")
+    sound(cfg)
+    fixed = corrections(cfg, {"row_hash": hash_of_wish(cfg, "unknown_wish"), "wish": "hide"})
+    assert quarantine.replay(cfg, file=fixed)["brought_back"] == 1
+    assert sorted(lake_of(cfg).arrow("silver.wishes")["wish"].to_pylist()) == ["hide", "less"]
     sound(cfg)
 
 

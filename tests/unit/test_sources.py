@@ -197,6 +197,23 @@ def test_the_standard_layout_is_read_in_order_and_arrives_when_its_day_is_over(t
     assert (first["user_id"], first["weight"], first["text"], first["item_id"]) == ("u", "2.5", "ø", None)
 
 
+def test_wishes_come_in_dated_folders_and_by_a_mapping_that_knows_their_times(tmp_path: Path) -> None:
+    day = tmp_path / "2026-01-01"
+    day.mkdir()
+    (day / "wishes.csv").write_text("user_id,wish,value,wished_at\nu,hide,i1,2026-01-01T10:00:00Z\n")
+    (day / "wishes.jsonl").write_text('{"user_id": "u", "wish": "less", "field": "category", "value": "toys", "wished_at": "2026-01-01"}\n')
+    found = rows_of(FilesSource(tmp_path), "wishes")
+    assert [(r["user_id"], r["wish"], r["field"], r["value"], r["wished_at"], r["withdrawn_at"]) for r in found] == [
+        ("u", "hide", None, "i1", "2026-01-01T10:00:00Z", None), ("u", "less", "category", "toys", "2026-01-01", None)]  # fmt: skip
+    (tmp_path / MAPPING).write_text('[wishes]\nfile = "asked.csv"\ntime = "%d.%m.%Y %H:%M"\nzone = "Europe/Berlin"\n'
+                                    'columns = { value = "brand", wished_at = "at", withdrawn_at = "until" }\n'
+                                    'constants = { wish = "less", field = "brand" }\n')  # fmt: skip
+    (tmp_path / "asked.csv").write_text("user_id,brand,at,until\nu,acme,01.01.2026 10:00,02.01.2026 10:00\n")
+    (row,) = rows_of(FilesSource(tmp_path), "wishes")
+    assert (row["wish"], row["field"], row["value"]) == ("less", "brand", "acme")
+    assert (row["wished_at"], row["withdrawn_at"]) == ("2026-01-01T09:00:00+00:00", "2026-01-02T09:00:00+00:00")
+
+
 def test_a_folder_named_like_a_day_that_is_none_is_named(tmp_path: Path) -> None:
     folder(tmp_path, **{"2026-02-30___users__csv": "user_id\nu\n"})
     with pytest.raises(InputError, match="2026-02-30"):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from mmrec import config
 from mmrec.bundle import bundle, registry
+from mmrec.context import Night
 from mmrec.lake import commit
 from mmrec.lake.content import content_hash
 from mmrec.lake.store import Lake
@@ -114,6 +116,22 @@ def test_stations_one_by_one_give_the_lists_of_stations_together(home: Path, pub
     for name in NIGHT:
         mmrec(name, "--home", str(home), "--date", DAY)
     assert whole(home, published)
+
+
+def test_a_night_that_was_planned_before_there_were_wishes_is_made_without_them(home: Path, published: Path) -> None:
+    steps(home, "plan")
+    day, name, night = date.fromisoformat(DAY), "gold.user_sequences", Night(config.load(home), date.fromisoformat(DAY))
+    assert "silver.wishes" in night.manifest.tables
+    night.planned(replace(night.manifest, tables={n: v for n, v in night.manifest.tables.items() if n != "silver.wishes"}))
+    steps(home, *NIGHT[1:])
+    here, there = (Lake(h / "lake").day(name, day).drop_columns("run_id").sort_by("user_id") for h in (home, published))
+    assert here["wishes"].null_count == here.num_rows > there["wishes"].null_count > 0
+    assert here.drop_columns("wishes").equals(there.drop_columns("wishes"))
+    asked = [w for row in there["wishes"].to_pylist() for w in row or ()]
+    assert {w.split()[0] for w in asked} <= {"less", "more"}
+    assert all(" category=aisle " in w for w in asked)
+    told = json.loads(mmrec("run", "--home", str(home), "--date", DAY, "--replay", "--json").stdout)
+    assert told["content_hash"] == lists(home)
 
 
 def test_an_unknown_station_stops_before_the_first_one_runs(home: Path) -> None:
