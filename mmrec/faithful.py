@@ -1,7 +1,7 @@
 """Are reasons true: one row's account, and what a list's scores lose without the items that reasons name.
 
 In: settings, tables, a published date. Out: `account` of one row as it was published; `study`: of some users, the true
-drop of a row's score without each item of the history in turn, beside what the reasons say.
+drop of a row's score without each item of the history in turn, beside what this version of mmrec says of it.
 Trade-off: every shortened history is encoded again, half a millisecond each, so a study is of a sample.
 
 Shape legend: K rows of one user's list, H items of the history.
@@ -31,7 +31,7 @@ from mmrec.recommend.spread import vectors_of
 from mmrec.remade import Remade, remade
 
 _TOP = 10  # rows of a list that are looked at
-_LATEST = 20  # items that the nearest one is looked for among, as in rows without numbers
+_LATEST = 20  # events that the nearest item is looked for among, as in rows without numbers
 _TOGETHER = 8  # users whose shortened histories are encoded at a time
 _NAME = "gold.recommendations"
 _EVENTS = ("item_ids", "event_types", "gap_s", "weight_micro")
@@ -150,7 +150,8 @@ def _looked(
             continue
         near_H, drop_HK = near_BH[b, :n], drop_RK[ends[b] - n : ends[b], :k]
         close_HK = _close(model, near_H, offered[user])
-        close_HK[_LATEST:] -= np.ptp(close_HK) + 1
+        lately = history.at[history.ptr[b] : history.ptr[b + 1]][-_LATEST:]
+        close_HK[~np.isin(near_H, lately)] -= np.ptp(close_HK) + 1
         orders = {"contributions": value_BKH[b, :k, :n].T, "nearest": close_HK,
                   "most_recent": np.repeat(-np.arange(n)[:, None], k, 1)}  # fmt: skip
         rows = []

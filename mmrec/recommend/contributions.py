@@ -134,8 +134,8 @@ class Tower:
         return run_BKR
 
     def _parts(self, run_BKR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, K, G) what a member's columns count, sequence, linear, content; (B, K, P) the parts, so weighed.
-        `run_BKR` is changed."""
+        """(B, K, G) what a member's columns count, sequence, linear, content; (B, K, P) the parts, so weighed; in place
+        of `run_BKR`."""
         say_BKG = _say(self.how, _members(run_BKR))
         run_BKR[..., :2] *= say_BKG[..., :1]
         run_BKR[..., 2:4] *= say_BKG[..., 1:2]
