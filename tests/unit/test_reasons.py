@@ -176,9 +176,8 @@ def stored(name: str, seed: int = 0, n: int = 9, f: int = 4) -> Stored:
     return Stored(name, [f"i{i:02}" for i in range(n)], arrays, numbers)
 
 
-@pytest.mark.parametrize(("name", "near"), [("als", 1e-5), ("bpr", 2e-2)])
-def test_what_factors_of_a_history_add_is_the_whole_score(name: str, near: float) -> None:
-    s, items, history = stored(name), items_of(9), [["i01", "i04", "i05", "i04"]]
+def test_what_a_history_adds_to_bpr_is_the_whole_score() -> None:
+    s, items, history = stored("bpr"), items_of(9), [["i01", "i04", "i05", "i04"]]
     users = users_of(history)
     model = Vectors(s.users(s.histories(history)), s.item_MD)
     weigher = Factors(s, np.arange(9))
@@ -186,12 +185,13 @@ def test_what_factors_of_a_history_add_is_the_whole_score(name: str, near: float
     assert found.tolist() == [[4, 5, 1]]
     scores = weigher.scores(model, np.array([[0, 7]]), model)
     np.testing.assert_allclose(part_BKP[0, :2].sum(1), scores[0], rtol=1e-5)
-    # of BPR the fold-in's steps end near its optimum, where this is exact
-    np.testing.assert_allclose(value_BKH[0, :2].sum(1), part_BKP[0, :2, 0], rtol=near, atol=near)
+    # the fold-in's steps end near its optimum, where this is exact
+    np.testing.assert_allclose(value_BKH[0, :2].sum(1), part_BKP[0, :2, 0], rtol=2e-2, atol=2e-2)
 
 
-def test_lightgcn_loses_what_its_fold_in_would() -> None:
-    s, items, history = stored("lightgcn"), items_of(9), [["i01", "i04", "i05"], ["i04", "i05"]]
+@pytest.mark.parametrize("name", ["lightgcn", "als"])
+def test_a_score_of_factors_loses_what_their_fold_in_would(name: str) -> None:
+    s, items, history = stored(name), items_of(9), [["i01", "i04", "i05"], ["i04", "i05"]]
     users, user_UD = users_of(history), s.users(s.histories(history))
     rows = rows_of(users["item_ids"], items["item_id"].combine_chunks())
     _, value_BKH, _ = Factors(s, np.arange(9)).weigh(users, rows, Vectors(user_UD, s.item_MD), np.array([[0, 7], [-1, -1]]))
