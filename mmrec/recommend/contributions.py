@@ -40,9 +40,12 @@ BEHAVIOUR, POPULARITY = "behaviour", "popularity"
 
 
 class Weigher(Protocol):
-    """Of one bundle. `parts`: names of the score's parts."""
+    """Of one bundle."""
 
-    parts: tuple[str, ...]
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the score's parts."""
+        ...
 
     def weigh(
         self, users: pa.Table, history: Rows, model: Any, item_BK: np.ndarray

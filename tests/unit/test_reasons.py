@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from mmrec import schema
+from mmrec.bundle.bundle import load, seal
 from mmrec.config import ReasonsConfig
 from mmrec.models.linear import history_weights
 from mmrec.models.stored import Stored
@@ -24,6 +26,7 @@ from mmrec.recommend.histories import Rows, rows_of
 from mmrec.recommend.reasons import COLUMNS, Reasons
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import Ruling
+from mmrec.recommend.score import known_weigher
 from mmrec.recommend.slate import Stamp, Sums, Vectors, slates
 from mmrec.topk.rerank import Rerank
 
@@ -355,3 +358,11 @@ def test_a_row_of_a_rule_says_so_in_the_language() -> None:
 
 def test_the_latest_items_are_distinct_and_newest_first() -> None:
     assert latest_items(Rows(np.array([0, 4, 4]), np.array([1, 2, 1, 3], np.int32))).tolist() == [[3, 1, 2], [-1, -1, -1]]
+
+
+def test_popularity_that_is_served_as_factors_has_no_history_to_weigh(tmp_path: Path) -> None:
+    for name, want in (("popularity", type(None)), ("lightgcn", Factors)):
+        folder = tmp_path / name
+        stored(name).save(folder)
+        seal(folder, {"kind": "factors", "encoders": {}})
+        assert type(known_weigher(load(folder), items_of(9))) is want
