@@ -3,10 +3,10 @@
 In: a bundle and its items, users' histories and vectors, their offered items. Out: a weigher of that bundle: a
 contribution an item of the history, and the score's parts.
 An item contributes what the score would lose without it. Of the linear head, of content, LightGCN, EASE and item-kNN
-that is exact: of the head, with older events moving up. ALS is taken apart as its paper does (Hu, Koren and Volinsky,
-ICDM 2008, section 5), BPR at the optimum of its fold-in. The sequence tower is taken for a mean of its history's
-vectors, by 1 / sqrt(1 + rank), rank 0 the newest event: what the mean would lose, times the tower's length over the
-mean's, times one half. Why that way: docs/decisions/0023-reasons.md.
+that is exact: of the head, with older events moving up. So it is of ALS, from the terms that its paper takes a score
+apart into (Hu, Koren and Volinsky, ICDM 2008, section 5). BPR is taken apart at the optimum of its fold-in. The
+sequence tower is taken for a mean of its history's vectors, by 1 / sqrt(1 + rank), rank 0 the newest event: what the
+mean would lose, times the tower's length over the mean's, times one half. Why: docs/decisions/0023-reasons.md.
 Trade-off: nothing is encoded again, so what a removal would change in the tower is estimated; and where a blend
 re-ranks, a member's rank is taken to move with its score.
 
@@ -40,9 +40,12 @@ BEHAVIOUR, POPULARITY = "behaviour", "popularity"
 
 
 class Weigher(Protocol):
-    """Of one bundle. `parts`: names of the score's parts."""
+    """Of one bundle."""
 
-    parts: tuple[str, ...]
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the score's parts."""
+        ...
 
     def weigh(
         self, users: pa.Table, history: Rows, model: Any, item_BK: np.ndarray
@@ -303,7 +306,11 @@ class Factors:
         item_MF, of = self._item_MF, s.numbers
         if s.name == "als":
             left_FF = self._gram_FF + (of["alpha"] - 1) * (item_MF[whole_L].T @ item_MF[whole_L])
-            return of["alpha"] * np.linalg.solve(left_FF, item_MF[had_H].T).T
+            made_HF = np.linalg.solve(left_FF, item_MF[had_H].T).T
+            # the paper's term is alpha times that; a removal also changes the system by one row: Sherman and Morrison
+            own_H, more = (made_HF * item_MF[had_H]).sum(1), of["alpha"] - 1
+            said_H = item_MF[had_H] @ user_F - of["alpha"] * own_H
+            return made_HF * (of["alpha"] - more * said_H / (1 - more * own_H))[:, None]
         mean, bias = s.arrays["mean"].astype(np.float64), s.arrays["bias"].astype(np.float64)
         apart_HF = item_MF[had_H] - mean
         pull_H = 1 / (1 + np.exp(np.minimum(apart_HF @ user_F[:-1] + bias[had_H] - of["mean_bias"], 50)))

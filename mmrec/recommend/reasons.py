@@ -56,7 +56,8 @@ class Reasons:
             items: item_id, title, and categories where shared ones are to be named. rows: the first ones of a list,
                 which have numbers. weigher: contributions.Weigher; None: the model has none.
         """
-        self.language, self.rows, self.weigher = language, rows if weigher is not None else 0, weigher
+        self.language, self.rows = language, rows if weigher is not None else 0
+        self.weigher: Any = weigher
         self.ids = items["item_id"].combine_chunks()
         titles = pc.fill_null(items["title"].combine_chunks(), "")
         nameless = words.TEMPLATES[language]["title"]

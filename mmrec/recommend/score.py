@@ -99,8 +99,8 @@ def sums_over(bundle: Bundle, items: pa.Table) -> Callable[[pa.Table], Sums]:
     return sums
 
 
-def known_weigher(bundle: Bundle, items: pa.Table) -> Weigher:
-    """Of a factors or a sparse bundle: what each item of a history adds.
+def known_weigher(bundle: Bundle, items: pa.Table) -> Weigher | None:
+    """Of a factors or a sparse bundle: what each item of a history adds; None of popularity.
 
     Args:
         items: the day's, ascending by item_id.
@@ -108,7 +108,7 @@ def known_weigher(bundle: Bundle, items: pa.Table) -> Weigher:
     if bundle.kind == "sparse":
         return Weights()
     stored = _stored(bundle.folder, bundle.digest)
-    return Factors(stored, _places(stored, items))
+    return None if stored.name == "popularity" else Factors(stored, _places(stored, items))
 
 
 @lru_cache(maxsize=1)
