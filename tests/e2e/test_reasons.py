@@ -86,7 +86,9 @@ def test_what_is_named_is_what_the_score_would_lose_most_without(lived: Lived, r
     assert by["contributions"]["rank_correlation"] > 0.7
     told: list[tuple[str, int, int]] = []
     again = study(load(lived.home), Lake(lived.home / "lake"), 12, tell=lambda *words: told.append(words))
-    assert again == found, "a seed draws the same users"
+    # a seed draws the same users; the last digits may depend on the processor's threads
+    assert {c: v for c, v in again.items() if c != "by"} == {c: v if c != "drop" else pytest.approx(v) for c, v in found.items() if c != "by"}
+    assert {name: pytest.approx(r, abs=1e-3) for name, r in found["by"].items()} == again["by"]
     assert told == [("users", 8, 12), ("users", 12, 12)]
     assert study(load(lived.home), Lake(lived.home / "lake"), 12, seed=1) != found
 
