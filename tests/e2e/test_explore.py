@@ -66,12 +66,15 @@ def test_a_fifth_of_each_list_is_drawn_and_each_row_says_how_probably(explored: 
         assert all(r["propensity"] == 1 for r in rows if r["source"] != DRAWN)
         lake, when = Lake(explored.home / "lake"), date.fromisoformat(day)
         offered = set(lake.day("gold.item_features", when)["item_id"].to_pylist())
-        for user in lake.day("gold.user_sequences", when).to_pylist():
-            left = len(offered - set(user["seen_item_ids"])) - (K - len(DRAWN_AT))  # dealt to four places, ten each at most
+        users = lake.day("gold.user_sequences", when).to_pylist()
+        for user in users:
+            hidden = {w.removeprefix("hide item=") for w in user["wishes"] or ()}  # the built-in world hides items alone
+            left = len(offered - set(user["seen_item_ids"]) - hidden) - (K - len(DRAWN_AT))  # dealt to four places, ten each at most
             due = [max(1 / 10, 1 / ((left + 3 - e) // 4)) for e in range(min(left, 4))]
             assert [r["propensity"] for r in by[user["user_id"]] if r["source"] == DRAWN] == due
         assert all((r["place"], r["rule"], r["passed"]) == (None, None, None) for r in rows if r["source"] == DRAWN)
-        scores = [[r["score"] for r in own if r["source"] == "model"] for own in full]
+        moving = {u["user_id"] for u in users if any(not w.startswith("hide ") for w in u["wishes"] or ())}
+        scores = [[r["score"] for r in own if r["source"] == "model"] for own in full if own[0]["user_id"] not in moving]
         assert all(s == sorted(s, reverse=True) for s in scores)
 
 
@@ -126,7 +129,8 @@ def logged(explored: Explored, how: Exploration, seed: int, n_days: int) -> Logg
 
         def rows(k: int, day: date, draws: Exploration | None) -> pa.Table:
             stamp = Stamp(day, packed.job.run_id, packed.job.model_version)
-            made = slates(night.users, packed.items, scored, k, stamp, {}, packed.group_N, packed.ruling, draws)
+            made = slates(night.users, packed.items, scored, k, stamp, {}, packed.group_N, packed.ruling, draws, None,
+                          packed.reasons, packed.wishes)  # fmt: skip
             return pa.Table.from_batches(made).sort_by([("user_id", "ascending"), ("rank", "ascending")])
 
         if how == packed.draws:
