@@ -55,6 +55,7 @@ def interactions(part: int) -> list[dict[str, Any]]:
 def lists(day: date, tag: str, users: int) -> list[dict[str, Any]]:
     return [
         {"run_date": day, "arm": "main" if n % 2 else "ü", "user_id": f"{tag}{n}", "rank": 2**31 - 1 if n == 3 else 1, "item_id": TEXTS[n + 1], "score": FLOATS[n % 5],
+         "because": (None, [], ["é", ""])[n % 3], "because_share": (None, [], [0.1, -0.0])[n % 3],
          "source": "model", "reason": TEXTS[n], "propensity": (1.0, 5e-324)[n % 2], "model_version": "1", "run_id": tag} for n in range(users)
     ]  # fmt: skip
 

@@ -94,7 +94,8 @@ def test_the_golden_lake_has_what_it_is_there_for() -> None:
     assert [n for n in names if n.endswith(".checkpoint.parquet")]
     assert [n for n in names if "stage-maintain-" in n and n.endswith(".parquet")]
     kinds = {c.type for n in EXPECTED for c in schema.table(n).columns if c.name in EXPECTED[n]["columns"]}
-    assert kinds == set(_ARROW)
+    later = {"ARRAY<DOUBLE>"}  # came after this lake; the maker's rows have it
+    assert kinds == set(_ARROW) - later
     text = (HERE / "expected.json").read_text()
     for value in ('"-0.0"', '"nan"', "null", "[]", '{"us": -1}', '{"date": "1969-12-31"}', "\\u0000", '{"hex": ""}', "true"):
         assert value in text, value
