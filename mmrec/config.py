@@ -75,11 +75,6 @@ class DiversityConfig(_Part):
         return self._all > 0
 
     @property
-    def looks(self) -> bool:
-        """Whether contents are looked at."""
-        return self.strength > 0 or self.serendipity > 0
-
-    @property
     def _all(self) -> float:
         return self.strength + self.calibration + self.novelty + self.serendipity
 

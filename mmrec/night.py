@@ -110,6 +110,7 @@ def plan(night: Night) -> dict[str, Any]:
     """Pin table versions, model, settings and fences; the manifest's digest is the run_id."""
     from mmrec.bundle.registry import champion
     from mmrec.recommend import rules
+    from mmrec.recommend.vary import Aims
     from mmrec.review import reviewed
     from mmrec.served import looked_at
 
@@ -121,7 +122,7 @@ def plan(night: Night) -> dict[str, Any]:
     ruled = [r.record() for r in reviewed(lake, rules.read(config.rules)) if r.holds(night.run_date)]
     drawn = {"explore": config.explore.model_dump()} if config.explore.share else {}
     aims = config.diversity
-    looked = looked_at(config, bundle, aims.looks) if aims.on else {}
+    looked = looked_at(config, bundle, Aims.of(aims.model_dump()).looks) if aims.on else {}
     varied = {"diversity": aims.model_dump() | looked} if aims.on else {}
     half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     fences = {n: commit.fence(lake, n, night.run_date) for n in TARGETS}

@@ -11,7 +11,7 @@ Shape legend: C cases (users), K places, N items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -42,6 +42,12 @@ _TRIED = (
     *(Aims("mmr", s) for s in (0.1, 0.2, 0.3, 0.5)), *(Aims("dpp", s) for s in (0.05, 0.1, 0.2, 0.3)),
     *(Aims(calibration=c) for c in (0.2, 0.4)), Aims(novelty=0.1), Aims(serendipity=0.1),
 )  # fmt: skip
+
+Tell = Callable[[str, int, int], None]
+
+
+def _quiet(_what: str, _done: int, _of: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def _asked(config: Config, lake: Lake, when: date, until: datetime | None = None
     return _Case(night, users, ptr, np.array([i for w in wanted for i in w], np.int64))
 
 
-def _measured(case: _Case, aims: Sequence[Aims], samples: int = 2000) -> list[dict[str, Any]]:
+def _measured(case: _Case, aims: Sequence[Aims], tell: Tell = _quiet, samples: int = 2000) -> list[dict[str, Any]]:
     """Lists of each kind, the first being what the others are held against.
 
     Returns: a row each of kind (in words), aims (as settings have them), users, ndcg@10, recall@10, diversity@10 (1 -
@@ -119,7 +125,8 @@ def _measured(case: _Case, aims: Sequence[Aims], samples: int = 2000) -> list[di
     look = Aims(strength=0.1 if looked["encoders"] else 0, calibration=0.1)
     with night.packed(rules, asdict(look) | looked) as packed:
         scored, sketch_NV = packed.scored(case.users), packed.sketch_NV
-        for each in aims:
+        for n, each in enumerate(aims):
+            tell("kinds of lists", n, len(aims))
             variety = Variety.over(each, packed.items, sketch_NV)
             made = chosen(case.users, packed.items, scored, packed.job.k, packed.group_N, packed.ruling, None,
                           None if each == _WITHOUT else variety, packed.wishes)  # fmt: skip
@@ -138,7 +145,9 @@ def _measured(case: _Case, aims: Sequence[Aims], samples: int = 2000) -> list[di
     return out
 
 
-def tradeoff(config: Config, lake: Lake, when: date | None = None, most: int | None = 2000) -> dict[str, Any]:
+def tradeoff(
+    config: Config, lake: Lake, when: date | None = None, most: int | None = 2000, tell: Tell = _quiet
+) -> dict[str, Any]:
     """Lists without diversity, with that of the settings, and with other aims, to choose from.
 
     Args:
@@ -159,7 +168,7 @@ def tradeoff(config: Config, lake: Lake, when: date | None = None, most: int | N
     case = _asked(config, lake, when, None, most)
     contents = looked_at(config, case.night.model, needed=False)["encoders"]
     tried = [a for a in _TRIED if contents or not a.looks]
-    rows = _measured(case, [_WITHOUT, *own, *(a for a in tried if a not in own)])
+    rows = _measured(case, [_WITHOUT, *own, *(a for a in tried if a not in own)], tell)
     return {"run_date": str(when), "users": case.users.num_rows, "kinds": rows}
 
 

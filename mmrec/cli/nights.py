@@ -108,7 +108,7 @@ def bench(
                                         "embed: encoders beside sentence-transformers and torch; "
                                         "train: training beside RecTools; topk: exact top K beside four "
                                         "libraries; recommend: a night's scoring, part by part; "
-                                        "slate: what rules cost beside the search")],
+                                        "slate: what rules, diversity and draws cost beside the search")],
     rounds: Annotated[int, typer.Option(min=1, help="of each side, interleaved; bench recommend has one")] = 3,
     rows: Annotated[int, typer.Option(min=1, help="rows of a commit, of bench lake")] = 1_000_000,
     source: Annotated[Path | None, typer.Option(help="films as MovieLens has them, of bench embed; Amazon sequences, "

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from mmrec import config as settings
 from mmrec import dates
-from mmrec.cli.common import HOME, Home, Json, app, cell, lake_of, out, show_json
+from mmrec.cli.common import HOME, Home, Json, app, cell, err, lake_of, out, show_json
+from mmrec.screen import progress
 
 group = typer.Typer(no_args_is_help=True, help="The shop's rules: rules.yaml of the home.")
 app.add_typer(group, name="rules", rich_help_panel="The lists")
@@ -115,7 +116,8 @@ def diversity(
     """What diversity would cost the lists of a published night, and bring: several kinds, side by side."""
     from mmrec.tradeoff import tradeoff
 
-    told = tradeoff(settings.load(home), lake_of(home), dates.parse(day) if day else None, users)
+    with progress(err, as_json) as tell:
+        told = tradeoff(settings.load(home), lake_of(home), dates.parse(day) if day else None, users, tell)
     if as_json:
         show_json(told)
         return

@@ -121,14 +121,14 @@ GOLD = (
                " content, popularity; null: not told of this row", nullable=True),
             _c("parts_share", "ARRAY<DOUBLE>", "their shares of the sum of their sizes, to thousandths; together 1",
                nullable=True),
-            _c("rule", _STR, "the rule that pinned or lifted it; null: none", nullable=True),
+            _c("rule", _STR, "the rule that pinned or lifted it, or lets it come again; null: none", nullable=True),
             _c("place", "INT", "place among the candidates looked at for the list, 1 is first; null: pinned, drawn, or"
                " a list of before there were rules", nullable=True),
             _c("passed", "ARRAY<STRING>", "why candidates between the row before and this one are not in the list, each"
                " cause once: a rule's name, or twin; null: there are none", nullable=True),
             _c("passed_n", "ARRAY<BIGINT>", "how many of them each cause of passed kept out", nullable=True),
-            _c("ranked", "INT", "place in the model's own ranking, which diversity put in another order; null: it did"
-               " not, or the row is not of that ranking", nullable=True),
+            _c("ranked", "INT", "place in the model's own ranking, which diversity or the user's wishes put in another"
+               " order; null: neither did, or the row is not of that ranking", nullable=True),
             _c("propensity", "DOUBLE", "probability with which the item got this place"),
             _c("model_version", _STR, "bundle that scored it"),
             _c("run_id", _STR, "the run that wrote the row", meta=True),
