@@ -25,12 +25,13 @@ from mmrec.lake.manifest import Manifest
 from mmrec.models.data import group_codes
 from mmrec.recommend.contributions import Tower
 from mmrec.recommend.explore import Exploration
+from mmrec.recommend.generators import Generators
 from mmrec.recommend.histories import flat
 from mmrec.recommend.reasons import Reasons
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.score import ItemSide, known_weigher, sums_over
-from mmrec.recommend.slate import Sums, Vectors
+from mmrec.recommend.scorers import Sums, Vectors
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.recommend.wishes import Wishes
 from mmrec.topk.rerank import Rerank
@@ -38,15 +39,16 @@ from mmrec.topk.rerank import Rerank
 _SIDE = ("item_in", "item_vec", "cold")
 _RULED = ("categories", "attributes")
 _SKETCH = "sketch.npy"
+_KEYS = ("rules", "explore", "diversity", "reasons", "wishes", "candidates")
 
 
 @dataclass(frozen=True)
 class Job:
     """What a part of the users is scored with; `kind` and `blend` are the bundle's, see topk/rerank.py; `rules`:
     records of those in force, None: of a night before there were any; `explore`: of explore.py, None: nothing is
-    drawn; `diversity`: of vary.py, None: rankings stay as they are; `reasons`: language, and how many rows of a list
-    have numbers, None: of a night before there were any; `wishes`: places that a user's wish moves an item, None: of a
-    night before users had any."""
+    drawn; `diversity`: of vary.py, None: rankings stay as they are; `candidates`: of generators.py, None: the model
+    brings everything; `reasons`: language, and how many rows of a list have numbers, None: of a night before there were
+    any; `wishes`: places that a user's wish moves an item, None: of a night before users had any."""
 
     bundle: str
     digest: str
@@ -63,12 +65,13 @@ class Job:
     diversity: dict[str, Any] | None = None
     reasons: dict[str, Any] | None = None
     wishes: dict[str, Any] | None = None
+    candidates: dict[str, Any] | None = None
     as_of: str | None = None
 
     @classmethod
     def of(cls, m: Manifest, model: bundles.Bundle, device: str, threads: int) -> Job:
         """What a manifest says, and a loaded bundle."""
-        about = {name: m.config.get(name) for name in ("rules", "explore", "diversity", "reasons", "wishes")}
+        about = {name: m.config.get(name) for name in _KEYS}
         return cls(str(model.folder.absolute()), m.model_digest, device, threads, m.config["k"], m.run_date, m.run_id,
                    m.model_version, model.kind, model.about.get("blend"), **about, as_of=m.as_of)  # fmt: skip
 
@@ -87,7 +90,8 @@ def pack(
     folder.mkdir(parents=True, exist_ok=True)
     more = _RULED if job.rules or job.diversity or job.wishes else ("categories",) if job.reasons else ()
     catalogue = items.select(["item_id", "title", "popularity_micro", *more,
-                              *(("n_interactions",) if job.explore or job.diversity else ())])  # fmt: skip
+                              *(("n_interactions",) if job.explore or job.diversity else ()),
+                              *(("available_us",) if job.candidates else ())])  # fmt: skip
     codes = group_codes(items["item_id"].to_pylist(), groups or {})
     if len(np.unique(codes)) < len(codes):  # else nobody on offer has a twin
         catalogue = catalogue.append_column("group", pa.array(codes, pa.int64()))
@@ -154,6 +158,15 @@ class Packed:
         if not self.job.diversity:
             return None
         return Variety.over(Aims.of(self.job.diversity), self.items, self.sketch_NV)
+
+    @cached_property
+    def others(self) -> Generators | None:
+        if not self.job.candidates:
+            return None
+        assert self.job.as_of is not None
+        item_ND = None if self.side is None else self.side.item_vec
+        return Generators.over(self.job.candidates, self.items, datetime.fromisoformat(self.job.as_of), self.sketch_NV,
+                               item_ND, self._allowed_N, self.job.device)  # fmt: skip
 
     @cached_property
     def reasons(self) -> Reasons | None:

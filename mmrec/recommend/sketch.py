@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.models.tables import content_of
+from mmrec.recommend.generators import looks
 from mmrec.recommend.vary import WIDE, Aims
 
 _LOOKED_AT = 20_000  # items, evenly spaced: more move the directions by less than rounding does
@@ -34,8 +35,9 @@ def sketches(lake: Lake, m: Manifest, items: pa.Table) -> np.ndarray | None:
     Args:
         items: of the day, ascending by item_id, with their content keys.
     """
-    record = m.config.get("diversity")
-    if not record or not Aims.of(record).looks:
+    varied, mixed = m.config.get("diversity"), m.config.get("candidates")
+    record = varied if varied and Aims.of(varied).looks else mixed if mixed and looks(mixed["generators"]) else None
+    if not record or not record["encoders"]:
         return None
     encoders = record["encoders"]
     known = pa.array(encoders.values(), pa.string())

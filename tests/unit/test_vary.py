@@ -19,8 +19,9 @@ from mmrec import schema
 from mmrec.recommend.explore import Exploration
 from mmrec.recommend.rules import Rule
 from mmrec.recommend.ruling import Ruling
+from mmrec.recommend.scorers import Vectors
 from mmrec.recommend.sketch import sketched
-from mmrec.recommend.slate import MODEL, Vectors, slates
+from mmrec.recommend.slate import MODEL, slates
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.topk.exact import TopK, search
 
