@@ -129,7 +129,7 @@ def _measured(case: _Case, aims: Sequence[Aims], tell: Tell = _quiet, samples: i
             tell("kinds of lists", n, len(aims))
             variety = Variety.over(each, packed.items, sketch_NV)
             made = chosen(case.users, packed.items, scored, packed.job.k, packed.group_N, packed.ruling, None,
-                          None if each == _WITHOUT else variety, packed.wishes)  # fmt: skip
+                          None if each == _WITHOUT else variety, packed.wishes, packed.second)  # fmt: skip
             ranked_CK = made.lists.item_BK[:, :_K]
             values = metrics.ranking(ranked_CK, case.ptr, case.wanted, (_K,))
             first = first or values

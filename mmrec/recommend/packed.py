@@ -21,8 +21,10 @@ import pyarrow as pa
 import pyarrow.feather as feather
 
 from mmrec.bundle import bundle as bundles
+from mmrec.dates import micros
 from mmrec.lake.manifest import Manifest
 from mmrec.models.data import group_codes
+from mmrec.models.pairs import COLUMNS as PAIRS
 from mmrec.recommend.contributions import Tower
 from mmrec.recommend.explore import Exploration
 from mmrec.recommend.histories import flat
@@ -30,6 +32,7 @@ from mmrec.recommend.reasons import Reasons
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.score import ItemSide, known_weigher, sums_over
+from mmrec.recommend.second import Second
 from mmrec.recommend.slate import Sums, Vectors
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.recommend.wishes import Wishes
@@ -46,7 +49,7 @@ class Job:
     records of those in force, None: of a night before there were any; `explore`: of explore.py, None: nothing is
     drawn; `diversity`: of vary.py, None: rankings stay as they are; `reasons`: language, and how many rows of a list
     have numbers, None: of a night before there were any; `wishes`: places that a user's wish moves an item, None: of a
-    night before users had any."""
+    night before users had any; `second_stage`: depth and the contents it looks at, None: there is none."""
 
     bundle: str
     digest: str
@@ -64,11 +67,13 @@ class Job:
     reasons: dict[str, Any] | None = None
     wishes: dict[str, Any] | None = None
     as_of: str | None = None
+    second_stage: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, m: Manifest, model: bundles.Bundle, device: str, threads: int) -> Job:
         """What a manifest says, and a loaded bundle."""
-        about = {name: m.config.get(name) for name in ("rules", "explore", "diversity", "reasons", "wishes")}
+        names = ("rules", "explore", "diversity", "reasons", "wishes", "second_stage")
+        about = {name: m.config.get(name) for name in names}
         return cls(str(model.folder.absolute()), m.model_digest, device, threads, m.config["k"], m.run_date, m.run_id,
                    m.model_version, model.kind, model.about.get("blend"), **about, as_of=m.as_of)  # fmt: skip
 
@@ -86,8 +91,9 @@ def pack(
     """
     folder.mkdir(parents=True, exist_ok=True)
     more = _RULED if job.rules or job.diversity or job.wishes else ("categories",) if job.reasons else ()
-    catalogue = items.select(["item_id", "title", "popularity_micro", *more,
-                              *(("n_interactions",) if job.explore or job.diversity else ())])  # fmt: skip
+    more += ("n_interactions",) if job.explore or job.diversity else ()
+    more += tuple(c for c in PAIRS if c not in more) if job.second_stage else ()
+    catalogue = items.select(["item_id", "title", "popularity_micro", *more])
     codes = group_codes(items["item_id"].to_pylist(), groups or {})
     if len(np.unique(codes)) < len(codes):  # else nobody on offer has a twin
         catalogue = catalogue.append_column("group", pa.array(codes, pa.int64()))
@@ -154,6 +160,16 @@ class Packed:
         if not self.job.diversity:
             return None
         return Variety.over(Aims.of(self.job.diversity), self.items, self.sketch_NV)
+
+    @cached_property
+    def second(self) -> Second | None:
+        """None: the model's ranking is the only one."""
+        job = self.job
+        if not job.second_stage:
+            return None
+        assert job.as_of is not None
+        return Second.over(self.bundle, job.second_stage["depth"], self.items, self.sketch_NV,
+                           micros(datetime.fromisoformat(job.as_of)), job.threads)  # fmt: skip
 
     @cached_property
     def reasons(self) -> Reasons | None:

@@ -127,8 +127,8 @@ GOLD = (
             _c("passed", "ARRAY<STRING>", "why candidates between the row before and this one are not in the list, each"
                " cause once: a rule's name, or twin; null: there are none", nullable=True),
             _c("passed_n", "ARRAY<BIGINT>", "how many of them each cause of passed kept out", nullable=True),
-            _c("ranked", "INT", "place in the model's own ranking, which diversity or the user's wishes put in another"
-               " order; null: neither did, or the row is not of that ranking", nullable=True),
+            _c("ranked", "INT", "place in the model's own ranking, which a second stage, diversity or the user's wishes"
+               " put in another order; null: none did, or the row is not of that ranking", nullable=True),
             _c("propensity", "DOUBLE", "probability with which the item got this place"),
             _c("model_version", _STR, "bundle that scored it"),
             _c("run_id", _STR, "the run that wrote the row", meta=True),
