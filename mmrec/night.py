@@ -126,7 +126,7 @@ def plan(night: Night) -> dict[str, Any]:
     varied = {"diversity": aims.model_dump() | looked} if aims.on else {}
     stage = config.second_stage.model_dump()
     staged = second.asked(stage["depth"], bundle, night.run_date)
-    twice = {"second_stage": stage | looked_at(config, bundle, needed=False)} if staged else {}
+    twice = {"second_stage": stage | {"encoders": bundle.encoders, "fields": bundle.fields}} if staged else {}
     half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     fences = {n: commit.fence(lake, n, night.run_date) for n in TARGETS}
     for name in TARGETS:  # a fence, too, must be there after the power went

@@ -105,7 +105,8 @@ def features(facts: Facts, item_SC: np.ndarray, score_SC: np.ndarray, history: S
 def _fill(
     item_SC, score_SC, hist_ptr, hist, sketch_NV, category_N, popularity_N, trend_N, cold_N, age_N, codes, out_SCF
 ):  # fmt: skip
-    taste_V, count_G = np.empty(WIDE, np.int64), np.zeros(codes, np.int64)
+    # twenty sketches' sums, and their products with one, are whole numbers that 32 bits hold
+    taste_V, count_G = np.empty(WIDE, np.int32), np.zeros(codes, np.int64)
     for s in range(len(item_SC)):
         n, first, last = 0, hist_ptr[s], hist_ptr[s + 1]
         score, known = 0.0, 0.0
@@ -122,24 +123,24 @@ def _fill(
         taste_V[:] = 0
         for e in range(max(first, last - _NEAR), last):
             for v in range(WIDE):
-                taste_V[v] += sketch_NV[hist[e], v]
-        long = np.float64(0)
+                taste_V[v] += np.int32(sketch_NV[hist[e], v])
+        square = np.int32(0)
         for v in range(WIDE):
-            long += np.float64(taste_V[v] * taste_V[v])  # whole numbers: exact in any order
-        long = ONE * np.sqrt(long)
+            square += taste_V[v] * taste_V[v]
+        long = ONE * np.sqrt(np.float64(square))
         for e in range(first, last):
             if category_N[hist[e]] >= 0:
                 count_G[category_N[hist[e]]] += 1
         for c in range(n):
             item = item_SC[s, c]
-            near, nearest = np.int64(0), np.int64(0)
+            near, nearest = np.int32(0), np.int32(0)
             for v in range(WIDE):
-                near += taste_V[v] * sketch_NV[item, v]
+                near += taste_V[v] * np.int32(sketch_NV[item, v])
             for e in range(max(first, last - _NEAREST), last):
                 like = np.int32(0)
                 for v in range(WIDE):
                     like += np.int32(sketch_NV[item, v]) * np.int32(sketch_NV[hist[e], v])
-                nearest = max(nearest, np.int64(like))
+                nearest = max(nearest, like)
             own = category_N[item]
             out_SCF[s, c, 0] = (np.float64(score_SC[s, c]) - score) / spread if spread > 0 else 0.0
             out_SCF[s, c, 1] = np.log1p(c)

@@ -168,8 +168,9 @@ class Packed:
         if not job.second_stage:
             return None
         assert job.as_of is not None
-        return Second.over(self.bundle, job.second_stage["depth"], self.items, self.sketch_NV,
-                           micros(datetime.fromisoformat(job.as_of)), job.threads)  # fmt: skip
+        looks = bool(job.second_stage["encoders"])  # else it was trained without contents, whatever diversity looks at
+        return Second.over(self.bundle, job.second_stage["depth"], self.items, self.sketch_NV if looks else None,
+                           micros(datetime.fromisoformat(job.as_of)))  # fmt: skip
 
     @cached_property
     def reasons(self) -> Reasons | None:

@@ -14,6 +14,7 @@ Shape legend: S users, W places of a ranking, C candidates of a pool, F features
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
@@ -25,10 +26,11 @@ from mmrec.bundle.bundle import Bundle
 from mmrec.errors import InputError, QualityError
 from mmrec.models.pairs import FEATURES, Facts, features
 from mmrec.ort import session
-from mmrec.topk.exact import TopK
-from mmrec.topk.seen import Seen
+from mmrec.topk.exact import TopK, cores
+from mmrec.topk.seen import Seen, of_rows
 
 _BATCH = 64  # users
+_FEW = 4 * _BATCH  # users that are not worth a thread
 GRAPH = "second.onnx"
 
 
@@ -42,17 +44,17 @@ class Second:
 
     @classmethod
     def over(
-        cls, bundle: Bundle, depth: int, items: pa.Table, sketch_NV: np.ndarray | None, at_us: int, threads: int
+        cls, bundle: Bundle, depth: int, items: pa.Table, sketch_NV: np.ndarray | None, at_us: int
     ) -> Second:
         """Of a day's items, with the columns of models/pairs.py.
 
         Args:
             sketch_NV: of sketch.py; None: no content is known. at_us: the night's as_of.
 
-        Raises: QualityError: as `check_second`.
+        Raises: QualityError: as `_check`.
         """
-        check_second(bundle)
-        return cls(Facts.of_day(items, at_us, sketch_NV), depth, session(bundle.folder / GRAPH, "cpu", threads))
+        _check(bundle)
+        return cls(Facts.of_day(items, at_us, sketch_NV), depth, session(bundle.folder / GRAPH, "cpu", 1))
 
     def ranked(self, found: TopK, wide: int, history: Seen) -> TopK:
         """The first `wide` places of rankings, of which the first `depth` come in a new order, and `rank`: (S, W)
@@ -65,7 +67,16 @@ class Second:
         Raises: QualityError: the graph gives what is not a number.
         """
         item_SC, score_SC = (np.ascontiguousarray(x[:, : self.depth]) for x in (found.item, found.score))
-        value_SC = self._values(features(self.facts, item_SC, score_SC, history))
+        value_SC = np.empty(item_SC.shape, np.float32)
+
+        def part(start: int) -> None:
+            some = slice(start, min(start + each, len(item_SC)))
+            x_SCF = features(self.facts, item_SC[some], score_SC[some], of_rows(history, some))
+            value_SC[some] = self._values(x_SCF)
+
+        each = max(_FEW, -(-len(item_SC) // cores()))
+        with ThreadPoolExecutor(cores()) as pool:
+            list(pool.map(part, range(0, len(item_SC), each)))
         there_SC = item_SC >= 0
         if not np.isfinite(value_SC[there_SC]).all():
             raise QualityError("the second stage gives what is not a number", where=f"bundle, {GRAPH}",
@@ -108,7 +119,7 @@ def reordered(found: TopK, put: Callable[[TopK], TopK]) -> TopK:
     return replace(made, score=np.take_along_axis(score_SW, rank_SW - 1, 1), rank=rank_SW)
 
 
-def check_second(bundle: Bundle) -> None:
+def _check(bundle: Bundle) -> None:
     """Raises: QualityError: the bundle's second stage was trained on other features than are made here."""
     told = (bundle.about.get("second_stage") or {}).get("features")
     if told != list(FEATURES):
@@ -119,7 +130,7 @@ def check_second(bundle: Bundle) -> None:
 def asked(depth: int, bundle: Bundle, when: date) -> bool:
     """Whether a night has a second stage: the settings ask for it, and a model ranks.
 
-    Raises: InputError: the bundle has none, or one of another depth. QualityError: as `check_second`.
+    Raises: InputError: the bundle has none, or one of another depth. QualityError: as `_check`.
     """
     if not depth or bundle.kind == "popularity":  # of before the first training: nobody's ranking is a model's
         return False
@@ -130,5 +141,5 @@ def asked(depth: int, bundle: Bundle, when: date) -> bool:
                          where=f"mmrec.toml: second_stage.depth {depth}, bundle {bundle.folder.name}", value=has,
                          valid="a model trained with these settings, or depth 0",
                          next=f"mmrec learn --date {when}")  # fmt: skip
-    check_second(bundle)
+    _check(bundle)
     return True
