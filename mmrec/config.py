@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
 
 from mmrec.errors import InputError
@@ -85,6 +85,24 @@ class DiversityConfig(_Part):
         return self
 
 
+class CandidatesConfig(_Part):
+    generators: tuple[Literal["content", "item_to_item", "new", "popular", "social"], ...] = Field(
+        (), description="what else brings candidates, in turn: content, item_to_item, new, popular, social; empty: the"
+        " model brings them all"
+    )  # fmt: skip
+    every: int = Field(5, ge=2, description="each so-many-th place of a ranking is theirs")
+    depth: int = Field(50, ge=1, description="items that each of them offers a user")
+    new_days: int = Field(14, ge=1, description="for so long an item is new, days")
+    social_days: int = Field(30, ge=1, description="what those whom a user is linked to had within so many days")
+
+    @field_validator("generators")
+    @classmethod
+    def _once(cls, named: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(named)) < len(named):
+            raise ValueError("a generator is named twice")
+        return named
+
+
 class SecondStageConfig(_Part):
     depth: int = Field(0, ge=0, le=1000, description="first candidates that a second model puts in order; 0: none does")
 
@@ -98,6 +116,7 @@ class ReasonsConfig(_Part):
         "en", description="of the words why an item is in a list: en, de, nl, fr, es"
     )
     rows: int = Field(10, ge=0, description="the first rows of a list that say what of the history and of the model")
+    studied: int = Field(500, ge=0, description="users on whom it is measured, once a model, whether reasons are true")
 
 
 class ContentConfig(_Part):
@@ -214,6 +233,7 @@ class Config(BaseSettings):
     night: NightConfig = NightConfig()
     explore: ExploreConfig = ExploreConfig()
     diversity: DiversityConfig = DiversityConfig()
+    candidates: CandidatesConfig = CandidatesConfig()
     second_stage: SecondStageConfig = SecondStageConfig()
     wishes: WishesConfig = WishesConfig()
     reasons: ReasonsConfig = ReasonsConfig()

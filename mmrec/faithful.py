@@ -1,7 +1,8 @@
 """Are reasons true: one row's account, and what a list's scores lose without the items that reasons name.
 
 In: settings, tables, a published date. Out: `account` of one row as it was published; `study`: of some users, the true
-drop of a row's score without each item of the history in turn, beside what this version of mmrec says of it.
+drop of a row's score without each item of the history in turn, beside what this version of mmrec says of it; `studied`:
+the same as rows of ops.metrics.
 Trade-off: every shortened history is encoded again, half a millisecond each, so a study is of a sample.
 
 Shape legend: K rows of one user's list, H items of the history.
@@ -19,14 +20,17 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from scipy.stats import rankdata
 
+from mmrec import schema
 from mmrec.config import Config
 from mmrec.context import published
 from mmrec.errors import InputError
+from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.recommend.histories import rows_of
 from mmrec.recommend.packed import Packed
 from mmrec.recommend.rules import of_records
-from mmrec.recommend.slate import MODEL, Sums
+from mmrec.recommend.scorers import Sums
+from mmrec.recommend.slate import MODEL
 from mmrec.recommend.spread import vectors_of
 from mmrec.remade import Remade, remade
 
@@ -103,6 +107,29 @@ def study(
                 tell("users", min(start + _TOGETHER, len(picked)), len(picked))
     return {"run_date": str(made.day), "model_version": made.manifest.model_version, "seed": seed,
             **_summed(found)}  # fmt: skip
+
+
+def studied(config: Config, lake: Lake, m: Manifest) -> pa.Table:
+    """Rows of ops.metrics, protocol reasons, of a published run's model version; none where it was studied before, or
+    its rows have no numbers."""
+    empty = schema.table("ops.metrics").arrow.empty_table()
+    known = (ds.field("protocol") == "reasons") & (ds.field("model_version") == m.model_version)
+    if not config.reasons.studied or lake.arrow("ops.metrics", where=known, columns=["metric"]).num_rows:
+        return empty
+    try:
+        found = study(config, lake, config.reasons.studied, m.day)
+    except InputError:  # a model without a history to name
+        return empty
+    same = {"run_date": m.day, "model_version": m.model_version, "protocol": "reasons", "split": "none", "slice": "all",
+            "n": found["users"], "run_id": m.run_id}  # fmt: skip
+    rows = []
+    for name, told in found["by"].items():
+        error = told["error"] or 0.0
+        rows.append(same | {"model": name, "metric": "first", "value": told["first"], "lo": told["first"] - error,
+                            "hi": told["first"] + error})  # fmt: skip
+        rows += [same | {"model": name, "metric": c, "value": told[c], "lo": None, "hi": None}
+                 for c in ("drop", "rank_correlation")]  # fmt: skip
+    return pa.Table.from_pylist(rows, empty.schema)
 
 
 def _offered(made: Remade, packed: Packed) -> dict[str, np.ndarray]:

@@ -20,6 +20,8 @@ import pyarrow.compute as pc
 
 import mmrec
 from mmrec import alike, late
+from mmrec.bundle.bundle import Bundle
+from mmrec.config import Config
 from mmrec.context import Night
 from mmrec.encoding import unfed
 from mmrec.errors import InputError, QualityError
@@ -31,6 +33,7 @@ from mmrec.lake.spread import map_arrow
 from mmrec.lake.store import Lake
 from mmrec.models.fields import USUAL
 from mmrec.publish import GROUPS, ruling_of, twins, twins_on_offer
+from mmrec.withdrawn import recorded
 
 SILVER = ("items", "users", "interactions", "relations", "impressions", "wishes")
 TARGETS = ("gold.user_sequences", "gold.item_features", "gold.user_vectors", "gold.recommendations", "ops.freshness")
@@ -124,6 +127,7 @@ def plan(night: Night) -> dict[str, Any]:
     aims = config.diversity
     looked = looked_at(config, bundle, Aims.of(aims.model_dump()).looks) if aims.on else {}
     varied = {"diversity": aims.model_dump() | looked} if aims.on else {}
+    mixed = _mixed(config, bundle)
     stage = config.second_stage.model_dump()
     staged = second.asked(stage["depth"], bundle, night.run_date)
     twice = {"second_stage": stage | {"encoders": bundle.encoders, "fields": bundle.fields}} if staged else {}
@@ -142,9 +146,10 @@ def plan(night: Night) -> dict[str, Any]:
         | texts
         | drawn
         | varied
+        | mixed
         | twice
         | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump(), "rules": ruled,
-           "reasons": config.reasons.model_dump(), "wishes": config.wishes.model_dump()},
+           "reasons": config.reasons.model_dump(exclude={"studied"}), "wishes": config.wishes.model_dump()},
         fences=fences,
         code=mmrec.__version__,
         late=json.loads(_overdue(night).read_text()) if _overdue(night).is_file() else [],
@@ -169,9 +174,13 @@ def features(night: Night) -> dict[str, Any]:
     if asked is not None:  # a manifest of an earlier release pins none
         wishes = asof.wishes(lake.frame(spark, "silver.wishes", asked), m.moment)
     theirs = interactions.join(left.select("user_id"), "user_id", "left_anti")  # who left gets no list
+    social = None
+    if _asks_social(m):
+        edges = asof.edges(lake.frame(spark, "silver.relations", m.tables["silver.relations"]), m.moment)
+        social = sequences.social(theirs, edges, m.moment, m.config["candidates"])
     made = {
         "gold.user_sequences": sequences.user_sequences(
-            theirs, users, m.day, m.moment, m.config["sequence_length"], m.run_id, wishes
+            theirs, users, m.day, m.moment, m.config["sequence_length"], m.run_id, wishes, social
         ),
         "gold.item_features": windows.item_features(
             interactions,
@@ -205,7 +214,7 @@ def features(night: Night) -> dict[str, Any]:
 def recommend(night: Night) -> dict[str, Any]:
     """Score every user against every item on offer and stage the lists; nothing is visible yet."""
     from mmrec.bundle import bundle as bundles
-    from mmrec.recommend import spread
+    from mmrec.recommend import generators, spread
     from mmrec.recommend.again import COLUMNS
     from mmrec.recommend.packed import Job, opened, pack
     from mmrec.recommend.sane import check_model
@@ -238,7 +247,8 @@ def recommend(night: Night) -> dict[str, Any]:
     ruled = m.config.get("rules") or []
     asked = ("user_id", "item_ids", "seen_item_ids", *(("attributes",) if ruled else ()),
              *(COLUMNS if any(r["kind"] == "repeat" for r in ruled) else ()),
-             *((COLUMN,) if m.config.get("wishes") else ()))  # fmt: skip
+             *((COLUMN,) if m.config.get("wishes") else ()),
+             *((generators.COLUMN,) if _asks_social(m) else ()))  # fmt: skip
     sources: dict[str, Any] = {"gold.user_sequences": (users, asked)}
 
     def made(what: str, of: dict[str, Any], fn: Any, name: str) -> Any:
@@ -268,6 +278,30 @@ def recommend(night: Night) -> dict[str, Any]:
     return counts
 
 
+def _mixed(config: Config, bundle: Bundle) -> dict[str, Any]:
+    """What else brings candidates, as a manifest has it.
+
+    Raises: InputError: the bundle can't do what a generator needs, or no encoder is named.
+    """
+    from mmrec.recommend.generators import looks
+    from mmrec.served import looked_at
+
+    told = config.candidates
+    if not told.generators:
+        return {}
+    if "item_to_item" in told.generators and bundle.kind not in ("two_tower", "factors"):
+        raise InputError("the model has no vectors of items, which item_to_item compares",
+                         where="mmrec.toml: candidates.generators", value=f"a bundle of kind {bundle.kind}",
+                         valid="a two_tower or factors bundle, or generators without item_to_item",
+                         next="edit mmrec.toml")  # fmt: skip
+    looked = looked_at(config, bundle, "content" in told.generators) if looks(told.generators) else {"encoders": {}}
+    return {"candidates": told.model_dump() | looked}
+
+
+def _asks_social(m: Manifest) -> bool:
+    return "social" in (m.config.get("candidates") or {}).get("generators", ())
+
+
 def monitor(night: Night) -> dict[str, Any]:
     """Counts of the night, freshness of its inputs and of the latest list, alerts, and report.html.
 
@@ -275,6 +309,7 @@ def monitor(night: Night) -> dict[str, Any]:
     """
     from mmrec.content.sandbox import Sandbox
     from mmrec.content.video import still
+    from mmrec.faithful import studied
     from mmrec.monitor import alerts, health, report
     from mmrec.recommend.drops import rule_drops
     from mmrec.recommend.vary import Aims
@@ -297,7 +332,7 @@ def monitor(night: Night) -> dict[str, Any]:
     if m.late:
         raise alerts.nothing_published(m, night.lake.run_dates())
     if "rules" in m.config:
-        drops = rule_drops(lake, m.day, ruling_of(lake, m), twins_on_offer(night), m.run_id)
+        drops = rule_drops(lake, m.day, ruling_of(lake, m), twins_on_offer(night), len(recorded(night)), m.run_id)
         commit.append(lake, "ops.rule_drops", drops, m.run_id)
     numbers = health.night_metrics(lake, m.day, m.run_id, m.model_version, m.config["k"])
     commit.append(lake, "ops.metrics", numbers, m.run_id)
@@ -308,6 +343,8 @@ def monitor(night: Night) -> dict[str, Any]:
             commit.append(lake, "ops.metrics", priced(night.config, lake, m), m.run_id)
         except InputError as error:  # no night to judge yet, or nobody came back: the report says so
             diversity["unpriced"] = str(error).split("\n")[0]
+    if "reasons" in m.config:
+        commit.append(lake, "ops.metrics", studied(night.config, lake, m), m.run_id)
     with Sandbox() as box:
         path = report.write_report(
             lake,

@@ -16,10 +16,12 @@ import pyarrow.compute as pc
 from mmrec import schema
 from mmrec.context import Night
 from mmrec.errors import InputError
+from mmrec.holding import let_through
 from mmrec.lake import commit, content, stage
 from mmrec.lake.audit import audit
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
+from mmrec.withdrawn import recorded, withdrawn, without
 
 if TYPE_CHECKING:
     from mmrec.recommend.ruling import Ruling
@@ -82,22 +84,34 @@ def _commit_staged(night: Night, staged: stage.Stage) -> None:
     told += ["wishes"] if m.config.get("wishes") else []
     users = night.out.day("gold.user_sequences", m.day, columns=told)
     items = night.out.day("gold.item_features", m.day, columns=["item_id", "categories", "attributes"])
+    gone = withdrawn(night)
+    first, staged = staged, without(night, staged, gone)
+    items = items.filter(pc.invert(pc.is_in(items["item_id"], value_set=pa.array(gone, pa.string()))))
     kept = {} if ruling is None else ruling.tables(users) | {"again": pairs(users, ruling)}
     if m.config.get("wishes"):
         kept["hidden"] = hidden_pairs(users, Wishes(items.sort_by("item_id"), 0, 0))
-    before = [d for d in night.out.run_dates() if d < m.day]
-    previous = night.out.day(staged.table, before[-1], columns=["rank"]).num_rows if before else 0
-    checked = audit(night.out, staged, partition=str(m.day), previous_rows=previous, min_share=m.config["min_share"])
-    check_slates([staged.folder / f.path for f in staged.files], users, items, m.config["k"], twins(night),
-                 kept)  # fmt: skip
-    commit.adopt(
-        night.out,
-        checked,
-        run_id=m.run_id,
-        pinned=night.fence(staged.table),
-        partition=m.day,
-        metadata={"model_version": m.model_version},
-    )
+    try:
+        before = [d for d in night.out.run_dates() if d < m.day]
+        previous = night.out.day(staged.table, before[-1], columns=["rank"]).num_rows if before else 0
+        least = m.config["min_share"]
+        checked = audit(night.out, staged, partition=str(m.day), previous_rows=previous, min_share=least)
+        check_slates([staged.folder / f.path for f in staged.files], users, items, m.config["k"], twins(night),
+                     kept)  # fmt: skip
+        let_through(night, ruling, users)
+        commit.adopt(
+            night.out,
+            checked,
+            run_id=m.run_id,
+            pinned=night.fence(staged.table),
+            partition=m.day,
+            metadata={"model_version": m.model_version},
+        )
+    except BaseException:
+        if staged is not first:
+            staged.discard()
+        raise
+    if staged is not first:
+        first.discard()
 
 
 def publish(night: Night) -> dict[str, Any]:
@@ -136,14 +150,16 @@ def publish(night: Night) -> dict[str, Any]:
     version = night.out.version(name)
     digest = content.content_hash(lambda columns: night.out.day(name, m.day, version, columns), name)
     users = night.out.day(name, m.day, version, ["user_id"])["user_id"]
-    recorded = night.out.arrow("ops.runs", columns=["run_id"]).column(0).to_pylist()
+    known = night.out.arrow("ops.runs", columns=["run_id"]).column(0).to_pylist()
+    gone = recorded(night)
     counts = {
         "rows": len(users),
         "users": pc.count_distinct(users).as_py(),
         "content_hash": digest,
         "changed": not done,
+        "withdrawn": len(gone),
     }
-    if m.run_id not in recorded:
+    if m.run_id not in known:
         record = {
             "run_id": m.run_id,
             "run_date": m.day,
@@ -153,6 +169,7 @@ def publish(night: Night) -> dict[str, Any]:
             "users": counts["users"],
             "rows": counts["rows"],
             "table_version": version,
+            "withdrawn": gone or None,
             "finished_at": datetime.now(UTC),
         }
         row = pa.Table.from_pylist([record], schema.table("ops.runs").arrow)

@@ -58,11 +58,15 @@ class Remade:
         return users.take(pa.array(sorted(sorted(range(len(key)), key=key.__getitem__)[:most])))
 
     @contextmanager
-    def packed(self, rules: list[Rule], diversity: dict[str, Any] | None = None) -> Iterator[Packed]:
-        """What its lists are made of, under some rules, and with other aims than the night's, if any are given."""
+    def packed(
+        self, rules: list[Rule], diversity: dict[str, Any] | None = None, candidates: dict[str, Any] | None = None
+    ) -> Iterator[Packed]:
+        """What its lists are made of, under some rules, and with other aims or generators than the night's, if any are
+        given."""
         m, config = self.manifest, self.config
-        if diversity is not None:
-            m = replace(m, config=m.config | {"diversity": diversity})
+        for name, given in (("diversity", diversity), ("candidates", candidates)):
+            if given is not None:
+                m = replace(m, config=m.config | {name: given})
         side = item_side(self.model, self.items, self.lake, m, device=config.device, threads=config.threads)
         job = Job.of(m, self.model, config.device, config.threads)
         job = replace(job, run_id=self.manifest.run_id, rules=[r.record() for r in rules])

@@ -7,7 +7,6 @@ Trade-off: items are approved for a rule, not for a user or a day; a new rule ho
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from mmrec import schema
 from mmrec.errors import InputError
+from mmrec.holding import login
 from mmrec.lake import commit, evolve
 from mmrec.lake.store import Lake
 from mmrec.recommend.rules import Rule
@@ -31,7 +31,7 @@ def reviewed(lake: Lake, rules: Sequence[Rule]) -> list[Rule]:
     if not any(r.kind == "hold" for r in rules):
         return list(rules)
     newest = _newest(lake)
-    return [r if r.kind != "hold" else r.model_copy(update={"approved": tuple(sorted(
+    return [r if r.kind != "hold" or r.holds_lists else r.model_copy(update={"approved": tuple(sorted(
         item for (rule, item), row in newest.items() if rule == r.name and row["decision"] == "approved"))})
         for r in rules]  # fmt: skip
 
@@ -49,7 +49,7 @@ def held(lake: Lake, rules: Sequence[Rule], waiting: bool = True) -> list[dict[s
     if not days:
         raise InputError("no night is published yet", where="gold.recommendations", valid="one at least",
                          next="mmrec run --date D")  # fmt: skip
-    holds = [r for r in rules if r.kind == "hold"]
+    holds = [r for r in rules if r.kind == "hold" and not r.holds_lists]
     columns = ["item_id", "title", "categories", "attributes", "n_30d"]
     items = lake.day("gold.item_features", days[-1], columns=columns).sort_by("item_id")
     if items["attributes"].null_count and any(set(r.items) - {"item", "category", "title"} for r in holds):
@@ -87,18 +87,11 @@ def decide(
                              value=item, valid=[r["item_id"] for r in there[:5]] or "nothing is held",
                              next="mmrec review list --all")  # fmt: skip
         written += [{"rule": r["rule"], "item_id": item, "decision": decision, "why": why, "decided_at": now,
-                     "decided_by": by or _login()} for r in mine]  # fmt: skip
+                     "decided_by": by or login()} for r in mine]  # fmt: skip
     evolve.absorb(lake)  # an older home has no such table
     rows = pa.Table.from_pylist(written, schema.table(_NAME).arrow)
     commit.append(lake, _NAME, rows, f"review-{uuid4().hex[:12]}")
     return written
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        raise InputError("nobody is logged in", where="--by", valid="a name", next="mmrec review --by NAME") from None
 
 
 def _newest(lake: Lake) -> dict[tuple[str, str], dict[str, Any]]:
@@ -106,4 +99,4 @@ def _newest(lake: Lake) -> dict[tuple[str, str], dict[str, Any]]:
     if not lake.exists(_NAME):  # of a home that is older
         return {}
     rows = lake.arrow(_NAME).sort_by("decided_at").to_pylist()
-    return {(r["rule"], r["item_id"]): r for r in rows}
+    return {(r["rule"], r["item_id"]): r for r in rows if r["item_id"]}

@@ -23,10 +23,11 @@ from mmrec.errors import InputError
 from mmrec.lake.store import Lake
 from mmrec.recommend import rules as book
 from mmrec.recommend.packed import Packed
-from mmrec.recommend.rules import Rule, worded
+from mmrec.recommend.rules import Rule
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.slate import DRAWN
 from mmrec.recommend.spread import lists_of
+from mmrec.recommend.worded import worded
 from mmrec.remade import remade
 from mmrec.review import reviewed
 

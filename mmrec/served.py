@@ -30,15 +30,16 @@ def encoders(config: Config) -> list[Any]:
 
 
 def looked_at(config: Config, bundle: Bundle, needed: bool = True) -> dict[str, Any]:
-    """The contents that diversity looks at, as a manifest has them: encoders (modality -> version) and fields; those of
-    the bundle, else those of the settings.
+    """The contents that diversity and candidates look at, as a manifest has them: encoders (modality -> version) and
+    fields; those of the bundle, else those of the settings.
 
     Raises: InputError: neither names an encoder, and one is needed.
     """
     looked = bundle.encoders or {e.modality: e.version for e in encoders(config)}
     if needed and not looked:
-        raise InputError("diversity looks at contents, and no encoder is named", where="mmrec.toml: night",
-                         value="no text, image or audio encoder", valid="one of them, or strength and serendipity 0",
+        raise InputError("contents are to be looked at, and no encoder is named", where="mmrec.toml: night",
+                         value="no text, image or audio encoder",
+                         valid="one of them; else no strength and serendipity, and no generator content",
                          next="edit mmrec.toml")  # fmt: skip
     return {"encoders": looked, "fields": bundle.fields}
 

@@ -12,30 +12,28 @@ Shape legend: C cases (users), K places, N items.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import date, datetime, timedelta
+from dataclasses import asdict, replace
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from mmrec import metrics, schema
 from mmrec.config import Config
 from mmrec.errors import InputError
 from mmrec.evaluate.significance import paired_bootstrap
+from mmrec.judged import Case, asked, judged
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.recommend.histories import rows_of
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.slate import chosen
 from mmrec.recommend.vary import Aims, Variety
-from mmrec.remade import Remade, remade
 from mmrec.served import looked_at
 
 _K = 10
-_DAYS, _BACK = 7, 28
 _COMPARED = ("ndcg@10", "recall@10")
 _WITHOUT = Aims()
 _TRIED = (
@@ -50,62 +48,7 @@ def _quiet(_what: str, _done: int, _of: int) -> None:
     pass
 
 
-@dataclass(frozen=True)
-class _Case:
-    """What is asked of a night: `users` (C rows of gold.user_sequences), and their wanted items as CSR of places."""
-
-    night: Remade
-    users: pa.Table
-    ptr: np.ndarray
-    wanted: np.ndarray
-
-
-def _judged(lake: Lake, day: date) -> date | None:
-    """The published night that can be judged on `day`: of a week before, else the nearest; None: there is none."""
-    past = [d for d in lake.run_dates() if day - timedelta(_BACK) <= d < day]
-    early = [d for d in past if d <= day - timedelta(_DAYS)]
-    return early[-1] if early else past[0] if past else None
-
-
-def _asked(config: Config, lake: Lake, when: date, until: datetime | None = None, most: int | None = 2000) -> _Case:
-    """The users of a published night who chose something new in the week after it.
-
-    Args:
-        until: what happened or came later is not looked at; None: all that is known is. most: users, the same ones
-            whoever asks; None: all.
-
-    Raises: InputError: no such night, a night whose lists no model made, or nobody chose anything.
-    """
-    night = remade(config, lake, when)
-    if night.model.kind == "popularity":
-        raise InputError("no model ranked for this night, so there is no order to change", where=f"run_date {when}",
-                         value="popularity", valid="a night of a trained model", next="mmrec train")  # fmt: skip
-    start = night.manifest.moment
-    end, at = start + timedelta(_DAYS), ds.field("event_ts")
-    where = (at >= start) & (at < (min(until, end) if until else end))
-    if until:
-        where &= ds.field("available_at") < until
-    events = lake.arrow("silver.interactions", columns=["user_id", "item_id"], where=where)
-    place = {item: n for n, item in enumerate(night.items["item_id"].to_pylist())}
-    chose: dict[str, set[int]] = {}
-    for user, item in zip(*(c.to_pylist() for c in events.columns), strict=True):
-        if item in place:
-            chose.setdefault(user, set()).add(place[item])
-    told = night.users.filter(pc.is_in(night.users["user_id"], value_set=pa.array(chose, pa.string())))
-    for user, seen in zip(told["user_id"].to_pylist(), told["seen_item_ids"].to_pylist(), strict=True):
-        chose[user] -= {place[i] for i in seen if i in place}
-    asked_for = pa.array([user for user, items in chose.items() if items], pa.string())
-    users = night.some(night.users.filter(pc.is_in(night.users["user_id"], value_set=asked_for)), most)
-    if not users.num_rows:
-        raise InputError("nobody of this night chose anything new afterwards", where=f"run_date {when}",
-                         value=f"{start} to {end}", valid="a night with events after it",
-                         next="an earlier --date, or mmrec run --date D, which takes in what came since")  # fmt: skip
-    wanted = [sorted(chose[user]) for user in users["user_id"].to_pylist()]
-    ptr = np.concatenate([[0], np.cumsum([len(w) for w in wanted])]).astype(np.int64)
-    return _Case(night, users, ptr, np.array([i for w in wanted for i in w], np.int64))
-
-
-def _measured(case: _Case, aims: Sequence[Aims], tell: Tell = _quiet, samples: int = 2000) -> list[dict[str, Any]]:
+def _measured(case: Case, aims: Sequence[Aims], tell: Tell = _quiet, samples: int = 2000) -> list[dict[str, Any]]:
     """Lists of each kind, the first being what the others are held against.
 
     Returns: a row each of kind (in words), aims (as settings have them), users, ndcg@10, recall@10, diversity@10 (1 -
@@ -129,7 +72,8 @@ def _measured(case: _Case, aims: Sequence[Aims], tell: Tell = _quiet, samples: i
             tell("kinds of lists", n, len(aims))
             variety = Variety.over(each, packed.items, sketch_NV)
             made = chosen(case.users, packed.items, scored, packed.job.k, packed.group_N, packed.ruling, None,
-                          None if each == _WITHOUT else variety, packed.wishes, packed.second)  # fmt: skip
+                          None if each == _WITHOUT else variety, packed.wishes, packed.others,
+                          packed.second)  # fmt: skip
             ranked_CK = made.lists.item_BK[:, :_K]
             values = metrics.ranking(ranked_CK, case.ptr, case.wanted, (_K,))
             first = first or values
@@ -151,21 +95,21 @@ def tradeoff(
     """Lists without diversity, with that of the settings, and with other aims, to choose from.
 
     Args:
-        when: a published run_date; None: of a week before the newest, else the nearest. most: as of `_asked`.
+        when: a published run_date; None: of a week before the newest, else the nearest. most: as of `judged.asked`.
 
     Returns: run_date, users, kinds: rows of `_measured`, the first without, the second the settings' if they ask for
         any.
 
-    Raises: InputError: as `_asked` and `_measured`, or no night can be judged.
+    Raises: InputError: as `judged.asked` and `_measured`, or no night can be judged.
     """
     days = lake.run_dates()
-    when = when or (_judged(lake, days[-1]) if days else None)
+    when = when or (judged(lake, days[-1]) if days else None)
     if when is None:
         raise InputError("no night can be judged yet: it takes two", where="gold.recommendations",
                          value=[str(d) for d in days], valid="a published night, and events after it",
                          next="mmrec run --date D")  # fmt: skip
     own = [Aims.of(config.diversity.model_dump())] if config.diversity.on else []
-    case = _asked(config, lake, when, None, most)
+    case = asked(config, lake, when, None, most)
     contents = looked_at(config, case.night.model, needed=False)["encoders"]
     tried = [a for a in _TRIED if contents or not a.looks]
     rows = _measured(case, [_WITHOUT, *own, *(a for a in tried if a not in own)], tell)
@@ -177,12 +121,12 @@ def priced(config: Config, lake: Lake, m: Manifest) -> pa.Table:
 
     Raises: InputError: there is no night that can be judged.
     """
-    when = _judged(lake, m.day)
+    when = judged(lake, m.day)
     if when is None:
         raise InputError("no night of the last four weeks can be judged", where=f"run_date {m.day}", value="none",
                          valid="a published night", next=f"mmrec run --date {m.day - timedelta(1)}")  # fmt: skip
     aims = Aims.of(m.config["diversity"])
-    rows = _measured(_asked(config, lake, when, m.moment), [_WITHOUT, aims])
+    rows = _measured(asked(config, lake, when, m.moment), [_WITHOUT, aims])
     same = {"run_date": m.day, "model_version": m.model_version, "protocol": "price", "split": "none",
             "slice": str(aims), "n": rows[0]["users"], "run_id": m.run_id}  # fmt: skip
     made = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -20,10 +21,11 @@ from mmrec.lake.store import Lake
 from mmrec.recommend.again import pairs
 from mmrec.recommend.choose import Chosen
 from mmrec.recommend.packed import Packed
-from mmrec.recommend.rules import Rule, of_records, worded
+from mmrec.recommend.rules import Rule, of_records
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.slate import DRAWN, FALLBACK, MODEL, chosen
 from mmrec.recommend.wishes import Wishes
+from mmrec.recommend.worded import worded
 from mmrec.remade import Remade, remade
 
 
@@ -33,10 +35,11 @@ def why_not(config: Config, lake: Lake, user: str, item: str, when: date | None 
     Args:
         when: a published run_date; None: the newest.
 
-    Returns: run_date, user_id, item_id, title, fell: listed, not_on_offer, seen, wish, rule, twin, second_stage,
-        diversity, outranked or unranked; says: a sentence; and what is known of rank (in the model's own ranking, free
-        of rules, of everything on offer that the user has not had), score and source, list_length and last_score of the
-        list, rule and line, twin, and nearest and similarity: what is most like it of what the list has.
+    Returns: run_date, user_id, item_id, title, fell: listed, not_on_offer, withdrawn, seen, wish, rule, twin,
+        second_stage, diversity, generators, outranked or unranked; says: a sentence; and what is known of rank (in the
+        model's own ranking, free of rules, of everything on offer that the user has not had), score and source,
+        list_length and last_score of the list, rule and line, twin, and nearest and similarity: what is most like it of
+        what the list has.
 
     Raises: InputError: no such night, user, or item.
     """
@@ -63,10 +66,18 @@ def why_not(config: Config, lake: Lake, user: str, item: str, when: date | None 
         again = pairs(row, Ruling(force, made.items, made.manifest.moment))
         if item not in again["item_id"].to_pylist():
             return told | {"fell": "seen", "says": _seen(row, item, force)}
+    if item in _taken_out(lake, made.manifest.run_id):
+        return told | {"fell": "withdrawn", "says": "it left the shop after the lists were made and before they were"
+                                                    " published"}  # fmt: skip
     hides = _asked_for(made, row, at, "hide")
     if hides:
         return told | {"fell": "wish", "says": f"the user hides it: {hides[0]}"}
     return told | _fell(made, row, at, force, listed)
+
+
+def _taken_out(lake: Lake, run_id: str) -> list[str]:
+    rows = lake.arrow("ops.runs", where=ds.field("run_id") == run_id, columns=["withdrawn"])["withdrawn"].to_pylist()
+    return (rows[0] if rows else None) or []
 
 
 def _seen(row: pa.Table, item: str, force: list[Rule]) -> str:
@@ -128,7 +139,7 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
                            "says": f"rule {r.name} (line {r.line}) keeps it out: {worded(r)}"}  # fmt: skip
         draws = None if packed.draws is None else (packed.draws, made.day)
         again = chosen(row, packed.items, packed.scored(row), packed.job.k, packed.group_N, ruling, draws,
-                       packed.variety, packed.wishes, packed.second)  # fmt: skip
+                       packed.variety, packed.wishes, packed.others, packed.second)  # fmt: skip
         for _, above, _, why, _ in again.passed[again.passed[:, 2] == at].tolist():
             if why == len(force):
                 twin = _twin_in(packed, again, at)
@@ -141,7 +152,9 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
         if source == MODEL and again.lists.ranked_BK.any():
             n = packed.items.num_rows
             ranking = chosen(row, packed.items, packed.scored(row), n, None, None).lists.item_BK[0].tolist()
-            if ranking.index(at) < again.lists.ranked_BK.max():
+            brought_BK = again.told_apart()
+            others = 0 if brought_BK is None else int(((brought_BK >= 0) & (again.lists.item_BK >= 0)).sum())
+            if ranking.index(at) < np.where(again.lists.model_BK, again.lists.ranked_BK, 0).max():
                 less = _asked_for(made, row, at, "less")
                 if less:
                     return told | {"fell": "wish", "says": f"the model ranks it {ranking.index(at) + 1}, and the user "
@@ -152,6 +165,10 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
                                                                    f"its second stage {after}"}  # fmt: skip
                 if packed.variety:
                     return told | _put_behind(packed, again, at, ranking.index(at) + 1)
+            if others and ranking.index(at) < packed.job.k:
+                return told | {"fell": "generators",
+                               "says": f"the model ranks it {ranking.index(at) + 1}, and {others} of the list's "
+                                       f"{len(listed)} places are what other generators brought"}  # fmt: skip
     if "rank" not in told:
         return told | {"fell": "unranked", "says": "neither the model nor popularity ranks it"}
     end = f"; the list ends at {ranked[-1]['score']:.4g}" if ranked and ranked[-1]["source"] == source else ""
@@ -168,9 +185,11 @@ def _put_lower(packed: Packed, row: pa.Table, made: Chosen, at: int) -> int | No
     items = packed.items
     whole = chosen(row, items, packed.scored(row), items.num_rows, None, None, second=packed.second)
     ranking = whole.lists.item_BK[0].tolist()
-    listed = made.lists.item_BK[0][made.lists.ranked_BK[0] > 0].tolist()
+    brought_BK = made.told_apart()
+    own_K = (made.lists.ranked_BK[0] > 0) & (True if brought_BK is None else brought_BK[0] < 0)
+    listed = made.lists.item_BK[0][own_K].tolist()
     after = ranking.index(at)
-    return after + 1 if after > max(ranking.index(i) for i in listed) else None
+    return after + 1 if after > max((ranking.index(i) for i in listed), default=after) else None
 
 
 def _put_behind(packed: Packed, made: Chosen, at: int, rank: int) -> dict[str, Any]:

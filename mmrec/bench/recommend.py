@@ -39,7 +39,7 @@ from mmrec.publish import publish
 from mmrec.recommend import spread
 from mmrec.recommend.packed import Job, pack
 from mmrec.recommend.score import item_side
-from mmrec.recommend.slate import Vectors
+from mmrec.recommend.scorers import Vectors
 from mmrec.topk.rerank import Rerank
 
 _DAYS = (date(2026, 3, 1), date(2026, 3, 2))  # half the users, all of them

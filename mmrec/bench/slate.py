@@ -34,7 +34,7 @@ from mmrec.recommend.histories import Rows
 from mmrec.recommend.reasons import Reasons
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import TWIN, Ruling
-from mmrec.recommend.slate import Vectors
+from mmrec.recommend.scorers import Vectors
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import search

@@ -1,4 +1,4 @@
-"""`mmrec rules`, `mmrec review`, `mmrec why-not`: what the shop rules, what waits for a person, where an item fell.
+"""What the shop rules, what waits for a person, where an item fell, what diversity costs and other generators bring.
 
 In: typed words. Out: tables for people, JSON for programs. Trade-off: as nights.py.
 """
@@ -14,6 +14,7 @@ from rich.table import Table
 from mmrec import config as settings
 from mmrec import dates
 from mmrec.cli.common import HOME, Home, Json, app, cell, err, lake_of, out, show_json
+from mmrec.errors import InputError
 from mmrec.screen import progress
 
 group = typer.Typer(no_args_is_help=True, help="The shop's rules: rules.yaml of the home.")
@@ -22,7 +23,8 @@ app.add_typer(group, name="rules", rich_help_panel="The lists")
 reviews = typer.Typer(no_args_is_help=True, help="What a rule of kind hold keeps back until a person approves it.")
 app.add_typer(reviews, name="review", rich_help_panel="The lists")
 
-Items = Annotated[list[str], typer.Argument(help="item ids")]
+Items = Annotated[list[str] | None, typer.Argument(help="item ids")]
+OfDate = Annotated[str | None, typer.Option("--date", help="the lists of this run_date, which wait; in place of items")]
 OfRule = Annotated[str | None, typer.Option("--rule", help="only this rule's hold; else every rule's that holds it")]
 By = Annotated[str | None, typer.Option("--by", help="who decides; else who is logged in")]
 Why = Annotated[str, typer.Option("--why", help="for people who look it up")]
@@ -135,49 +137,110 @@ def diversity(
               "the columns mean: docs/diversity.md; next: section diversity of mmrec.toml", soft_wrap=True)  # fmt: skip
 
 
+@app.command(rich_help_panel="The lists")
+def candidates(
+    home: Home = HOME,
+    day: Annotated[str | None, typer.Option("--date", help="a published run_date with events after it")] = None,
+    users: Annotated[int, typer.Option(min=1, help="at most so many users are asked")] = 2000,
+    as_json: Json = False,
+) -> None:
+    """What other generators would bring to the lists of a published night: content, new, popular, social items."""
+    from mmrec.brought import brought
+
+    with progress(err, as_json) as tell:
+        told = brought(settings.load(home), lake_of(home), dates.parse(day) if day else None, users, tell)
+    if as_json:
+        show_json(told)
+        return
+    grid = Table("candidates", "users", f"recall@{told['depth']}", "not the model's", "ndcg@10", "to the first, 95%",
+                 "recall@10")  # fmt: skip
+    for n, r in enumerate(told["generators"]):
+        share = [""] * 3
+        if "recall" in r:
+            share = [f"{r['users']:.0%}", f"{r['recall']:.4f}", f"{r['new']:.4f}" if n else ""]
+        lists = ["not asked for", "", ""]
+        if "ndcg@10" in r:
+            _, low, high = r["difference"]["ndcg@10"]
+            lists = [f"{r['ndcg@10']:.4f}", f"{low:+.4f} to {high:+.4f}" if n else "", f"{r['recall@10']:.4f}"]
+        grid.add_row(*map(cell, (r["name"], *share, *lists)))
+    out.print(grid)
+    out.print(f"lists of {told['run_date']} with each {told['every']}th place given away, {told['users']:,} users who "
+              "chose something new in the week after; what the columns mean: docs/candidates.md; next: section "
+              "candidates of mmrec.toml", soft_wrap=True)  # fmt: skip
+
+
 @reviews.command("list")
 def listed(
     home: Home = HOME,
     every: Annotated[bool, typer.Option("--all", help="also what was decided")] = False,
     as_json: Json = False,
 ) -> None:
-    """Items that wait for a person, the most popular first."""
+    """Items that wait for a person, the most popular first; and nights whose lists do."""
+    from mmrec.holding import held_lists
     from mmrec.recommend.rules import read
     from mmrec.review import held
 
-    found = held(lake_of(home), read(settings.load(home).rules), waiting=not every)
+    cfg, lake = settings.load(home), lake_of(home)
+    lists = held_lists(cfg, waiting=not every)
+    # before the first night there is nothing but its lists
+    found = [] if lists and not lake.run_dates() else held(lake, read(cfg.rules), waiting=not every)
     if as_json:
-        show_json(found)
+        show_json({"items": found, "lists": lists})
         return
     grid = Table("rule", "item", "title", "events in 30 days", "decision", "by", "why")
     for r in found:
         grid.add_row(*(cell(r[c]) for c in ("rule", "item_id", "title", "n_30d", "decision", "decided_by", "why")))
     out.print(grid)
     out.print(f"{len(found)} items; next: mmrec review approve ITEM ..., or reject ITEM ...", soft_wrap=True)
+    if lists:
+        grid = Table("rule", "lists of", "run", "what for", "decision", "by", "why")
+        columns = ("rule", "run_date", "run_id", "says", "decision", "decided_by", "why")
+        for r in lists:
+            grid.add_row(*(cell(r[c]) for c in columns))
+        out.print(grid)
+        out.print(f"{len(lists)} nights; next: mmrec review approve --date D, or reject --date D", soft_wrap=True)
 
 
 @reviews.command()
 def approve(
-    items: Items, home: Home = HOME, rule: OfRule = None, by: By = None, why: Why = "", as_json: Json = False
-) -> None:
-    """Let items through, from the next night that is planned."""
-    _decide(items, "approved", home, rule, by, why, as_json)
+    items: Items = None, home: Home = HOME, day: OfDate = None, rule: OfRule = None, by: By = None, why: Why = "",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Let items through, from the next night that is planned; or a date's lists, which then can be published."""
+    _decide(items or [], "approved", home, day, rule, by, why, as_json)
 
 
 @reviews.command()
 def reject(
-    items: Items, home: Home = HOME, rule: OfRule = None, by: By = None, why: Why = "", as_json: Json = False
-) -> None:
-    """Keep items back, and no longer ask."""
-    _decide(items, "rejected", home, rule, by, why, as_json)
+    items: Items = None, home: Home = HOME, day: OfDate = None, rule: OfRule = None, by: By = None, why: Why = "",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Keep items back, and no longer ask; or a date's lists, which then are not published."""
+    _decide(items or [], "rejected", home, day, rule, by, why, as_json)
 
 
 def _decide(
-    items: list[str], decision: str, home: Path, rule: str | None, by: str | None, why: str, as_json: bool
-) -> None:
+    items: list[str], decision: str, home: Path, day: str | None, rule: str | None, by: str | None, why: str,
+    as_json: bool,
+) -> None:  # fmt: skip
+    from mmrec.holding import decide_lists
     from mmrec.recommend.rules import read
     from mmrec.review import decide
 
+    if bool(items) == bool(day):
+        raise InputError("what is decided on are items, or the lists of a date", where="mmrec review",
+                         value={"items": items, "--date": day}, valid="ITEM ..., or --date D",
+                         next="mmrec review list")  # fmt: skip
+    if day:
+        made = decide_lists(settings.load(home), dates.parse(day), decision, rule=rule, by=by, why=why)
+        if as_json:
+            show_json(made)
+            return
+        for r in made:
+            out.print(cell(f"lists of {day}: {decision} for rule {r['rule']} by {r['decided_by']}"))
+        force = " --force" if decision == "rejected" else ""
+        out.print(f"next: mmrec run --home {home} --date {day}{force}", soft_wrap=True)
+        return
     written = decide(lake_of(home), read(settings.load(home).rules), items, decision, rule=rule, by=by, why=why)
     if as_json:
         show_json(written)

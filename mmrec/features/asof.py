@@ -53,6 +53,12 @@ def wishes(df: DataFrame, as_of: datetime) -> DataFrame:
     return newest.where(~F.coalesce(F.col("withdrawn_at") < moment, F.lit(False)))
 
 
+def edges(df: DataFrame, as_of: datetime) -> DataFrame:
+    """subject_id and object_id of users who were linked before `as_of`, in whatever relation, each pair once."""
+    known = df.where((F.col("kind") == "user") & (F.col("available_at") < F.lit(as_of)))
+    return known.select("subject_id", "object_id").distinct()
+
+
 def _newest(df: DataFrame, *key: str, then: tuple[str, ...] = ()) -> DataFrame:
     order = Window.partitionBy(*key).orderBy(*(F.col(c).desc() for c in ("available_at", *then, "row_hash")))
     return df.withColumn("_n", F.row_number().over(order)).where(F.col("_n") == 1).drop("_n")

@@ -8,6 +8,7 @@ analyst unnests; the whole history is kept only as the set of seen items.
 from __future__ import annotations
 
 from datetime import date, datetime
+from typing import Any
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -22,7 +23,7 @@ _MOST = 9e18
 
 def user_sequences(
     interactions: DataFrame, users: DataFrame, run_date: date, as_of: datetime, length: int, run_id: str,
-    wishes: DataFrame | None = None,
+    wishes: DataFrame | None = None, social: DataFrame | None = None,
 ) -> DataFrame:  # fmt: skip
     """Rows of gold.user_sequences; order within a user is (event time, item id, event type).
 
@@ -30,6 +31,7 @@ def user_sequences(
         interactions, users: what asof.interactions and asof.users give for `as_of`.
         as_of: aware instant, exclusive. length: events kept a user, at least 1.
         wishes: what asof.wishes gives; None: the column is null, as before there were wishes.
+        social: of `social`; None: the column is null, as where nobody asks for it.
 
     Returns: one row for every user of interactions and users, unordered; gap_s is whole seconds, rounded down; windows
         are `[as_of - n days, as_of)`; weights beyond 9e12 are cut to that.
@@ -78,6 +80,8 @@ def user_sequences(
         entry = F.concat(F.col("wish"), F.lit(" "), F.col("field"), F.lit("="), F.col("value"))
         asked = wishes.groupBy("user_id").agg(F.sort_array(F.collect_set(entry)).alias("wishes"))
         rows = rows.join(asked, "user_id", "left")
+    if social is not None:
+        rows = rows.join(social, "user_id", "left")
     empty = F.array()
 
     def part(name: str, kind: str) -> Column:
@@ -95,7 +99,31 @@ def user_sequences(
         *(F.coalesce(F.col(c), F.lit(0)).alias(c) for c in ("n_interactions", "n_7d", "n_30d", "n_90d")),
         F.coalesce(F.col("attributes"), F.lit("{}")).alias("attributes"),
         (F.lit(None) if wishes is None else F.col("wishes")).cast("array<string>").alias("wishes"),
+        (F.lit(None) if social is None else F.col("social_item_ids")).cast("array<string>").alias("social_item_ids"),
         F.lit(run_id).alias("run_id"),
     )
     t = schema.table("gold.user_sequences")
     return made.select([F.col(c.name).cast(c.type.lower()).alias(c.name) for c in t.columns])
+
+
+def social(interactions: DataFrame, edges: DataFrame, as_of: datetime, asked: dict[str, Any]) -> DataFrame:
+    """user_id and social_item_ids: what those whom a user is linked to had lately; users without any are not there.
+
+    Args:
+        interactions, edges: what asof.interactions and asof.edges give for `as_of`. asked: social_days; depth: items a
+            user.
+
+    Returns: items ordered by (how many of them had it, when the last one did, both descending, item id).
+    """
+    now = F.lit(micros(as_of)).cast("bigint")
+    lately = interactions.select("user_id", "item_id", F.unix_micros("event_ts").alias("us")).where(
+        now - F.col("us") <= asked["social_days"] * _DAY
+    )
+    had = lately.groupBy("user_id", "item_id").agg(F.max("us").alias("us"))
+    theirs = edges.join(had.withColumnRenamed("user_id", "object_id"), "object_id")
+    many = theirs.groupBy("subject_id", "item_id").agg(F.count(F.lit(1)).alias("n"), F.max("us").alias("us"))
+    order = Window.partitionBy("subject_id").orderBy(F.col("n").desc(), F.col("us").desc(), F.col("item_id"))
+    first = many.withColumn("place", F.row_number().over(order)).where(F.col("place") <= asked["depth"])
+    entries = F.sort_array(F.collect_list(F.struct("place", "item_id"))).alias("e")
+    listed = first.groupBy("subject_id").agg(entries)
+    return listed.select(F.col("subject_id").alias("user_id"), F.col("e.item_id").alias("social_item_ids"))

@@ -147,8 +147,10 @@ def append(lake: Lake, name: str, rows: pa.Table, run_id: str) -> int:
 
     def once() -> int:
         pinned = fence(lake, name)
-        fresh = rows.join(lake.arrow(name, columns=keys), keys=keys, join_type="left anti")
-        return write(lake, name, fresh.select(rows.column_names), run_id=run_id, pinned=pinned).rows
+        # by number, because a join carries no lists along
+        numbered = rows.select(keys).append_column("row", pa.array(range(rows.num_rows), pa.int64()))
+        fresh = numbered.join(lake.arrow(name, columns=keys), keys=keys, join_type="left anti")["row"].sort()
+        return write(lake, name, rows.take(fresh), run_id=run_id, pinned=pinned).rows
 
     return again(once)
 

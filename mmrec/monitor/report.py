@@ -94,6 +94,7 @@ def write_report(
         "health": past,
         "rules": _rules(lake, run_date, night["run_id"]),
         "diversity": diversity and _diversity(lake, run_date, diversity),
+        "reasons": _reasons(lake, night["model_version"]),
         "seconds": _seconds(seconds),
         "users": _examples(lake, run_date, zone, versions, example_users, still) if night["lists"] else [],
         "alike": _alike(lake, alike or {"picks": [], "measures": []}, still),
@@ -241,7 +242,14 @@ def _rules(lake: Lake, run_date: date, run_id: str | None) -> list[dict[str, Any
     """What the rules of the published run did, in the file's order; twins last, if there were any."""
     rows = _rows(lake, "ops.rule_drops", (ds.field("run_date") == run_date) & (ds.field("run_id") == (run_id or "")))
     told = [r for r in rows if r["kind"] != "twin" or r["passed"]]
-    return sorted(told, key=lambda r: (r["kind"] == "twin", r["line"]))
+    return sorted(told, key=lambda r: (r["kind"] in ("twin", "withdrawn"), r["line"]))
+
+
+def _reasons(lake: Lake, version: str | None) -> list[dict[str, Any]]:
+    """How often what a model's reasons name first is what its score loses most without; a row a way to choose it."""
+    where = (ds.field("protocol") == "reasons") & (ds.field("model_version") == (version or ""))
+    rows = _rows(lake, "ops.metrics", where & (ds.field("metric") == "first"))
+    return [r for name in ("contributions", "nearest", "most_recent") for r in rows if r["model"] == name]
 
 
 def _diversity(lake: Lake, run_date: date, about: dict[str, str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mmrec.recommend.generators import Mixed
 from mmrec.recommend.ruling import Law
 from mmrec.recommend.walk import Lists, walk
 from mmrec.topk.exact import TopK, cores
@@ -34,7 +35,8 @@ Find = Callable[[np.ndarray, int, Seen], TopK]  # of some of a block's users, so
 class Chosen:
     """`lists` and `passed`: see walk.py. `dropped_users`, `dropped_items`: as of `search`, of the first ranking.
     `chance_BK`: (B, K) float64, with which a row is where it is; None: it is certain. `freed_BK`: (B, K) int16, the
-    rule that lets its user have it again, -1: none; None: nobody may have anything again."""
+    rule that lets its user have it again, -1: none; None: nobody may have anything again. `mixed`: who brought what of
+    the first ranking; None: the model, everything."""
 
     lists: Lists
     passed: np.ndarray
@@ -42,6 +44,15 @@ class Chosen:
     dropped_items: int = 0
     chance_BK: np.ndarray | None = None
     freed_BK: np.ndarray | None = None
+    mixed: Mixed | None = None
+
+    def told_apart(self) -> np.ndarray | None:
+        """(B, K) int8 as of `Mixed.brought`; None: the model brought everything. What it did not is none of its own."""
+        if self.mixed is None:
+            return None
+        brought_BK = self.mixed.brought(self.lists.item_BK)
+        self.lists.model_BK[(brought_BK >= 0) | self.mixed.silent_B[:, None]] = False
+        return brought_BK
 
 
 @dataclass(frozen=True)

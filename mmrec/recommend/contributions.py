@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from mmrec.models.stored import Stored
 from mmrec.recommend.histories import Rows
-from mmrec.recommend.slate import Sums, Vectors
+from mmrec.recommend.scorers import Sums, Vectors
 from mmrec.topk.compiled import jit
 from mmrec.topk.exact import cores
 from mmrec.topk.rerank import Rerank

@@ -15,14 +15,15 @@ import pyarrow.dataset as ds
 
 from mmrec import schema
 from mmrec.lake.store import Lake
-from mmrec.recommend.ruling import TWIN, Ruling
+from mmrec.recommend.ruling import TWIN, WITHDRAWN, Ruling
 
 
-def rule_drops(lake: Lake, day: date, ruling: Ruling, twins: int, run_id: str) -> pa.Table:
-    """Rows of ops.rule_drops for the lists of a published day, a rule each and one for twins.
+def rule_drops(lake: Lake, day: date, ruling: Ruling, twins: int, gone: int, run_id: str) -> pa.Table:
+    """Rows of ops.rule_drops for the lists of a published day, a rule each, one for twins, and one for what left the
+    shop, if anything did.
 
     Args:
-        twins: items on offer that have a twin on offer.
+        twins: items on offer that have a twin on offer. gone: items that were taken out when it was published.
     """
     touched = pc.is_valid(ds.field("passed")) | pc.is_valid(ds.field("rule"))
     rows = lake.arrow("gold.recommendations", where=(ds.field("run_date") == day) & touched,
@@ -42,6 +43,8 @@ def rule_drops(lake: Lake, day: date, ruling: Ruling, twins: int, run_id: str) -
     about = [(r.name, r.kind, r.line, int(ruling.meant_RN[k].sum()), int(holds_R[k]))
              for k, r in enumerate(ruling.rules)]  # fmt: skip
     about.append((TWIN, TWIN, 0, twins, len(listed)))
+    if gone:
+        about.append((WITHDRAWN, WITHDRAWN, 0, gone, len(listed)))
     made = [{"run_date": day, "rule": name, "kind": kind, "line": line, "items": items, "users": users_,
              "passed": passed.get(name, 0), "lists": lists_of.get(name, 0), "placed": placed.get(name, 0),
              "run_id": run_id} for name, kind, line, items, users_ in about]  # fmt: skip

@@ -27,13 +27,14 @@ from mmrec.models.data import group_codes
 from mmrec.models.pairs import COLUMNS as PAIRS
 from mmrec.recommend.contributions import Tower
 from mmrec.recommend.explore import Exploration
+from mmrec.recommend.generators import Generators
 from mmrec.recommend.histories import flat
 from mmrec.recommend.reasons import Reasons
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.score import ItemSide, known_weigher, sums_over
+from mmrec.recommend.scorers import Sums, Vectors
 from mmrec.recommend.second import Second
-from mmrec.recommend.slate import Sums, Vectors
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.recommend.wishes import Wishes
 from mmrec.topk.rerank import Rerank
@@ -41,15 +42,17 @@ from mmrec.topk.rerank import Rerank
 _SIDE = ("item_in", "item_vec", "cold")
 _RULED = ("categories", "attributes")
 _SKETCH = "sketch.npy"
+_KEYS = ("rules", "explore", "diversity", "reasons", "wishes", "candidates", "second_stage")
 
 
 @dataclass(frozen=True)
 class Job:
     """What a part of the users is scored with; `kind` and `blend` are the bundle's, see topk/rerank.py; `rules`:
     records of those in force, None: of a night before there were any; `explore`: of explore.py, None: nothing is
-    drawn; `diversity`: of vary.py, None: rankings stay as they are; `reasons`: language, and how many rows of a list
-    have numbers, None: of a night before there were any; `wishes`: places that a user's wish moves an item, None: of a
-    night before users had any; `second_stage`: depth and the contents it looks at, None: there is none."""
+    drawn; `diversity`: of vary.py, None: rankings stay as they are; `candidates`: of generators.py, None: the model
+    brings everything; `reasons`: language, and how many rows of a list have numbers, None: of a night before there were
+    any; `wishes`: places that a user's wish moves an item, None: of a night before users had any;
+    `second_stage`: depth and the contents it looks at, None: there is none."""
 
     bundle: str
     digest: str
@@ -66,14 +69,14 @@ class Job:
     diversity: dict[str, Any] | None = None
     reasons: dict[str, Any] | None = None
     wishes: dict[str, Any] | None = None
+    candidates: dict[str, Any] | None = None
     as_of: str | None = None
     second_stage: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, m: Manifest, model: bundles.Bundle, device: str, threads: int) -> Job:
         """What a manifest says, and a loaded bundle."""
-        names = ("rules", "explore", "diversity", "reasons", "wishes", "second_stage")
-        about = {name: m.config.get(name) for name in names}
+        about = {name: m.config.get(name) for name in _KEYS}
         return cls(str(model.folder.absolute()), m.model_digest, device, threads, m.config["k"], m.run_date, m.run_id,
                    m.model_version, model.kind, model.about.get("blend"), **about, as_of=m.as_of)  # fmt: skip
 
@@ -92,7 +95,8 @@ def pack(
     folder.mkdir(parents=True, exist_ok=True)
     more = _RULED if job.rules or job.diversity or job.wishes else ("categories",) if job.reasons else ()
     more += ("n_interactions",) if job.explore or job.diversity else ()
-    more += tuple(c for c in PAIRS if c not in more) if job.second_stage else ()
+    wanted = (PAIRS if job.second_stage else (), ("available_us",) if job.candidates else ())
+    more = tuple(dict.fromkeys((*more, *wanted[0], *wanted[1])))
     catalogue = items.select(["item_id", "title", "popularity_micro", *more])
     codes = group_codes(items["item_id"].to_pylist(), groups or {})
     if len(np.unique(codes)) < len(codes):  # else nobody on offer has a twin
@@ -160,6 +164,15 @@ class Packed:
         if not self.job.diversity:
             return None
         return Variety.over(Aims.of(self.job.diversity), self.items, self.sketch_NV)
+
+    @cached_property
+    def others(self) -> Generators | None:
+        if not self.job.candidates:
+            return None
+        assert self.job.as_of is not None
+        item_ND = None if self.side is None else self.side.item_vec
+        return Generators.over(self.job.candidates, self.items, datetime.fromisoformat(self.job.as_of), self.sketch_NV,
+                               item_ND, self._allowed_N, self.job.device)  # fmt: skip
 
     @cached_property
     def second(self) -> Second | None:

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from mmrec import schema
 from mmrec.recommend import words
+from mmrec.recommend.generators import NAMES
 from mmrec.recommend.histories import Rows
 from mmrec.recommend.walk import Lists
 from mmrec.topk.compiled import jit
@@ -66,15 +67,18 @@ class Reasons:
                                       *(words.said(language, kind) for kind in words.NAMELESS)])  # fmt: skip
         self._kind, self._kinds = _first(items)
 
-    def columns(self, lists: Lists, users: pa.Table, history: Rows, model: Any) -> dict[str, pa.Array]:
+    def columns(
+        self, lists: Lists, users: pa.Table, history: Rows, model: Any, brought_BK: np.ndarray | None = None
+    ) -> dict[str, pa.Array]:
         """Of a block of users' lists, the columns of the rows there are, list after list.
 
         Args:
             users: of those lists, rows of gold.user_sequences. history: theirs, of items that the model knows. model:
-                `Vectors` or `Sums` of these users, None: of popularity.
+                `Vectors` or `Sums` of these users, None: of popularity. brought_BK: of generators.py, what the model
+                did not bring; None: it brought everything.
         """
         b, at = np.nonzero(lists.item_BK >= 0)
-        said = self._nearest(lists, history, model)[b, at]
+        said = self._nearest(lists, history, model, brought_BK)[b, at]
         one = self._one.take(pa.array(np.where(said < 0, said + len(self._one), said)))
         if not self.rows or model is None or not model.near:
             arrow = schema.table("gold.recommendations").arrow
@@ -115,9 +119,9 @@ class Reasons:
             yield some, self.weigher.weigh(users.slice(start, some.stop - start), history.of(some), model.some(some),
                                            item_BJ[some])  # fmt: skip
 
-    def _nearest(self, lists: Lists, history: Rows, model: Any) -> np.ndarray:
+    def _nearest(self, lists: Lists, history: Rows, model: Any, brought_BK: np.ndarray | None) -> np.ndarray:
         """(B, K): places in `_one`, below 0 from its end."""
-        drawn, picked, popular, newcomers = range(-len(words.NAMELESS), 0)
+        drawn, picked, popular, newcomers = range(-4, 0)
         model_BK = lists.model_BK
         reason_BK = np.full(lists.item_BK.shape, popular, np.int64)
         if model is not None and model.near:
@@ -127,6 +131,9 @@ class Reasons:
             near_BK = model.closest(np.where(model_BK, lists.item_BK, -1), history_BH)
             named_BK = np.take_along_axis(history_BH, near_BK, 1)
             reason_BK = np.where(model_BK, np.where(named_BK >= 0, named_BK, newcomers), popular)
+        if brought_BK is not None:
+            by_G = np.array([words.NAMELESS.index(name) - len(words.NAMELESS) for name in NAMES])
+            reason_BK = np.where(brought_BK >= 0, by_G[brought_BK], reason_BK)
         unplaced_BK = lists.place_BK == 0
         return np.where(unplaced_BK, np.where(lists.rule_BK >= 0, picked, drawn), reason_BK)
 

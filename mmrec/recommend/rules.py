@@ -36,6 +36,7 @@ _NEEDS = {"boost": "places", "cap": "most", "quota": "least", "pin": "place", "r
 # of YAML's words those that are what they look like: no is False to it, and 012 is 10
 _PLAIN = re.compile(r"true|false|[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _OWN = ("kind", "items", "line", "approved")  # a record's words, not a file's
+_TAKEN = {"twin": "that stands in them already", "withdrawn": "that left the shop before they were published"}
 _TEXTS = {"item", "category", "title"}  # of items; of users: user
 _Scalar = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool
 _Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
@@ -105,8 +106,8 @@ class Rule(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self) -> Rule:
-        if self.name == "twin":
-            raise ValueError("twin is what lists call an item that stands in them already")
+        if self.name in _TAKEN:
+            raise ValueError(f"{self.name} is what lists call an item {_TAKEN[self.name]}")
         for kind, need in _NEEDS.items():
             if (getattr(self, need) is not None) != (self.kind == kind):
                 raise ValueError(f"{need} is for {kind}, and a {kind} needs it")
@@ -114,13 +115,18 @@ class Rule(BaseModel):
             raise ValueError("each is for cap")
         if self.events is not None and self.kind != "repeat":
             raise ValueError("events is for repeat")
-        if not self.items and not (self.kind == "repeat" or (self.kind == "cap" and self.each)):
+        if not self.items and not (self.kind in ("repeat", "hold") or (self.kind == "cap" and self.each)):
             raise ValueError(f"{self.kind} needs at least one field of items")
         if self.kind == "pin" and (set(self.items) != {"item"} or len(_values(self.items["item"])) != 1):
             raise ValueError("a pin is of one item: pin: {item: ID}")
         if self.from_ is not None and self.until is not None and self.from_ >= self.until:
             raise ValueError("no day is from the one and before the other")
         return self
+
+    @property
+    def holds_lists(self) -> bool:
+        """Whether it is the lists themselves that wait for a person."""
+        return self.kind == "hold" and not self.items
 
     def holds(self, day: date) -> bool:
         """Whether it is in force on a run_date."""
@@ -175,30 +181,6 @@ def read(path: Path) -> list[Rule]:
                              where=f"{_at(path, one.line)} ({one.name}) and line {other.line} ({other.name})",
                              valid="rules that can both be kept", next="mmrec rules check")  # fmt: skip
     return found
-
-
-def worded(r: Rule) -> str:
-    """A rule in a line, for people."""
-    items = _match_worded(r.items) or "everything"
-    body = {"exclude": f"nothing with {items}", "include": f"only what has {items}",
-            "hold": f"nothing with {items} until it is approved",
-            "boost": f"{r.places} places up: {items}", "cap": f"at most {r.most} with {items}",
-            "quota": f"at least {r.least} with {items}", "pin": f"{items} at place {r.place}",
-            "repeat": f"{items} again, {r.after} days after {' or '.join(r.events or ['any event'])}",
-            }[r.kind]  # fmt: skip
-    if r.each:
-        body = f"at most {r.most} of each {r.each}" + (f" with {items}" if r.items else "")
-    return body + (f", for users with {_match_worded(r.users)}" if r.users else "")
-
-
-def _match_worded(match: Match) -> str:
-    def one(name: str, wanted: Any) -> str:
-        if isinstance(wanted, Range):
-            low = "" if wanted.at_least is None else f" from {wanted.at_least:g}"
-            return f"{name}{low}" + ("" if wanted.below is None else f" below {wanted.below:g}")
-        return f"{name} {' or '.join(map(str, wanted[:4]))}" + (f" or {len(wanted) - 4} more" if wanted[4:] else "")
-
-    return " and ".join(one(*pair) for pair in match.items())
 
 
 def _at(path: Path, line: int) -> str:

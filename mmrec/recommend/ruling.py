@@ -35,6 +35,7 @@ TABLES = {  # what a finished list is held against
     "hidden": pa.schema({"user_id": pa.string(), "item_id": pa.string()}),
 }  # fmt: skip
 TWIN = "twin"  # what a walk says of an item whose twin is in the list; no rule's name may be it
+WITHDRAWN = "withdrawn"  # what publishing says of an item that has left the shop; nor may this
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Ruling:
         """(N,) bool: what a rule keeps from its users."""
         if rule.kind == "include":
             return ~meant_N
-        if rule.kind == "hold":
+        if rule.kind == "hold" and not rule.holds_lists:
             approved = pa.array(rule.approved, pa.string())
             return meant_N & ~pc.is_in(self.item_ids, value_set=approved).to_numpy(zero_copy_only=False)
         return meant_N & (rule.kind == "exclude")

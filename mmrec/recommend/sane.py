@@ -29,7 +29,8 @@ from mmrec.lake.stage import Stage
 from mmrec.lake.store import Lake
 from mmrec.recommend.histories import flat, rows_of
 from mmrec.recommend.packed import Packed
-from mmrec.recommend.slate import MODEL, Sums, Vectors
+from mmrec.recommend.scorers import Sums, Vectors
+from mmrec.recommend.slate import MODEL
 
 # A sound model has a number for everyone it knows; a few broken rows cost a few lists, which fall back to popularity.
 _NAN = 0.5  # share of users, or of items

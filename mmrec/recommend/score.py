@@ -34,7 +34,7 @@ from mmrec.models.tables import content_of, latest
 from mmrec.ort import session
 from mmrec.recommend.contributions import Factors, Weigher, Weights
 from mmrec.recommend.histories import flat, places, rows_of
-from mmrec.recommend.slate import Sums
+from mmrec.recommend.scorers import Sums
 
 _BATCH = 256
 _TOKENS = 16_384  # history events of a batch: longer histories come in smaller batches

@@ -14,6 +14,7 @@ from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.models.sketch import sketched
 from mmrec.models.tables import content_of
+from mmrec.recommend.generators import looks
 from mmrec.recommend.vary import Aims
 
 _CACHE = "gold.item_embeddings"
@@ -25,9 +26,9 @@ def sketches(lake: Lake, m: Manifest, items: pa.Table) -> np.ndarray | None:
     Args:
         items: of the day, ascending by item_id, with their content keys.
     """
-    varied = m.config.get("diversity")
-    # both look at the contents of the bundle's encoders
-    record = varied if varied and Aims.of(varied).looks else m.config.get("second_stage")
+    varied, mixed = m.config.get("diversity"), m.config.get("candidates")
+    record = varied if varied and Aims.of(varied).looks else mixed if mixed and looks(mixed["generators"]) else None
+    record = record or m.config.get("second_stage")  # all look at the contents of the bundle's encoders
     if not record or not record["encoders"]:
         return None
     encoders = record["encoders"]

@@ -51,6 +51,8 @@ GOLD = (
             _c("wishes", "ARRAY<STRING>", "what the user asked for as of run_date, ascending, each as in 'less"
                " category=toys': hide, less or more, then field=value; null: nothing, or before there were wishes",
                nullable=True),
+            _c("social_item_ids", "ARRAY<STRING>", "items that those whom the user is linked to had lately, what most"
+               " of them had first; null: none, or no generator asks for them", nullable=True),
             _c("run_id", _STR, "the run that wrote the row", meta=True),
         ),
         {"user_named": "user_id <> ''", "counts": "n_7d >= 0 AND n_7d <= n_30d AND n_30d <= n_90d"},
@@ -111,7 +113,8 @@ GOLD = (
             _c("arm", _STR, "experiment arm, main where none runs"),
             *_LIST,
             _c("score", "FLOAT", "what the list is ordered by, comparable within one user and source"),
-            _c("source", _STR, "model, fallback:popularity, rule: pinned, the score is 0; or drawn: to learn"),
+            _c("source", _STR, "who brought it: model, fallback:popularity, another generator: content, item_to_item,"
+               " new, popular, social; rule: pinned, the score is 0; or drawn: to learn"),
             _c("reason", _STR, "why it is there, in words for the user"),
             _c("because", "ARRAY<STRING>", "items of the user's history that added most to the score, at most 3, the"
                " greatest first; null: none, or not told of this row", nullable=True),
@@ -125,10 +128,11 @@ GOLD = (
             _c("place", "INT", "place among the candidates looked at for the list, 1 is first; null: pinned, drawn, or"
                " a list of before there were rules", nullable=True),
             _c("passed", "ARRAY<STRING>", "why candidates between the row before and this one are not in the list, each"
-               " cause once: a rule's name, or twin; null: there are none", nullable=True),
+               " cause once: a rule's name, twin, or withdrawn; null: there are none", nullable=True),
             _c("passed_n", "ARRAY<BIGINT>", "how many of them each cause of passed kept out", nullable=True),
-            _c("ranked", "INT", "place in the model's own ranking, which a second stage, diversity or the user's wishes"
-               " put in another order; null: none did, or the row is not of that ranking", nullable=True),
+            _c("ranked", "INT", "place in the source's own ranking, where a second stage, diversity, wishes or other"
+               " generators put the model's in another order; null: none did, or the row is not of the first ranking",
+               nullable=True),
             _c("propensity", "DOUBLE", "probability with which the item got this place"),
             _c("model_version", _STR, "bundle that scored it"),
             _c("run_id", _STR, "the run that wrote the row", meta=True),

@@ -40,6 +40,8 @@ OPS = (
             _c("users", "BIGINT", "users with a list"),
             _c("rows", "BIGINT", "rows published"),
             _c("table_version", "BIGINT", "version of gold.recommendations the commit made"),
+            _c("withdrawn", "ARRAY<STRING>", "items that left the shop between the night's moment and its publishing,"
+               " which were taken out of the lists; null: none, or a night of before anybody looked", nullable=True),
             _c("finished_at", _TS, "wall clock", meta=True),
         ),
         {"rows_from_1": "rows >= 1"},
@@ -52,7 +54,8 @@ OPS = (
             _c("model_version", _STR, "bundle, or night for counts of a night"),
             _c("model", _STR, "champion (the version itself, whatever train.model was), second_stage (champion with"
                " it), popularity, item_knn, ..."),
-            _c("protocol", _STR, "rolling, per_user, night; price: what diversity costs, see docs/diversity.md"),
+            _c("protocol", _STR, "rolling, per_user, night; price: what diversity costs, see docs/diversity.md;"
+               " reasons: whether they are true, see docs/reasons.md"),
             _c("split", _STR, "validation or test; none for counts"),
             _c("slice", _STR, "all, cold_items, cold_users, missing_image, without_text, ...; of price, the kind"),
             _c("metric", _STR, "recall@10, ndcg@10, ..."),
@@ -160,16 +163,17 @@ OPS = (
         {"rule_named": "rule <> ''", "counts_from_0": "passed >= 0 AND placed >= 0 AND lists >= 0"},
     ),
     Table(
-        "ops.reviews", "one decision on one item that a rule holds",
+        "ops.reviews", "one decision on one item, or on one run's lists, that a rule holds",
         "What people let through, or not, of what a rule of kind hold keeps back. The newest decision counts.",
         "review", "append_new", ("rule", "item_id", "decided_at"),
         (
             _c("rule", _STR, "the rule that holds it"),
-            _c("item_id", _STR, "external item id"),
+            _c("item_id", _STR, "external item id; empty: it is about lists"),
             _c("decision", _STR, "approved or rejected"),
             _c("decided_by", _STR, "who decided"),
             _c("why", _STR, "in their words"),
             _c("decided_at", _TS, "when, UTC"),
+            _c("lists_of", _STR, "the run whose lists it is about; null: it is about an item", nullable=True),
         ),
         {"decision_known": "decision IN ('approved', 'rejected')", "by_named": "decided_by <> ''"},
     ),

@@ -24,7 +24,8 @@ from mmrec.recommend.check import check_slates
 from mmrec.recommend.explore import Exploration
 from mmrec.recommend.rules import Rule, of_records
 from mmrec.recommend.ruling import Ruling
-from mmrec.recommend.slate import DRAWN, RULE, Vectors, slates
+from mmrec.recommend.scorers import Vectors
+from mmrec.recommend.slate import DRAWN, RULE, slates
 
 AS_OF = datetime(2026, 3, 1, tzinfo=UTC)
 Row = dict[str, Any]

@@ -24,7 +24,8 @@ from mmrec.recommend.again import had
 from mmrec.recommend.explore import Exploration, _uniform, deal
 from mmrec.recommend.rules import Rule, of_records
 from mmrec.recommend.ruling import Ruling
-from mmrec.recommend.slate import DRAWN, Vectors, slates
+from mmrec.recommend.scorers import Vectors
+from mmrec.recommend.slate import DRAWN, slates
 from mmrec.recommend.walk import Lists
 
 DAY, WORD, NEW = STAMP.run_date, 2**64 - 1, "something else to try"

@@ -144,7 +144,7 @@ def naive_sequences(interactions, users):
             "gap_s": [(end - r["event_ts"]) // timedelta(seconds=1) for r, end in zip(last, ends, strict=False)],
             "weight_micro": micro, "seen_item_ids": sorted({r["item_id"] for r in own}), "n_interactions": len(own),
             "n_7d": within(own, 7), "n_30d": within(own, 30), "n_90d": within(own, 90),
-            "attributes": known.get(user, "{}"), "wishes": None, "run_id": "r",
+            "attributes": known.get(user, "{}"), "wishes": None, "social_item_ids": None, "run_id": "r",
         })  # fmt: skip
     return made
 
@@ -278,7 +278,7 @@ def test_known_answer_by_hand(spark):
         "event_types": ["view", "view", "view", "buy"],
         "event_us": [us(NOW) - int(d * 86_400_000_000) for d in (15, 7.5, 7.5, 7)], "gap_s": [648_000, 0, 43_200, 604_800],
         "weight_micro": [1_000_000, 1_000_000, 1_000_000, 0], "seen_item_ids": ["x", "y"], "n_interactions": 4,
-        "n_7d": 1, "n_30d": 4, "n_90d": 4, "attributes": "{}", "wishes": None, "run_id": "r",
+        "n_7d": 1, "n_30d": 4, "n_90d": 4, "attributes": "{}", "wishes": None, "social_item_ids": None, "run_id": "r",
     }]  # fmt: skip
     # both latest events are 7 whole days old: floor(1e6 * 2^(-7/7.5)), once a user although y was met twice
     assert [(r["item_id"], r["popularity_micro"], r["n_users"], r["n_interactions"]) for r in made_items] == [
@@ -368,6 +368,34 @@ def test_wishes_stand_in_the_sequences_of_users_that_are_there_and_make_no_other
     t = schema.table("gold.user_sequences")
     hashes = [content_hash(pa.Table.from_pylist(rows, t.arrow), t.name) for rows in (before, made([]), got)]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(("seed", "depth", "days"), [(0, 3, 30), (1, 50, 7), (2, 1, 400)])
+def test_what_those_whom_a_user_is_linked_to_had_lately_by_a_plain_count(spark, seed, depth, days):
+    rng = random.Random(seed)
+    people = ["\ue000", "\uffff", "😀", *(f"u{n}" for n in range(8))]
+    items = ["\ue000", "\uffff", "😀", *(f"i{n}" for n in range(6))]
+    edge = NOW - timedelta(days=days)
+    moments = [edge - US, edge, edge + US, NOW - US, NOW, NOW - timedelta(hours=3), NOW - timedelta(days=2)]
+    events = [{"user_id": rng.choice(people), "item_id": rng.choice(items), "event_type": rng.choice("vb"), "event_ts": rng.choice(moments),
+               "weight": 1.0, "context": "{}", "text": None, "source": "s", "row_hash": str(n)} for n in range(90)]  # fmt: skip
+    events = [e | {"available_at": e["event_ts"]} for e in events]
+    edges = [{"kind": rng.choice(["user", "user", "user", "item"]), "subject_id": rng.choice([*people, "alone"]), "relation": rng.choice(["follows", "friend"]),
+              "object_id": rng.choice(people), "available_at": rng.choice([NOW - US, NOW - US, NOW]), "source": "s", "row_hash": str(n)} for n in range(40)]  # fmt: skip
+    seen = asof.interactions(frame(spark, "silver.interactions", events), NOW)
+    known = asof.users(frame(spark, "silver.users", []), NOW)
+    linked = asof.edges(frame(spark, "silver.relations", edges), NOW)
+    made = sequences.social(seen, linked, NOW, {"social_days": days, "depth": depth})
+    got = {r["user_id"]: r["social_item_ids"] for r in rows_of("gold.user_sequences", sequences.user_sequences(seen, known, DAY, NOW, LENGTH, "r", None, made), "user_id")}
+    lately = [e for e in events if edge <= e["event_ts"] < NOW]
+    friends = {(e["subject_id"], e["object_id"]) for e in edges if e["kind"] == "user" and e["available_at"] < NOW}
+    want = {}
+    for user in {e["user_id"] for e in events if e["event_ts"] < NOW}:
+        had = [e for e in lately if (user, e["user_id"]) in friends]
+        key = {i: (len({e["user_id"] for e in had if e["item_id"] == i}), max(us(e["event_ts"]) for e in had if e["item_id"] == i)) for i in {e["item_id"] for e in had}}
+        want[user] = sorted(key, key=lambda i: (-key[i][0], -key[i][1], i.encode()))[:depth] or None
+    assert got == want
+    assert any(want.values())
 
 
 def test_a_night_whose_model_takes_texts_apart_carries_their_keys_and_every_picture(spark):

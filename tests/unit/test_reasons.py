@@ -27,7 +27,8 @@ from mmrec.recommend.reasons import COLUMNS, Reasons
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.score import known_weigher
-from mmrec.recommend.slate import Stamp, Sums, Vectors, slates
+from mmrec.recommend.scorers import Sums, Vectors
+from mmrec.recommend.slate import Stamp, slates
 from mmrec.topk.rerank import Rerank
 
 STAMP = Stamp(date(2026, 3, 1), "run", "7")

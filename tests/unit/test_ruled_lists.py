@@ -24,11 +24,12 @@ from test_slate import STAMP, Row, items_of, users_of, world
 from mmrec import schema
 from mmrec.errors import QualityError
 from mmrec.models.stored import Stored
-from mmrec.recommend import choose, slate
+from mmrec.recommend import choose, scorers, slate
 from mmrec.recommend.check import check_slates
 from mmrec.recommend.rules import KINDS, Range, Rule, of_records
 from mmrec.recommend.ruling import Ruling
-from mmrec.recommend.slate import FALLBACK, MODEL, RULE, Sums, Vectors, slates
+from mmrec.recommend.scorers import Sums, Vectors
+from mmrec.recommend.slate import FALLBACK, MODEL, RULE, slates
 from mmrec.topk.exact import search
 from mmrec.topk.rerank import Rerank
 
@@ -204,7 +205,8 @@ def test_lists_are_the_oracles_whatever_the_rules_blocks_and_threads(seed: int, 
         patch.setattr(slate, "_BLOCK", block)
         patch.setattr(choose, "_FEW", 1)
         patch.setattr(choose, "_GATHERED", 8)
-        patch.setattr(slate, "search", partial(search, threads=2, block=1, tile=2))
+        for module in (slate, scorers):
+            patch.setattr(module, "search", partial(search, threads=2, block=1, tile=2))
         for again in (ruling, Ruling(rules, items)):
             assert lists(users, items, found, k, again, groups) == (rows, counts)
 

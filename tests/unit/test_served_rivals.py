@@ -27,7 +27,7 @@ from mmrec.models.baselines import Popularity, history_matrix
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.rivals import STOPPED, published_rivals
 from mmrec.models.splits import per_user
-from mmrec.recommend import slate
+from mmrec.recommend import scorers
 from mmrec.recommend.packed import Job, opened, pack
 from mmrec.recommend.score import item_side
 from mmrec.recommend.slate import FALLBACK, MODEL
@@ -180,7 +180,7 @@ def test_lists_do_not_depend_on_batches_nor_on_how_much_is_dense_at_a_time(
     _, bundle = bundled(world, name, tmp_path / "bundle")
     whole = night(world, bundle, tmp_path / "whole")
     dense: list[tuple[int, ...]] = []
-    monkeypatch.setattr(slate, "select", lambda score_BN, *a, **more: (dense.append(score_BN.shape), select(score_BN, *a, **more))[1])
+    monkeypatch.setattr(scorers, "select", lambda score_BN, *a, **more: (dense.append(score_BN.shape), select(score_BN, *a, **more))[1])
     monkeypatch.setattr(stored, "_CELLS", 3 * world.offered.num_rows)
     assert night(world, bundle, tmp_path / "parts", batch=7) == whole
     if bundle.kind == "sparse":

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmrec.errors import InputError
-from mmrec.recommend.rules import KINDS, Range, Rule, of_records, read, worded
+from mmrec.recommend.rules import KINDS, Range, Rule, of_records, read
 from mmrec.recommend.ruling import Ruling
+from mmrec.recommend.worded import worded
 
 FULL = """\
 # what people see

@@ -27,10 +27,11 @@ from mmrec.lake.store import Lake
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.splits import per_user
 from mmrec.ort import session
-from mmrec.recommend import score, slate
+from mmrec.recommend import score, scorers, slate
 from mmrec.recommend.check import check_slates
 from mmrec.recommend.score import item_side, user_vectors
-from mmrec.recommend.slate import FALLBACK, MODEL, Stamp, Vectors, slates
+from mmrec.recommend.scorers import Vectors
+from mmrec.recommend.slate import FALLBACK, MODEL, Stamp, slates
 from mmrec.schema import features_fingerprint
 from mmrec.topk.exact import search
 from mmrec.train.export import export
@@ -127,7 +128,8 @@ def test_lists_are_the_oracles_whatever_the_blocks_and_threads(
     assert {(r["run_date"], r["arm"], r["model_version"], r["run_id"]) for r in whole} <= {(STAMP.run_date, "main", "7", "run")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slate, "_BLOCK", block)
-        patch.setattr(slate, "search", partial(search, threads=2, block=1, tile=2))
+        for module in (slate, scorers):
+            patch.setattr(module, "search", partial(search, threads=2, block=1, tile=2))
         assert lists(users, items, found, k, groups) == (whole, counts)
     short = sum(len(of(whole, u)) < k for u in users["user_id"].to_pylist())
     lost = [int((~np.isfinite(x).all(1)).sum()) if model else 0 for x in (v.user_UD, v.item_ND)]
@@ -159,7 +161,8 @@ def test_of_twins_the_best_ranked_is_offered_and_only_users_whom_more_places_do_
         asked.append((len(user_BD), wide))
         return search(user_BD, item_ND, wide, **more)
 
-    monkeypatch.setattr(slate, "search", counted)
+    for module in (slate, scorers):
+        monkeypatch.setattr(module, "search", counted)
     rows, counts = lists(users_of([["i01"], ["i63"]]), items, v, k, group)
     assert of(rows, "u000", "item_id") == [("i00",), ("i40",), ("i41",), ("i42",)]
     assert of(rows, "u001", "item_id") == [("i62",), ("i61",), ("i60",), ("i59",)]

@@ -35,7 +35,8 @@ from mmrec.models.splits import per_user
 from mmrec.night import Night
 from mmrec.recommend.packed import Job, opened, pack
 from mmrec.recommend.score import item_side
-from mmrec.recommend.slate import FALLBACK, Stamp, Vectors, slates
+from mmrec.recommend.scorers import Vectors
+from mmrec.recommend.slate import FALLBACK, Stamp, slates
 from mmrec.recommend.spread import lists_of, vectors_of
 from mmrec.recommend.tally import tally
 from mmrec.train.export import export

@@ -20,7 +20,8 @@ from mmrec.models.sketch import sketched
 from mmrec.recommend.explore import Exploration
 from mmrec.recommend.rules import Rule
 from mmrec.recommend.ruling import Ruling
-from mmrec.recommend.slate import MODEL, Vectors, slates
+from mmrec.recommend.scorers import Vectors
+from mmrec.recommend.slate import MODEL, slates
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.topk.exact import TopK, search
 

@@ -17,7 +17,8 @@ from test_slate import STAMP, items_of, users_of, world
 from mmrec import schema
 from mmrec.errors import QualityError
 from mmrec.recommend.check import check_slates
-from mmrec.recommend.slate import Vectors, slates
+from mmrec.recommend.scorers import Vectors
+from mmrec.recommend.slate import slates
 from mmrec.recommend.wishes import Wishes, hidden_pairs
 
 Row = dict[str, Any]
