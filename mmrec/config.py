@@ -2,7 +2,8 @@
 
 In: a home folder. Out: `Config`. Unknown keys are errors; every field says what it is and in which unit.
 Trade-off: what changes the content of a list is in `night` and goes into every manifest; the rest (threads,
-engine, device) must not change a byte, and is left out of a run's identity.
+engine) must not change a byte, and is left out of a run's identity. So is the device, though a GPU's vectors differ in
+their last bits from a processor's: a night is replayed where it ran.
 """
 
 from __future__ import annotations

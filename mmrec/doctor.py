@@ -98,7 +98,10 @@ def _kernel() -> str:
 
 def _cuda() -> str:
     _demand(shutil.which("nvidia-smi"), "", "no NVIDIA driver on this machine")
-    import onnxruntime as ort
+    import numpy as np
 
-    ort.preload_dlls()
-    return _demand("CUDAExecutionProvider" in ort.get_available_providers(), "CUDAExecutionProvider", "it can't load")
+    from mmrec.topk.graph import Tiles
+
+    # a provider is listed where its libraries are missing, too: only a session shows
+    Tiles(np.zeros((1, 1), np.float32), "cuda")
+    return "CUDAExecutionProvider"

@@ -8,6 +8,8 @@ itself, is off: it would round factors to ten bits.
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import onnxruntime as ort
@@ -30,7 +32,8 @@ def session(graph: Path | bytes, device: str = "cpu", threads: int = 2) -> ort.I
             "no such device", where="config: device", value=device, valid=sorted(PROVIDERS), next="edit mmrec.toml"
         )
     if device == "cuda":
-        ort.preload_dlls()  # CUDA libraries that come as packages
+        with redirect_stdout(sys.stderr):  # it prints what is missing, and a program reads ours
+            ort.preload_dlls()  # CUDA libraries that come as packages
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

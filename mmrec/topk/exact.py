@@ -39,6 +39,7 @@ _U32 = 2.0**-24  # unit round-off of fp32
 _TINY = 2.0**-149  # smallest fp32 number: what an underflow can lose
 _HUGE = 2.0**120  # beyond this an fp32 product could overflow on the way
 _BLOCKS = {"graph": graph.BLOCK, "portable": portable.BLOCK}  # users at a time; of the others:
+ON_DEVICE = 4  # blocks at once: each has a tile's scores there
 BLOCK = 384
 TILE_BYTES = 192 * 1024  # of a catalogue that all users of a block go over; the rest of a core's second cache is theirs
 # int8 is worth it while few items pass its bound: some lists' length, and a share of the catalogue
@@ -116,7 +117,9 @@ def search(
     starts = range(0, b, block)
     # a tile is too small to share: a BLAS with two threads takes three times as long where a core is busy
     with threadpool_limits(1, user_api="blas") if way == "portable" else nullcontext():
-        if threads == 1 or len(starts) == 1 or way == "graph":  # one device
+        if way == "graph":  # lists of a block are finished while the device is at the next one
+            threads = min(threads, ON_DEVICE)
+        if threads == 1 or len(starts) == 1:
             for start in starts:
                 fill(start)
         else:

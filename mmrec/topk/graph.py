@@ -4,8 +4,8 @@ In: vectors, what users have seen. Out: positions and final scores of their list
 The device's fp32 scores only propose. A list is taken where it is proven: what a tile did not propose scored no more
 there than the least that it did, so its final score is at most that and the bound on fp32. The other users, of many
 seen items or of ties within the bound, go the portable way.
-Trade-off: a proposal is some places longer than a list, and goes from the device to the processor, which scores it in
-fp64; scores of all items never do.
+Trade-off: a proposal is some places longer than a list, and goes from the device to the processor, which scores what of
+it may be in the list in fp64; scores of all items never do.
 
 Shape legend: B users, M items that may be shown, K places, D vector size, T items of a tile, W proposed of a tile, C
 proposed of all.
@@ -19,6 +19,8 @@ import numpy as np
 
 from mmrec.ort import session
 from mmrec.topk import portable
+from mmrec.topk.compiled import jit
+from mmrec.topk.heap import is_seen, push
 from mmrec.topk.seen import of_users
 
 BLOCK = 1024  # users at a time
@@ -72,16 +74,18 @@ def search_block(
     k = out_item.shape[1]
     wide = k + min(int(np.diff(seen_ptr).max(initial=0)), _SEEN) + _MORE
     edge_B = np.full(len(user_BD), -np.inf)  # nothing that was not proposed has more
-    parts = []
+    parts, scores = [], []
     start = 0
     for score_BW, position_BW in tiles.best(user_BD, wide):
         parts.append(position_BW)
+        scores.append(score_BW)
         if position_BW.shape[1] < min(_TILE, len(tiles.item_MD) - start):
             edge_B = np.maximum(edge_B, score_BW[:, -1])
         start += _TILE
     item_BC = np.concatenate(parts, 1)
     trusted_B = ok_B & np.isfinite(margin_B)
     count_B = np.where(trusted_B, item_BC.shape[1], -2)
+    _near(item_BC, np.concatenate(scores, 1), k, margin_B, seen_ptr, seen_idx, count_B)
     portable.finish(user_BD, tiles.item_MD, seen_ptr, seen_idx, item_BC, count_B, out_item, out_score)
     proven_B = trusted_B & (np.isneginf(edge_B) | (edge_B + np.where(trusted_B, margin_B, 0) < out_score[:, -1]))
     rest = np.flatnonzero(ok_B & ~proven_B)
@@ -91,6 +95,30 @@ def search_block(
                               *of_users((seen_ptr, seen_idx), rest), portable.TILE, item, score)  # fmt: skip
         out_item[rest], out_score[rest] = item, score
     return len(rest)
+
+
+@jit
+def _near(
+    item_BC: np.ndarray, score_BC: np.ndarray, k: int, margin_B: np.ndarray, seen_ptr: np.ndarray,
+    seen_idx: np.ndarray, count_B: np.ndarray,
+) -> None:  # fmt: skip
+    """Move what may be among the best k to the front: each tile proposes a whole list. The bound is that of
+    portable.py's `_scan`. `count_B`: of all proposed, -2: leave the user out; then of those in front."""
+    heap_score, heap_item = np.empty(k, np.float32), np.empty(k, np.int32)
+    for u in range(item_BC.shape[0]):
+        if count_B[u] < 0:
+            continue
+        size, kept = 0, 0
+        for c in range(item_BC.shape[1]):
+            item, score = item_BC[u, c], score_BC[u, c]
+            if (size < k or score > heap_score[0]) and not is_seen(seen_idx, seen_ptr[u], seen_ptr[u + 1], item):
+                size = push(heap_score, heap_item, size, score, item)
+        floor = np.float64(heap_score[0]) - 2 * margin_B[u] if size == k else -np.inf
+        for c in range(item_BC.shape[1]):
+            if score_BC[u, c] >= floor:
+                item_BC[u, kept] = item_BC[u, c]
+                kept += 1
+        count_B[u] = kept
 
 
 def _graph(d: int) -> bytes:

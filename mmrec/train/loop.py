@@ -5,7 +5,7 @@ validation, and a row of numbers an epoch.
 AdamW (Loshchilov and Hutter, ICLR 2019) with warm-up and a cosine, gradients clipped at 1. Only items that a step
 needs are encoded; under the whole softmax these are all that anybody had.
 A step depends on the weights, the moments and its number alone, so a fit that was killed goes on from its checkpoint
-to the same bits on a CPU; a GPU adds gradients of an item in any order.
+to the same bits; on a GPU that was measured and is not promised.
 Trade-off: validation ranks the whole catalogue for up to 8,192 cases, a third of an epoch's time on sparse data, so
 recipes look every other epoch there.
 
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from mmrec.errors import InputError, QualityError
 from mmrec.models.data import Fold, Log
@@ -186,13 +187,14 @@ class _Fit:
         r, shape = self.recipe, part.side[0].shape
         with autocast(r.precision, self.device):
             vector_ND = self.towers["item"](*part.items).float()
-            item_BLD = vector_ND.new_zeros(shape.numel(), r.d).index_copy(0, part.place_K, vector_ND[part.input_K])
+            input_KD = _rows(vector_ND, part.input_K)
+            item_BLD = vector_ND.new_zeros(shape.numel(), r.d).index_copy(0, part.place_K, input_KD)
             user_BLD = self.towers["user"](item_BLD.view(*shape, r.d), *part.side)
         user_TD = user_BLD.float().flatten(0, 1)[part.asked_T]
-        negative_SD = vector_ND[part.negative_S]
+        negative_SD = _rows(vector_ND, part.negative_S)
         if r.loss == "full":
             return full_softmax(user_TD, negative_SD, part.target_id_T)
-        both = user_TD, vector_ND[part.target_T], part.target_id_T, negative_SD, part.negative_id_S
+        both = user_TD, _rows(vector_ND, part.target_T), part.target_id_T, negative_SD, part.negative_id_S
         if part.log_expected_S is None:
             return gbce(*both, self.feed.drawn_from)
         return sampled_softmax(*both, part.log_expected_S)
@@ -273,6 +275,11 @@ def _checked(recipe: Recipe) -> None:
         if not fits:
             raise InputError(f"no such {name}", where=f"recipe: {name}", value=getattr(recipe, name), valid=which,
                              next="edit the recipe")  # fmt: skip
+
+
+def _rows(vector_ND: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """`vector_ND[at]`; threads that share an index's gradient add it up in any order, an embedding's has one."""
+    return F.embedding(at, vector_ND)
 
 
 def _below(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

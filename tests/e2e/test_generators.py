@@ -144,3 +144,44 @@ def test_what_a_model_can_not_bring_is_refused_before_the_night(lived: Lived, tm
     assert "candidates.generators" in str(caught.value.where)
     with pytest.raises(InputError, match="named twice"):
         config.load(tmp_path, candidates={"generators": ["new", "new"]})
+
+
+def test_what_a_generator_would_bring_is_what_users_then_chose_counted_by_hand(mixed: Mixed) -> None:
+    told = json.loads(mmrec("candidates", "--home", str(mixed.home), "--json").stdout)
+    by = {r["name"]: r for r in told["generators"]}
+    night = remade(config.load(mixed.home), mixed.lake, date.fromisoformat(told["run_date"]))
+    asked = "social" in (night.manifest.config.get("candidates") or {}).get("generators", ())
+    assert next(iter(by)) == "model"
+    assert set(by) == {"model", "all of them", *NAMES}
+    assert ("recall" in by["social"]) == asked
+    assert by["model"]["difference"] == {"ndcg@10": [0, 0, 0], "recall@10": [0, 0, 0]}
+    start, end = night.manifest.moment, night.manifest.moment + timedelta(7)
+    offered = {r["item_id"]: r["popularity_micro"] for r in night.items.to_pylist()}
+    seen = dict(zip(*(night.users[c].to_pylist() for c in ("user_id", "seen_item_ids")), strict=True))
+    wanted: dict[str, set[str]] = {}
+    for r in mixed.lake.arrow("silver.interactions").to_pylist():
+        if start <= r["event_ts"] < end and r["item_id"] in offered and r["item_id"] not in seen.get(r["user_id"], [r["item_id"]]):
+            wanted.setdefault(r["user_id"], set()).add(r["item_id"])
+    assert told["users"] == len(wanted) > 10
+    order = sorted(offered, key=lambda i: (-offered[i], i))
+    recall = [len(items & {*[i for i in order if i not in seen[u]][:50]}) / len(items) for u, items in wanted.items()]
+    assert by["popular"]["recall"] == pytest.approx(sum(recall) / len(recall), abs=1e-12)
+    for name, row in by.items():
+        if "recall" in row:
+            assert 0 <= row["new"] <= row["recall"] <= 1
+            assert row["new"] == 0 or name != "model"
+        if "ndcg@10" in row:
+            mean, low, high = row["difference"]["ndcg@10"]
+            assert low <= mean <= high
+            assert mean == pytest.approx(row["ndcg@10"] - by["model"]["ndcg@10"], abs=1e-12)
+    assert "not the model's" in mmrec("candidates", "--home", str(mixed.home)).stdout
+
+
+def test_the_report_says_how_true_reasons_are_once_a_model_version(mixed: Mixed) -> None:
+    rows = [r for r in mixed.lake.arrow("ops.metrics").to_pylist() if r["protocol"] == "reasons"]
+    first = {r["model"]: r for r in rows if r["metric"] == "first"}
+    assert set(first) == {"contributions", "nearest", "most_recent"}
+    assert len({r["model_version"] for r in rows}) == 1
+    assert first["contributions"]["value"] > first["nearest"]["value"]
+    assert first["contributions"]["lo"] <= first["contributions"]["value"] <= first["contributions"]["hi"]
+    assert "Are the reasons true" in (mixed.home / "reports" / WHEN / "report.html").read_text()

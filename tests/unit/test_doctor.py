@@ -177,6 +177,14 @@ def test_device_cuda_is_demanded_where_the_home_asks_for_it(bare: Machine, home:
     assert "NVIDIA" in found["CUDA"]["found"]
 
 
+def test_a_driver_whose_libraries_do_not_load_is_no_device(bare: Machine, home: Path) -> None:
+    config.write(home, {"device": "cuda"})
+    machine.script(bare.path / "nvidia-smi")
+    found = by_name(examine(home))
+    assert missing(list(found.values())) == {"CUDA"}
+    assert "did not load" in found["CUDA"]["found"]
+
+
 def test_an_engine_that_there_is_not_is_an_input_error(bare: Machine, home: Path) -> None:
     with pytest.raises(InputError, match="engine"):
         examine(home, "flink")

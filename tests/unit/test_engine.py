@@ -389,6 +389,24 @@ def test_a_recipe_that_asks_for_what_there_is_not_is_refused_before_the_first_st
         losses_of(replace(TINY, **more), progress=lambda *_: pytest.fail("an epoch"))
 
 
+def test_gradients_of_rows_that_threads_share_are_added_up_in_one_order() -> None:
+    at = torch.randint(50, (4096,), generator=torch.Generator().manual_seed(0))
+    share_KD = torch.randn(4096, 64, generator=torch.Generator().manual_seed(1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(4, threads))
+    try:
+        found = []
+        for _ in range(30):
+            vector_ND = torch.ones(50, 64, requires_grad=True)
+            (loop._rows(vector_ND, at) * share_KD).sum().backward()
+            found.append(vector_ND.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found)
+    wanted_ND = torch.zeros(50, 64, dtype=torch.float64).index_add_(0, at, share_KD.double())
+    torch.testing.assert_close(found[0].double(), wanted_ND, rtol=1e-4, atol=1e-4)
+
+
 # checkpoints
 
 

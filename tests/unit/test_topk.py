@@ -405,3 +405,25 @@ def test_proposals_of_tiles_are_taken_where_they_are_proven(monkeypatch):
     # one user has seen more than is proposed beyond K, all of it the best there is
     first = np.argsort(-(user[3] @ item.T))[:300]
     assert proposed(user, item, 10, csr([[] if u != 3 else sorted(first.tolist()) for u in range(40)])) <= 1
+
+
+def test_of_what_tiles_propose_only_what_may_be_in_a_list_is_scored_again(monkeypatch):
+    monkeypatch.setattr(graph, "_TILE", 512)
+    counts = []
+    finish = graph.portable.finish
+    monkeypatch.setattr(graph.portable, "finish", lambda *given: (counts.extend(given[5]), finish(*given)))
+    rng = np.random.default_rng(14)
+    user, item = rng.standard_normal((40, 16)), rng.standard_normal((2_000, 16))
+    assert proposed(user, item, 10) == 0
+    seen = csr([sorted(np.argsort(-(u @ item.T))[:7].tolist()) for u in user])
+    assert proposed(user, item, 10, seen) == 0
+    assert len(counts) == 80
+    assert min(counts) >= 10
+    assert max(counts) <= 10 + 7 + 2
+
+
+def test_blocks_on_a_device_go_side_by_side_to_the_same_lists():
+    user, item, seen, allowed = world(15, b=70)
+    made, whole = Catalogue(item, allowed), oracle(user, item, 9, seen, allowed)
+    for threads in (1, 2, 9):
+        same(exact.search(user, made, 9, seen=seen, way="graph", block=8, threads=threads), whole)
