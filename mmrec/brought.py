@@ -92,7 +92,7 @@ def brought(
 
 def _lists(case: Case, packed: Packed, others: Generators | None) -> dict[str, np.ndarray]:
     made = chosen(case.users, packed.items, packed.scored(case.users), packed.job.k, packed.group_N, packed.ruling,
-                  None, packed.variety, packed.wishes, others)  # fmt: skip
+                  None, packed.variety, packed.wishes, others, packed.second)  # fmt: skip
     return metrics.ranking(made.lists.item_BK[:, :_K], case.ptr, case.wanted, (_K,))
 
 

@@ -104,6 +104,10 @@ class CandidatesConfig(_Part):
         return named
 
 
+class SecondStageConfig(_Part):
+    depth: int = Field(0, ge=0, le=1000, description="first candidates that a second model puts in order; 0: none does")
+
+
 class WishesConfig(_Part):
     places: int = Field(10, ge=1, description="that an item moves where its user asked for less or more of it")
 
@@ -231,6 +235,7 @@ class Config(BaseSettings):
     explore: ExploreConfig = ExploreConfig()
     diversity: DiversityConfig = DiversityConfig()
     candidates: CandidatesConfig = CandidatesConfig()
+    second_stage: SecondStageConfig = SecondStageConfig()
     wishes: WishesConfig = WishesConfig()
     reasons: ReasonsConfig = ReasonsConfig()
     content: ContentConfig = ContentConfig()

@@ -112,7 +112,7 @@ def _validate(
 def plan(night: Night) -> dict[str, Any]:
     """Pin table versions, model, settings and fences; the manifest's digest is the run_id."""
     from mmrec.bundle.registry import champion
-    from mmrec.recommend import rules
+    from mmrec.recommend import rules, second
     from mmrec.recommend.vary import Aims
     from mmrec.review import reviewed
     from mmrec.served import looked_at
@@ -128,6 +128,9 @@ def plan(night: Night) -> dict[str, Any]:
     looked = looked_at(config, bundle, Aims.of(aims.model_dump()).looks) if aims.on else {}
     varied = {"diversity": aims.model_dump() | looked} if aims.on else {}
     mixed = _mixed(config, bundle)
+    stage = config.second_stage.model_dump()
+    staged = second.asked(stage["depth"], bundle, night.run_date)
+    twice = {"second_stage": stage | {"encoders": bundle.encoders, "fields": bundle.fields}} if staged else {}
     half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     fences = {n: commit.fence(lake, n, night.run_date) for n in TARGETS}
     for name in TARGETS:  # a fence, too, must be there after the power went
@@ -144,6 +147,7 @@ def plan(night: Night) -> dict[str, Any]:
         | drawn
         | varied
         | mixed
+        | twice
         | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump(), "rules": ruled,
            "reasons": config.reasons.model_dump(exclude={"studied"}), "wishes": config.wishes.model_dump()},
         fences=fences,

@@ -72,7 +72,8 @@ def _measured(case: Case, aims: Sequence[Aims], tell: Tell = _quiet, samples: in
             tell("kinds of lists", n, len(aims))
             variety = Variety.over(each, packed.items, sketch_NV)
             made = chosen(case.users, packed.items, scored, packed.job.k, packed.group_N, packed.ruling, None,
-                          None if each == _WITHOUT else variety, packed.wishes, packed.others)  # fmt: skip
+                          None if each == _WITHOUT else variety, packed.wishes, packed.others,
+                          packed.second)  # fmt: skip
             ranked_CK = made.lists.item_BK[:, :_K]
             values = metrics.ranking(ranked_CK, case.ptr, case.wanted, (_K,))
             first = first or values

@@ -36,9 +36,10 @@ def why_not(config: Config, lake: Lake, user: str, item: str, when: date | None 
         when: a published run_date; None: the newest.
 
     Returns: run_date, user_id, item_id, title, fell: listed, not_on_offer, withdrawn, seen, wish, rule, twin,
-        diversity, generators, outranked or unranked; says: a sentence; and what is known of rank (in the ranking, free
-        of rules, of everything on offer that the user has not had), score and source, list_length and last_score of the
-        list, rule and line, twin, and nearest and similarity: what is most like it of what the list has.
+        second_stage, diversity, generators, outranked or unranked; says: a sentence; and what is known of rank (in the
+        model's own ranking, free of rules, of everything on offer that the user has not had), score and source,
+        list_length and last_score of the list, rule and line, twin, and nearest and similarity: what is most like it of
+        what the list has.
 
     Raises: InputError: no such night, user, or item.
     """
@@ -138,7 +139,7 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
                            "says": f"rule {r.name} (line {r.line}) keeps it out: {worded(r)}"}  # fmt: skip
         draws = None if packed.draws is None else (packed.draws, made.day)
         again = chosen(row, packed.items, packed.scored(row), packed.job.k, packed.group_N, ruling, draws,
-                       packed.variety, packed.wishes, packed.others)  # fmt: skip
+                       packed.variety, packed.wishes, packed.others, packed.second)  # fmt: skip
         for _, above, _, why, _ in again.passed[again.passed[:, 2] == at].tolist():
             if why == len(force):
                 twin = _twin_in(packed, again, at)
@@ -158,6 +159,10 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
                 if less:
                     return told | {"fell": "wish", "says": f"the model ranks it {ranking.index(at) + 1}, and the user "
                                                            f"wants less of it: {less[0]}"}  # fmt: skip
+                after = _put_lower(packed, row, again, at)
+                if after is not None:
+                    return told | {"fell": "second_stage", "says": f"the model ranks it {ranking.index(at) + 1}, and "
+                                                                   f"its second stage {after}"}  # fmt: skip
                 if packed.variety:
                     return told | _put_behind(packed, again, at, ranking.index(at) + 1)
             if others and ranking.index(at) < packed.job.k:
@@ -171,6 +176,20 @@ def _fell(made: Remade, row: pa.Table, at: int, force: list[Rule], listed: list[
     return told | {"fell": "outranked",
                    "says": f"{source} ranks it {told['rank']} of {packed.items.num_rows} with a score of "
                            f"{told['score']:.4g}, and the list has {len(listed)} places{drawn}{end}"}  # fmt: skip
+
+
+def _put_lower(packed: Packed, row: pa.Table, made: Chosen, at: int) -> int | None:
+    """The second stage's rank of an item that it puts behind all of the list; None: it doesn't, or there is none."""
+    if packed.second is None:
+        return None
+    items = packed.items
+    whole = chosen(row, items, packed.scored(row), items.num_rows, None, None, second=packed.second)
+    ranking = whole.lists.item_BK[0].tolist()
+    brought_BK = made.told_apart()
+    own_K = (made.lists.ranked_BK[0] > 0) & (True if brought_BK is None else brought_BK[0] < 0)
+    listed = made.lists.item_BK[0][own_K].tolist()
+    after = ranking.index(at)
+    return after + 1 if after > max((ranking.index(i) for i in listed), default=after) else None
 
 
 def _put_behind(packed: Packed, made: Chosen, at: int, rank: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmrec.errors import QualityError
+from mmrec.models.sketch import sketched
 from mmrec.recommend.choose import Chosen, Find, Terms, choose
 from mmrec.recommend.contributions import Tower
 from mmrec.recommend.explore import Exploration, deal
@@ -34,7 +35,6 @@ from mmrec.recommend.reasons import Reasons
 from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import TWIN, Ruling
 from mmrec.recommend.scorers import Vectors
-from mmrec.recommend.sketch import sketched
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import search

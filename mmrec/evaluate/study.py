@@ -3,7 +3,8 @@
 In: fitted models by group of windows, baselines, windows. Out: rows of numbers (split, slice, model, metric, value, n,
 lo, hi), as ops.metrics holds them but for the run they belong to.
 What is read of a window: the whole and its slices by every model; on test windows also the champion with one modality
-masked at a time ("without_<part>"), and the truth of a built-in world ("oracle").
+masked at a time ("without_<part>"), with its second stage ("second_stage"), and the truth of a built-in world
+("oracle").
 Trade-off: a modality is masked, not left out of a second training; that shows what the model takes from it, and a
 refit might lean on the others a little more.
 """
@@ -23,6 +24,7 @@ from mmrec.models.baselines import Recommender
 from mmrec.models.data import Fold, Items, Log
 
 COMPARED = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
+SECOND = "second_stage"
 Found = dict[tuple[str, str], list[CaseMetrics]]  # (slice, model) -> its windows
 
 
@@ -46,6 +48,7 @@ class Study:
     Args:
         oracle: the truth as a scorer of (fold, cases), where there is one.
         parts: what is masked, one at a time; None: the item's identity and every modality.
+        second: of a model, items, log and window, the scorer of its second stage; None: it has none.
     """
 
     def __init__(
@@ -55,8 +58,10 @@ class Study:
         baselines: Sequence[Recommender],
         oracle: Callable[[Fold, slice], np.ndarray] | None = None,
         parts: Sequence[str] | None = None,
+        second: Callable[[Any, Items, Log, Fold], Scorer] | None = None,
     ) -> None:
         self.items, self.log, self.baselines, self.oracle = items, log, baselines, oracle
+        self.second = second
         self.parts = ("id", *sorted(items.content)) if parts is None else parts
         self.found: dict[str, Found] = {}
 
@@ -79,11 +84,14 @@ class Study:
         if test:
             for m in self.parts:
                 add(model.name, _scorer(model, items, log, window, frozenset([m])), {}, f"without_{m}")
+            if self.second is not None:  # on validation it was fitted
+                add(SECOND, self.second(model, items, log, window), parts, lists=True)
             if self.oracle is not None:
                 add("oracle", lambda cases: self.oracle(window, cases), {})  # type: ignore[misc]
 
     def rows(self, champion: str, rivals: Sequence[str], samples: int) -> list[dict[str, Any]]:
-        """Pooled means of everything, and on test the champion's differences to its rivals with intervals."""
+        """Pooled means of everything, and on test the champion's differences to its rivals, and to itself with
+        its second stage, with intervals."""
         out: list[dict[str, Any]] = []
         for split, found in self.found.items():
             pooled = {key: pool(parts) for key, parts in found.items()}
@@ -94,7 +102,7 @@ class Study:
             if split != "test":
                 continue
             own = pooled["all", champion]
-            for name in rivals:
+            for name in (*rivals, *([SECOND] if self.second is not None else [])):
                 about = {"split": split, "slice": f"vs_{name}", "model": champion, "n": len(own.user)}
                 for m in COMPARED:
                     other = pooled["all", name].values[m]

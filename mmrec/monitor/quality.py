@@ -14,6 +14,7 @@ from mmrec.monitor import charts
 
 _MODELS = {
     "champion": "what was trained: mmrec's model of behaviour, text, pictures and sound, or what train.model names",
+    "second_stage": "champion with the first of its ranking put in order by its second stage, docs/second-stage.md",
     "ease": "a linear item-to-item model of behaviour (Steck, WWW 2019)",
     "item_knn": "items that the same people chose",
     "user_knn": "what people with much the same history chose",
@@ -236,7 +237,8 @@ def _headline(protocol: dict[str, Any]) -> dict[str, Any] | None:
         "ratio": mine / popular if popular else None,
         "interval": f"{signed(found['lo'])} to {signed(found['hi'])}" if found and found["lo"] is not None else None,
         "verdict": found["verdict"] if found else None,
-        "not_beaten": [(d["against"], d["verdict"]) for d in worst if d["against"] != "popularity"],
+        "not_beaten": [(d["against"], d["verdict"]) for d in worst
+                       if d["against"] not in ("popularity", "second_stage")],
         "oracle": protocol["oracle"]["champion"] if protocol["oracle"] else None,
     }
 

@@ -21,8 +21,10 @@ import pyarrow as pa
 import pyarrow.feather as feather
 
 from mmrec.bundle import bundle as bundles
+from mmrec.dates import micros
 from mmrec.lake.manifest import Manifest
 from mmrec.models.data import group_codes
+from mmrec.models.pairs import COLUMNS as PAIRS
 from mmrec.recommend.contributions import Tower
 from mmrec.recommend.explore import Exploration
 from mmrec.recommend.generators import Generators
@@ -32,6 +34,7 @@ from mmrec.recommend.rules import of_records
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.score import ItemSide, known_weigher, sums_over
 from mmrec.recommend.scorers import Sums, Vectors
+from mmrec.recommend.second import Second
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.recommend.wishes import Wishes
 from mmrec.topk.rerank import Rerank
@@ -39,7 +42,7 @@ from mmrec.topk.rerank import Rerank
 _SIDE = ("item_in", "item_vec", "cold")
 _RULED = ("categories", "attributes")
 _SKETCH = "sketch.npy"
-_KEYS = ("rules", "explore", "diversity", "reasons", "wishes", "candidates")
+_KEYS = ("rules", "explore", "diversity", "reasons", "wishes", "candidates", "second_stage")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Job:
     records of those in force, None: of a night before there were any; `explore`: of explore.py, None: nothing is
     drawn; `diversity`: of vary.py, None: rankings stay as they are; `candidates`: of generators.py, None: the model
     brings everything; `reasons`: language, and how many rows of a list have numbers, None: of a night before there were
-    any; `wishes`: places that a user's wish moves an item, None: of a night before users had any."""
+    any; `wishes`: places that a user's wish moves an item, None: of a night before users had any;
+    `second_stage`: depth and the contents it looks at, None: there is none."""
 
     bundle: str
     digest: str
@@ -67,6 +71,7 @@ class Job:
     wishes: dict[str, Any] | None = None
     candidates: dict[str, Any] | None = None
     as_of: str | None = None
+    second_stage: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, m: Manifest, model: bundles.Bundle, device: str, threads: int) -> Job:
@@ -89,9 +94,10 @@ def pack(
     """
     folder.mkdir(parents=True, exist_ok=True)
     more = _RULED if job.rules or job.diversity or job.wishes else ("categories",) if job.reasons else ()
-    catalogue = items.select(["item_id", "title", "popularity_micro", *more,
-                              *(("n_interactions",) if job.explore or job.diversity else ()),
-                              *(("available_us",) if job.candidates else ())])  # fmt: skip
+    more += ("n_interactions",) if job.explore or job.diversity else ()
+    wanted = (PAIRS if job.second_stage else (), ("available_us",) if job.candidates else ())
+    more = tuple(dict.fromkeys((*more, *wanted[0], *wanted[1])))
+    catalogue = items.select(["item_id", "title", "popularity_micro", *more])
     codes = group_codes(items["item_id"].to_pylist(), groups or {})
     if len(np.unique(codes)) < len(codes):  # else nobody on offer has a twin
         catalogue = catalogue.append_column("group", pa.array(codes, pa.int64()))
@@ -167,6 +173,17 @@ class Packed:
         item_ND = None if self.side is None else self.side.item_vec
         return Generators.over(self.job.candidates, self.items, datetime.fromisoformat(self.job.as_of), self.sketch_NV,
                                item_ND, self._allowed_N, self.job.device)  # fmt: skip
+
+    @cached_property
+    def second(self) -> Second | None:
+        """None: the model's ranking is the only one."""
+        job = self.job
+        if not job.second_stage:
+            return None
+        assert job.as_of is not None
+        looks = bool(job.second_stage["encoders"])  # else it was trained without contents, whatever diversity looks at
+        return Second.over(self.bundle, job.second_stage["depth"], self.items, self.sketch_NV if looks else None,
+                           micros(datetime.fromisoformat(job.as_of)))  # fmt: skip
 
     @cached_property
     def reasons(self) -> Reasons | None:

@@ -27,9 +27,11 @@ from mmrec.recommend.again import Had, had
 from mmrec.recommend.choose import Chosen, Find, Terms, choose
 from mmrec.recommend.explore import Exploration, deal
 from mmrec.recommend.generators import NAMES, Generators, Mixed
+from mmrec.recommend.histories import rows_of
 from mmrec.recommend.reasons import Reasons
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.scorers import Sums, Vectors
+from mmrec.recommend.second import Second, reordered
 from mmrec.recommend.vary import Variety
 from mmrec.recommend.wishes import Wishes
 from mmrec.topk.catalogue import Catalogue
@@ -66,6 +68,7 @@ def slates(
     reasons: Reasons | None = None,
     wishes: Wishes | None = None,
     others: Generators | None = None,
+    second: Second | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Slates of every user, in user order.
 
@@ -82,6 +85,8 @@ def slates(
         reasons: what is said of rows; None: English sentences, as before there was more.
         wishes: over those items; None: users have none.
         others: over those items, what else brings candidates; None: nothing does.
+        second: of those items, what puts the first places of the model's ranking in order, before variety; None: the
+            model alone ranks.
 
     Yields: rows of gold.recommendations, at most `_BLOCK` users each.
     """
@@ -94,7 +99,7 @@ def slates(
         n = len(names)
         block = slice(start, start + n)
         made = shop.chosen(some, block, vectors, known, k if draws is None else draws.chosen, group_N, ruling, draws,
-                           variety, wishes, others)  # fmt: skip
+                           variety, wishes, others, second=second)  # fmt: skip
         if draws is not None:
             made = shop.dealt(made, draws, names.to_pylist(), stamp.run_date)
         made.freed_BK = known.freed(block, made.lists.item_BK)
@@ -114,16 +119,17 @@ def slates(
 def chosen(
     users: pa.Table, items: pa.Table, vectors: Vectors | Sums | None, k: int, group_N: np.ndarray | None,
     ruling: Ruling | None, draws: tuple[Exploration, date] | None = None, variety: Variety | None = None,
-    wishes: Wishes | None = None, others: Generators | None = None,
+    wishes: Wishes | None = None, others: Generators | None = None, second: Second | None = None,
 ) -> Chosen:  # fmt: skip
     """What lists of a few users are made of: of `slates`' arguments, the choice without its words, and every item that
     is passed over. `draws`: and the day."""
     shop, block = _Shop.of(items, ruling), slice(0, users.num_rows)
     known = had(users, shop.ids, None if vectors is None else vectors.speaks_N, ruling, wishes)
     if draws is None:
-        return shop.chosen(users, block, vectors, known, k, group_N, ruling, None, variety, wishes, others, tell=True)
+        return shop.chosen(users, block, vectors, known, k, group_N, ruling, None, variety, wishes, others, tell=True,
+                           second=second)  # fmt: skip
     made = shop.chosen(users, block, vectors, known, draws[0].chosen, group_N, ruling, draws[0], variety, wishes,
-                       others, tell=True)  # fmt: skip
+                       others, tell=True, second=second)  # fmt: skip
     return shop.dealt(made, draws[0], users["user_id"].to_pylist(), draws[1])
 
 
@@ -152,7 +158,7 @@ class _Shop:
         self, some: pa.Table, block: slice, vectors: Vectors | Sums | None, known: Had, k: int,
         group_N: np.ndarray | None, ruling: Ruling | None, draws: Exploration | None = None,
         variety: Variety | None = None, wishes: Wishes | None = None, others: Generators | None = None,
-        tell: bool = False,
+        tell: bool = False, second: Second | None = None,
     ) -> Chosen:  # fmt: skip
         """Rows of a block of users' lists, and what drawn places are dealt; `known` is all users'."""
         seen = of_rows((known.seen.ptr, known.seen.at), block)
@@ -167,8 +173,12 @@ class _Shop:
         moves = {} if wishes is None else wishes.moves(some)
         history = of_rows((known.history.ptr, known.history.at), block)
         find = self.popular if vectors is None else partial(vectors.best, block)
+        if second is not None and vectors is not None:
+            whole = rows_of(some["item_ids"], self.ids)
+            whole = whole.kept(whole.at >= 0)
+            find = _seconded(find, second, (whole.ptr, whole.at))
         if variety is not None and vectors is not None:
-            find = _varied(find, variety, history)
+            find = _varied(find, variety, history, 0 if second is None else second.depth)
         mixed = None
         if others is not None:
             mixed = Mixed(np.zeros(some.num_rows, bool))
@@ -237,12 +247,26 @@ class _Shop:
                         "rule": self.causes.take(pa.array(rule, mask=rule < 0))}  # fmt: skip
 
 
-def _varied(find: Find, variety: Variety, history: Seen) -> Find:
-    """The same rankings in another order; `history`: of all users of the block."""
+def _seconded(find: Find, second: Second, history: Seen) -> Find:
+    """The same rankings as the second stage has them; `history`: of all users of the block."""
 
     def found(rows: np.ndarray, wide: int, seen: Seen) -> TopK:
         own = history if len(rows) == len(history[0]) - 1 else of_users(history, rows)
-        return variety.varied(find(rows, max(wide, variety.aims.pool), seen), wide, own)
+        return second.ranked(find(rows, max(wide, second.depth), seen), wide, own)
+
+    return found
+
+
+def _varied(find: Find, variety: Variety, history: Seen, whole: int = 0) -> Find:
+    """The same rankings in another order; `history`: of all users of the block; `whole`: first places that a second
+    stage had put in another, of which all must be there."""
+
+    def found(rows: np.ndarray, wide: int, seen: Seen) -> TopK:
+        own = history if len(rows) == len(history[0]) - 1 else of_users(history, rows)
+        ranked = find(rows, max(wide, variety.aims.pool, whole), seen)
+        if ranked.rank is None:
+            return variety.varied(ranked, wide, own)
+        return reordered(ranked, lambda top: variety.varied(top, wide, own))
 
     return found
 

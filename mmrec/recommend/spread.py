@@ -46,7 +46,8 @@ def lists_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
     for batch in batches:
         users = pa.Table.from_batches([batch])
         yield from slates(users, shared.items, shared.scored(users), job.k, stamp, {}, shared.group_N, shared.ruling,
-                          shared.draws, shared.variety, shared.reasons, shared.wishes, shared.others)  # fmt: skip
+                          shared.draws, shared.variety, shared.reasons, shared.wishes, shared.others,
+                          shared.second)  # fmt: skip
 
 
 def _lists(found_UD: np.ndarray) -> pa.Array:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmrec.models.sketch import WIDE
 from mmrec.topk.compiled import jit
 from mmrec.topk.exact import TopK, cores
 from mmrec.topk.seen import Seen, of_rows
@@ -36,7 +37,6 @@ _FEW = 256  # users that are not worth a thread
 _SMOOTH = 0.01  # share of a user's own mix in the list's: Steck's alpha
 _LEAST = 1e-9  # of a squared distance, which rounding may take below 0
 _HISTORY = 20  # the latest items that serendipity looks away from
-WIDE = 64  # columns of a sketch
 _METHODS = {"mmr": 0, "dpp": 1}
 
 

@@ -130,8 +130,8 @@ GOLD = (
             _c("passed", "ARRAY<STRING>", "why candidates between the row before and this one are not in the list, each"
                " cause once: a rule's name, twin, or withdrawn; null: there are none", nullable=True),
             _c("passed_n", "ARRAY<BIGINT>", "how many of them each cause of passed kept out", nullable=True),
-            _c("ranked", "INT", "place in the source's own ranking, where diversity, wishes or other generators put"
-               " the model's in another order; null: none did, or the row is not of the first ranking",
+            _c("ranked", "INT", "place in the source's own ranking, where a second stage, diversity, wishes or other"
+               " generators put the model's in another order; null: none did, or the row is not of the first ranking",
                nullable=True),
             _c("propensity", "DOUBLE", "probability with which the item got this place"),
             _c("model_version", _STR, "bundle that scored it"),

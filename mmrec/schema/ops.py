@@ -52,7 +52,8 @@ OPS = (
         (
             _c("run_date", "DATE", "the day it was measured for"),
             _c("model_version", _STR, "bundle, or night for counts of a night"),
-            _c("model", _STR, "champion (the version itself, whatever train.model was), popularity, item_knn, ..."),
+            _c("model", _STR, "champion (the version itself, whatever train.model was), second_stage (champion with"
+               " it), popularity, item_knn, ..."),
             _c("protocol", _STR, "rolling, per_user, night; price: what diversity costs, see docs/diversity.md;"
                " reasons: whether they are true, see docs/reasons.md"),
             _c("split", _STR, "validation or test; none for counts"),

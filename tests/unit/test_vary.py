@@ -16,11 +16,11 @@ from test_ruled_lists import RULES, ruled_world
 from test_slate import STAMP
 
 from mmrec import schema
+from mmrec.models.sketch import sketched
 from mmrec.recommend.explore import Exploration
 from mmrec.recommend.rules import Rule
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.scorers import Vectors
-from mmrec.recommend.sketch import sketched
 from mmrec.recommend.slate import MODEL, slates
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.topk.exact import TopK, search

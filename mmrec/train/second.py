@@ -1,0 +1,274 @@
+"""The second stage fitted: a small network that orders the first stage's best by what it sees of each pair.
+
+In: a fitted first stage, its rolling validation folds. Out: a `Reranker`: saved, exported as `second.onnx`, or a scorer
+for evaluation. Features: models/pairs.py, as of each fold's cut.
+The first stage was fitted before these cases, so its scores are what they will be at night. The loss is the softmax
+cross-entropy over a case's pool (Cao et al., ICML 2007, top one), several targets weighing alike; a case of whose
+targets the pool holds none says nothing and is left out. The network begins as the first stage's own order (its score,
+and nothing added) and is kept as it was at the best epoch on a fifth of the users, who are not trained on: where
+nothing is learned, nothing is moved.
+Trade-off: it is fitted on validation windows alone and not again on the latest ones, because the latest ones judge it.
+
+Shape legend: B cases, C candidates, F features, R rows of a batch (cases x candidates), N items.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mmrec.errors import QualityError
+from mmrec.models.data import Fold, Items, Log
+from mmrec.models.pairs import FEATURES, Facts, features
+from mmrec.models.sketch import sketched
+from mmrec.ort import session
+from mmrec.topk.exact import TopK, select
+from mmrec.topk.seen import Seen
+from mmrec.train.graphs import write_graph
+
+_HIDDEN = (64, 32)
+_LR, _DECAY, _BATCH, _EPOCHS, _PATIENCE = 1e-3, 1e-3, 64, 100, 10
+_HELD_OUT = 5  # every so many users are not trained on
+_CASES = 32_768  # of all folds together, evenly spaced
+_BLOCK = 256
+_SCALE = 1e-4  # of the values' spread: fp32 in another order of operations
+_GRAPH = "second.onnx"
+
+
+class _Net(nn.Module):
+    """(R, F) -> (R,): the first stage's score in a weight that is learned, and what a network adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = (len(FEATURES), *_HIDDEN)
+        parts = [x for a, b in pairwise(sizes) for x in (nn.Linear(a, b), nn.ReLU())]
+        last = nn.Linear(sizes[-1], 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.added = nn.Sequential(*parts, last)
+        self.own = nn.Parameter(torch.ones(()))
+        self.register_buffer("mean", torch.zeros(len(FEATURES)))
+        self.register_buffer("spread", torch.ones(len(FEATURES)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.own * x[:, 0] + self.added((x - self.mean) / self.spread).squeeze(1)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Of a fit. `loss`: on users held out, of the first stage's order and of the network that is kept."""
+
+    features: tuple[str, ...]
+    depth: int
+    length: int
+    cases: int
+    left_out: int
+    epochs: int
+    loss: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """A fitted second stage; `told`: what is known of the fit, for bundle.json."""
+
+    net: _Net
+    told: _Told
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and what is told (JSON)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.net.state_dict().items()}, folder / "second.safetensors")
+        (folder / "second.json").write_text(json.dumps(asdict(self.told)))
+
+    @classmethod
+    def load(cls, folder: Path) -> Reranker:
+        """What `save` wrote."""
+        net, told = _Net(), json.loads((folder / "second.json").read_text())
+        net.load_state_dict(load_file(folder / "second.safetensors"))
+        told |= {"features": tuple(told["features"]), "loss": tuple(told["loss"])}
+        return cls(net, _Told(**told))
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """Write `second.onnx`. Returns: fields for bundle.json, `parity` with torch among them.
+
+        Raises: QualityError: the graph differs from torch.
+        """
+        net = self.net.eval()
+        write_graph(net, (torch.zeros(2, len(FEATURES)),), ["x"], ["value"], {}, folder / _GRAPH)
+        draw = torch.randn(4096, len(FEATURES), generator=torch.Generator().manual_seed(0))
+        x = net.mean + 2 * net.spread * draw
+        with torch.no_grad():
+            wanted = net(x).numpy()
+        (got,) = session(folder / _GRAPH).run(None, {"x": x.numpy()})
+        worst = float(np.abs(got - wanted).max()) / max(float(wanted.std()), 1e-9)
+        if not worst <= _SCALE:
+            raise QualityError("ONNX and torch disagree: the model is not registered", where=_GRAPH, value=worst,
+                               valid=f"at most {_SCALE} of the values' spread",
+                               next="mmrec train --date D")  # fmt: skip
+        return asdict(self.told) | {"parity": worst}
+
+    def scorer(self, model: Any, items: Items, log: Log, fold: Fold) -> Callable[[slice], np.ndarray]:
+        """Slice of cases -> (B, N) float32, by which the pool leads in the second stage's order and all else follows in
+        the first's; `model` as it is fitted for the fold."""
+        pool = _Pool(model, items, log, fold, self.told.depth, self.told.length)
+
+        def score(cases: slice) -> np.ndarray:
+            score_BN, top, x_BCF = pool.of(cases)
+            with torch.no_grad():
+                value_R = self.net(torch.from_numpy(x_BCF.reshape(-1, len(FEATURES)))).numpy()
+            value_BC = np.where(top.item >= 0, value_R.reshape(top.item.shape), -np.inf)
+            order_BC = np.argsort(-value_BC, axis=1, kind="stable")
+            item_BC = np.take_along_axis(top.item, order_BC, 1)
+            best_B = np.where(np.isfinite(score_BN), score_BN, -np.inf).max(1)
+            b, at = np.nonzero(item_BC >= 0)
+            score_BN[b, item_BC[b, at]] = best_B[b] + (item_BC.shape[1] - at)
+            return score_BN
+
+        return score
+
+
+class _Pool:
+    """Pools of a fold's cases, and their features."""
+
+    def __init__(self, model: Any, items: Items, log: Log, fold: Fold, depth: int, length: int) -> None:
+        self.model, self.items, self.log, self.fold, self.depth, self.length = model, items, log, fold, depth, length
+        self.facts = Facts.of_fold(items, log, fold, _sketch(items))
+
+    def of(self, cases: slice) -> tuple[np.ndarray, TopK, np.ndarray]:
+        """(B, N) scores of the first stage, its best, and (B, C, F)."""
+        score_BN = np.array(self.model.score(self.items, self.log, self.fold, cases), np.float32)
+        ptr = self.fold.hist_ptr[cases.start : cases.start + len(score_BN) + 1]
+        seen = (ptr - ptr[0], self.log.item[self.fold.hist_row[ptr[0] : ptr[-1]]])
+        top = select(score_BN, self.depth, seen=seen, allowed=self.fold.catalogue)
+        return score_BN, top, features(self.facts, top.item, top.score, self._history(cases))
+
+    def _history(self, cases: slice) -> Seen:
+        """The last events of items on offer, as a night keeps them."""
+        ptr, row = self.fold.hist_ptr, self.fold.hist_row
+        ends = pairwise(ptr[cases.start : cases.stop + 1].tolist())
+        own = [self.log.item[row[max(a, z - self.length) : z]] for a, z in ends]
+        own = [o[self.fold.catalogue[o]] for o in own]
+        return np.cumsum([0, *map(len, own)]).astype(np.int64), np.concatenate([*own, np.zeros(0, np.int32)])
+
+
+_SKETCHED: list[tuple[Items, np.ndarray | None]] = []  # of the items that were last asked for
+
+
+def _sketch(items: Items) -> np.ndarray | None:
+    """Directions are found from all items: it takes seconds, and a fold's own differ by what rounding does."""
+    if not _SKETCHED or _SKETCHED[0][0] is not items:
+        contents = [items.content[m] for m in sorted(items.content)]
+        _SKETCHED[:] = [(items, sketched(contents) if contents else None)]
+    return _SKETCHED[0][1]
+
+
+def fit_second(
+    model: Any, items: Items, log: Log, folds: Sequence[Fold], *, depth: int, length: int, seed: int = 0
+) -> Reranker:
+    """Fit on validation folds.
+
+    Args:
+        model: the first stage, fitted before them; what is closed form is fitted again on each, as a night does.
+        depth: candidates of a pool. length: events of a history that a night keeps.
+
+    Raises: QualityError: no case has a target in its pool, or the loss is not a number.
+    """
+    x_BCF, there_BC, wanted_BC, user_B, missed = _gathered(model, items, log, folds, depth, length)
+    if not len(x_BCF):
+        raise QualityError("no validation case has a target among its first candidates", where="second stage",
+                           value=f"{missed} cases, depth {depth}", valid="at least one",
+                           next="edit mmrec.toml: second_stage.depth")  # fmt: skip
+    torch.manual_seed(seed)
+    net = _Net()
+    held_B = user_B % _HELD_OUT == _HELD_OUT - 1
+    if held_B.all() or not held_B.any():  # too few users to hold any out
+        held_B = np.arange(len(user_B)) % _HELD_OUT == 0
+    seen_RF = x_BCF[~held_B][there_BC[~held_B]] if (~held_B).any() else x_BCF[there_BC]
+    net.mean.copy_(torch.from_numpy(seen_RF.mean(0, dtype=np.float64).astype(np.float32)))
+    spread_F = seen_RF.std(0, dtype=np.float64)
+    net.spread.copy_(torch.from_numpy(np.where(spread_F > 1e-6, spread_F, 1).astype(np.float32)))
+    sides = [_Side(*(torch.from_numpy(a[m]) for a in (x_BCF, there_BC, wanted_BC))) for m in (~held_B, held_B)]
+    epochs, loss = _learned(net, *sides, seed)
+    return Reranker(net.eval(), _Told(FEATURES, depth, length, len(x_BCF), missed, epochs, loss))
+
+
+def _gathered(
+    model: Any, items: Items, log: Log, folds: Sequence[Fold], depth: int, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """(B, C, F), (B, C) whether there is a candidate and whether it is wanted, (B,) users, and cases left out."""
+    parts, missed = [], 0
+    total = sum(f.n_cases for f in folds)
+    for fold in (f for f in folds if f.n_cases):
+        model.refresh(items, log, fold)
+        pool = _Pool(model, items, log, fold, depth, length)
+        most = max(1, _CASES * fold.n_cases // max(total, _CASES))
+        picked = np.unique(np.linspace(0, fold.n_cases - 1, most).astype(np.int64))
+        for start in range(0, fold.n_cases, _BLOCK):
+            mine = picked[(picked >= start) & (picked < start + _BLOCK)]
+            if not len(mine):
+                continue
+            _, top, x_BCF = pool.of(slice(start, min(start + _BLOCK, fold.n_cases)))
+            item_BC = top.item[mine - start]
+            target = [fold.target_item[fold.target_ptr[c] : fold.target_ptr[c + 1]] for c in mine]
+            wanted_BC = np.stack([np.isin(i, t) for i, t in zip(item_BC, target, strict=True)]) & (item_BC >= 0)
+            kept = wanted_BC.any(1)
+            missed += int((~kept).sum())
+            parts.append((x_BCF[mine - start][kept], item_BC[kept] >= 0, wanted_BC[kept], fold.case_user[mine][kept]))
+    if not parts:
+        return np.zeros((0, depth, len(FEATURES)), np.float32), *(np.zeros((0, depth), bool),) * 2, np.zeros(0), missed
+    x, there, wanted, user = (np.concatenate(q) for q in zip(*parts, strict=True))
+    return x, there, wanted, user, missed
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Cases that are trained on, or those that are not."""
+
+    x_BCF: torch.Tensor
+    there_BC: torch.Tensor
+    wanted_BC: torch.Tensor
+
+    def loss(self, net: _Net, rows: torch.Tensor | slice) -> torch.Tensor:
+        x_BCF, there_BC, wanted_BC = self.x_BCF[rows], self.there_BC[rows], self.wanted_BC[rows]
+        value_BC = net(x_BCF.reshape(-1, x_BCF.shape[2])).reshape(there_BC.shape)
+        log_BC = torch.log_softmax(value_BC.masked_fill(~there_BC, -1e9), 1)
+        return -(torch.where(wanted_BC, log_BC, 0.0).sum(1) / wanted_BC.sum(1)).mean()
+
+
+def _learned(net: _Net, train: _Side, held: _Side, seed: int) -> tuple[int, tuple[float, float]]:
+    """Epochs of the best network, which `net` is then, and the loss on users held out: at first and at best."""
+
+    def judged() -> float:
+        with torch.no_grad():
+            return float(held.loss(net, slice(None)))
+
+    draw = torch.Generator().manual_seed(seed)
+    steps = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_DECAY)
+    first = best = judged()
+    kept, at = {k: v.clone() for k, v in net.state_dict().items()}, 0
+    for epoch in range(1, _EPOCHS + 1):
+        order = torch.randperm(len(train.x_BCF), generator=draw)
+        for start in range(0, len(order), _BATCH):
+            loss = train.loss(net, order[start : start + _BATCH])
+            if not torch.isfinite(loss):
+                raise QualityError("the second stage's loss is not a number", where=f"epoch {epoch}",
+                                   value=float(loss), valid="a finite loss", next="mmrec train --date D")  # fmt: skip
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+        got = judged()
+        if got < best:
+            best, at, kept = got, epoch, {k: v.clone() for k, v in net.state_dict().items()}
+        elif epoch - at >= _PATIENCE:
+            break
+    net.load_state_dict(kept)
+    return at, (first, best)
