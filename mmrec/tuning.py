@@ -308,12 +308,12 @@ def _measured(model: Any, data: _Data) -> CaseMetrics:
 
 
 def _of_home(config: Config, when: date, tell: Tell) -> _Data:
-    from mmrec import learn
     from mmrec.context import Night
+    from mmrec.dataset import dataset, folds
 
     night = Night(config, when, tell)
-    data = learn.dataset(night)
-    validation, _ = learn.folds(night, data)["rolling"]
+    data = dataset(night)
+    validation, _ = folds(night, data)["rolling"]
     tags = {"run_date": str(when), "as_of": night.as_of.isoformat()}
     tags |= {f"table.{n}": str(v) for n, v in data.tables.items()}
     return _blind(data.items, data.log, validation, tags)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrec import config, learn
+from mmrec import config, dataset
 from mmrec.bundle import registry
 from mmrec.bundle.bundle import load
 from mmrec.context import Night
@@ -40,8 +40,8 @@ def test_ease_is_trained_judged_registered_and_serves_a_night_of_its_own_lists(l
     night = json.loads(mmrec("run", "--home", str(home), "--date", DAY, "--no-train", "--json").stdout)
     assert (night["published"], night["model_version"], night["lists"]) == (True, version, 60)
     then = Night(config.load(home), date.fromisoformat(NIGHTS[-1]))
-    data = learn.dataset(then)
-    every = learn.everything(data, then)
+    data = dataset.dataset(then)
+    every = dataset.everything(data, then)
     model = EASE(bundle.about["config"]["lam"]).fit(data.items, data.log, every)
     assert data.items.n <= 200, "what is stored of a row is all of it"
     lake, day = Lake(home / "lake"), date.fromisoformat(DAY)

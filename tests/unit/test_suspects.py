@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from mmrec import schema
 from mmrec.config import Config, NightConfig, SuspectsConfig, TrainConfig
 from mmrec.context import Night
+from mmrec.dataset import dataset
 from mmrec.features import asof, suspects
 from mmrec.lake import commit
 from mmrec.lake.session import session
 from mmrec.lake.store import Lake
-from mmrec.learn import dataset
 from mmrec.worlds.builtin import World, _State
 
 DAY, NOW = date(2026, 3, 2), datetime(2026, 3, 2, tzinfo=UTC)

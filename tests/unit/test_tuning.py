@@ -25,7 +25,7 @@ from shops import DAY, random_shop
 from test_benchmark import folder, nobody
 from test_suspects import EPOCH, event
 
-from mmrec import benchmark, dates, learn, schema, trained, tuning
+from mmrec import benchmark, dataset, dates, schema, trained, tuning
 from mmrec.config import Config, EvaluateConfig, NightConfig, TrainConfig
 from mmrec.context import Night
 from mmrec.errors import InputError, QualityError
@@ -126,7 +126,7 @@ def test_a_home_is_searched_on_its_validation_windows_and_nothing_later(
 ) -> None:
     config = settings(home, engine)
     night = Night(config, WHEN)
-    validation, test = learn.folds(night, learn.dataset(night))["rolling"]
+    validation, test = dataset.folds(night, dataset.dataset(night))["rolling"]
     cut = min(f.fit_at_us for f in test)
     seen = spy(monkeypatch, cut)
     told = tuning.tune(config, nobody, minutes=60, when=WHEN, trials=3)
@@ -142,7 +142,7 @@ def test_a_home_is_searched_on_its_validation_windows_and_nothing_later(
     assert len({r.data.params["lr"] for r in runs}) == 3
     # the same by hand, on the whole log
     monkeypatch.undo()
-    items, log = learn.dataset(night).items, learn.dataset(night).log
+    items, log = dataset.dataset(night).items, dataset.dataset(night).log
     model, values = Champion(TINY, 0).fit(items, log, validation[0], validation), []
     for fold in validation:
         scores = model.refresh(items, log, fold).score(items, log, fold, slice(0, fold.n_cases))
@@ -163,8 +163,8 @@ def test_a_home_is_searched_on_its_validation_windows_and_nothing_later(
 def test_the_spy_tells_where_a_test_window_is_passed_on(home: Path, engine: str, spark: object, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(home, engine)
     night = Night(config, WHEN)
-    data = learn.dataset(night)
-    validation, test = learn.folds(night, data)["rolling"]
+    data = dataset.dataset(night)
+    validation, test = dataset.folds(night, data)["rolling"]
     spy(monkeypatch, min(f.fit_at_us for f in test))
     for folds, log, where in ((test, data.log, test[0].name), ([*validation, test[0]], data.log, test[0].name), (validation, data.log, "log")):
         monkeypatch.setattr(tuning, "_of_home", lambda *_, f=folds, g=log: tuning._Data(data.items, g, f, {}))

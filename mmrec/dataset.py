@@ -1,0 +1,115 @@
+"""What models are learned from: a home's behaviour, items and contents as of a run_date, and windows to judge them on.
+
+In: silver and the embedding cache at their versions of now. Out: dense views, validation and test folds, the fold of
+the refit.
+Trade-off: all of it is in memory, read once a process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmrec import dates
+from mmrec.context import Night
+from mmrec.errors import QualityError
+from mmrec.lake.session import session
+from mmrec.models import splits
+from mmrec.models.data import Fold, Items, Log
+from mmrec.models.tables import items_from, log_from
+from mmrec.served import encoders
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learned from: dense views as of a run_date, and where they came from.
+
+    Attributes:
+        fields: modality -> which of an item's contents are its own, see models/fields.py.
+        left_out: suspects and interactions that `train.exclude_suspects` kept out; empty where it is off.
+    """
+
+    items: Items
+    log: Log
+    tables: dict[str, int]
+    encoders: dict[str, str]
+    fields: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def dataset(night: Night) -> Data:
+    """Interactions, items and embeddings as of the run_date, read once a process."""
+    if not hasattr(night, "_data"):
+        from mmrec.features import asof
+        from mmrec.features.windows import content_text, fields_of
+        from mmrec.lake.content import text_key
+
+        lake, spark, as_of = night.lake, session(night.config.engine, night.config.spark), night.as_of
+        names = ("silver.interactions", "silver.items", "silver.item_groups", "gold.item_embeddings")
+        tables = {n: lake.pin(n) for n in names}
+        seen = asof.interactions(lake.frame(spark, "silver.interactions", tables["silver.interactions"]), as_of)
+        rows, left_out = seen.toArrow(), {}
+        if night.config.train.exclude_suspects:
+            from mmrec.features import suspects
+
+            # of this moment, not of the table: tonight's are found after training
+            found = suspects.suspects(seen, night.config.suspects.model_dump(), night.run_date, "train").toArrow()
+            kept = suspects.without(rows, found)
+            left_out = {"suspects": pc.count_distinct(found["user_id"]).as_py(),
+                        "interactions": rows.num_rows - kept.num_rows}  # fmt: skip
+            rows = kept
+        known = asof.items(lake.frame(spark, "silver.items", tables["silver.items"]), as_of, on_offer=False).toArrow()
+        texts = list(zip(*(known[c].to_pylist() for c in ("title", "categories", "text")), strict=True))
+        whole = pa.array([text_key(content_text(*t)) for t in texts], pa.string())
+        apart = pa.array([[text_key(f) for f in fields_of(*t)] or None for t in texts], pa.list_(pa.string()))
+        known = known.append_column("text_sha256", whole).append_column("texts_sha256", apart)
+        for column, source in (("available_us", "valid_from"), ("withdrawn_us", "withdrawn_at")):
+            known = known.append_column(column, _micros(known[source]))
+        for column, source in (("event_us", "event_ts"), ("available_us", "available_at")):
+            rows = rows.append_column(column, _micros(rows[source]))
+        versions = {e.modality: e.version for e in encoders(night.config)}
+        vectors = lake.arrow("gold.item_embeddings", tables["gold.item_embeddings"])
+        versions = {m: v for m, v in versions.items() if v in set(vectors["encoder_version"].unique().to_pylist())}
+        twins = lake.arrow("silver.item_groups", tables["silver.item_groups"], columns=["item_id", "group_id"])
+        groups, fields = dict(zip(*(c.to_pylist() for c in twins), strict=True)), night.config.content.fields
+        items = items_from(known, vectors, versions, groups, fields)
+        night._data = Data(items, log_from(rows, items), tables, versions, fields, left_out)  # type: ignore[attr-defined]
+    return night._data  # type: ignore[attr-defined]
+
+
+def folds(night: Night, data: Data) -> dict[str, tuple[list[Fold], list[Fold]]]:
+    """protocol -> (validation folds, test folds)."""
+    e, end = night.config.evaluate, dates.micros(night.as_of)
+    both = splits.rolling(data.log, data.items, end, days=e.rolling_days, cuts=2 * e.rolling_cuts,
+                          min_history=e.min_history)  # fmt: skip
+    cut = end - e.rolling_cuts * e.rolling_days * 86_400_000_000
+    rolling = ([f for f in both if f.fit_at_us < cut], [f for f in both if f.fit_at_us >= cut])
+    share = {"share": e.per_user_share, "min_history": e.min_history}
+    per_user = [[splits.per_user(data.log, data.items, validation=v, **share)] for v in (True, False)]
+    made = {"rolling": rolling, "per_user": (per_user[0], per_user[1])}
+    made = {p: ([f for f in v if f.n_cases], [f for f in t if f.n_cases]) for p, (v, t) in made.items()}
+    if any(not v or not t for v, t in made.values()):
+        raise QualityError(
+            "there is too little history to evaluate a model",
+            where=f"run_date {night.run_date}",
+            value={p: [len(v), len(t)] for p, (v, t) in made.items()},
+            valid="at least one validation and one test window with a case in each protocol",
+            next="mmrec run --no-train",
+        )
+    return made
+
+
+def everything(data: Data, night: Night) -> Fold:
+    """Every interaction as train, nobody asked: the fold of the refit."""
+    n = len(data.log.user)
+    empty, start = np.zeros(0, np.int64), np.zeros(1, np.int64)
+    train, offer = np.ones(n, bool), np.ones(data.items.n, bool)
+    nobody = empty.astype(np.int32)
+    return Fold("refit", train, dates.micros(night.as_of), nobody, empty, start, empty, start, nobody, offer)
+
+
+def _micros(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
