@@ -55,7 +55,7 @@ class NightConfig(_Part):
 
 class ExploreConfig(_Part):
     share: float = Field(0, ge=0, le=0.5, description="of a list's places, drawn so that the shop learns; 0: none")
-    pool: int = Field(10, ge=2, description="candidates behind the list that each such place draws from")
+    pool: int = Field(10, ge=2, description="candidates behind the list for each such place, less what rules pass over")
     by: Literal["uniform", "uncertainty"] = Field(
         "uniform", description="uniform: all alike; uncertainty: the more, the less is known of them"
     )

@@ -123,7 +123,7 @@ def plan(night: Night) -> dict[str, Any]:
     chosen = bundle.fields["text"]
     texts = {} if chosen == USUAL["text"] else {"text_fields": chosen}  # the usual choice keeps the digest it had
     ruled = [r.record() for r in reviewed(lake, rules.read(config.rules)) if r.holds(night.run_date)]
-    drawn = {"explore": config.explore.model_dump()} if config.explore.share else {}
+    drawn = {"explore": config.explore.model_dump() | {"ends": "places"}} if config.explore.share else {}
     aims = config.diversity
     looked = looked_at(config, bundle, Aims.of(aims.model_dump()).looks) if aims.on else {}
     varied = {"diversity": aims.model_dump() | looked} if aims.on else {}

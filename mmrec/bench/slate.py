@@ -124,7 +124,7 @@ class _Shop:
         content_NV = rng.standard_normal((_KINDS, _CONTENT))[kinds] + rng.standard_normal((items, _CONTENT))
         self.sketch_NV = sketched([content_NV])
         self.variety = Variety.over(_AIMS, table, self.sketch_NV)
-        self.draws, self.weight_N = Exploration(k, _SHARE), np.ones(items)
+        self.draws, self.weight_N = Exploration(k, _SHARE, ends="places"), np.ones(items)
         text = (dim - 4) // 3
         sequence = dim - 4 - 2 * text
         item_in = rng.standard_normal((items, dim - 4)).astype(np.float32)
@@ -148,14 +148,17 @@ class _Shop:
 
     def ruled(
         self, block: slice, tell: bool = False, find: Find | None = None, k: int | None = None,
-        asked: int | None = None,
+        asked: int | None = None, enough: int | None = None,
     ) -> Chosen:  # fmt: skip
         law = self.ruling.law(self.ids[block.start : block.stop], self.about[block.start : block.stop])
-        terms = Terms(k or self.k, self.n, law, self.group_N, asked, tell)
+        terms = Terms(k or self.k, self.n, law, self.group_N, asked, tell, enough)
         find = find or partial(self.find, self.left, block)
         return choose(find, self.popular, block.stop - block.start, terms, of_rows(self.seen, block))
 
-    def varied(self, block: slice, tell: bool = False, k: int | None = None, asked: int | None = None) -> Chosen:
+    def varied(
+        self, block: slice, tell: bool = False, k: int | None = None, asked: int | None = None,
+        enough: int | None = None,
+    ) -> Chosen:  # fmt: skip
         """Histories are what was seen."""
         own = of_rows(self.seen, block)
 
@@ -163,10 +166,10 @@ class _Shop:
             found = self.find(self.left, block, rows, max(wide, _AIMS.pool), seen)
             return self.variety.varied(found, wide, own if len(rows) == len(own[0]) - 1 else of_users(own, rows))
 
-        return self.ruled(block, tell, find, k, asked)
+        return self.ruled(block, tell, find, k, asked, enough)
 
     def whole(self, block: slice) -> Any:
-        made = self.varied(block, k=self.draws.chosen, asked=self.draws.kept)
+        made = self.varied(block, k=self.draws.chosen, asked=self.draws.kept, enough=self.draws.enough)
         return deal(made.lists, self.draws, self.ids[block.start : block.stop].to_pylist(), _DAY, self.weight_N)
 
     def reasons(self, block: slice) -> float:

@@ -59,7 +59,8 @@ class Chosen:
 class Terms:
     """What lists are chosen by. `law`: None: no rule holds for anyone. `group_N`: (N,) int, equal for twins; None: no
     item has one. `asked`: the first places, in which quotas are met; None: all of the K. `tell`: of every item that is
-    passed over; else how many are."""
+    passed over; else how many are. `enough`: rows with which a list ends once K candidates were looked at; None: all of
+    the K."""
 
     k: int
     n: int
@@ -67,6 +68,7 @@ class Terms:
     group_N: np.ndarray | None = None
     asked: int | None = None
     tell: bool = False
+    enough: int | None = None
 
     @cached_property
     def most(self) -> int:
@@ -81,7 +83,8 @@ class Terms:
         """Places to ask for at first."""
         if self.law is None:
             return min(self.most, self.k + self.k // _MORE)
-        return min(self.most, self.law.learned.get(self.k, self.k + 2 * self.k // _MORE + self.law.lift))
+        more = 0 if self.enough is not None else 2 * self.k // _MORE
+        return min(self.most, self.law.learned.get(self.k, self.k + more + self.law.lift))
 
 
 def choose(find: Find, popular: Find | None, users: int, terms: Terms, seen: Seen) -> Chosen:
@@ -138,7 +141,7 @@ class _Work:
         def part(some: slice) -> tuple[np.ndarray, np.ndarray]:
             return walk(self.out.lists, rows[some], found.item[some], found.score[some], sure_S[some],
                         of_rows(seen, some), self.law, self.terms.group_N, first=first, final=final,
-                        asked=self.terms.asked, tell=self.terms.tell,
+                        asked=self.terms.asked, tell=self.terms.tell, enough=self.terms.enough,
                         rank_SW=None if found.rank is None else found.rank[some],
                         least_SQ=None if least_SQ is None else least_SQ[some])  # fmt: skip
 

@@ -33,13 +33,16 @@ class Exploration:
 
     Attributes:
         k: places of a list. share: of them that are drawn, rounded. pool: candidates of a drawn place. by: "uniform",
-            all alike; "uncertainty", in proportion to 1 / sqrt(1 + interactions): what little is known of.
+            all alike; "uncertainty", in proportion to 1 / sqrt(1 + interactions): what little is known of. ends: where
+            pools end: "places", with as many candidates as there are rows to choose, whether rules pass some of them
+            over or not; "rows", with as many rows, as in nights of an earlier release.
     """
 
     k: int
     share: float = 0.0
     pool: int = 10
     by: str = "uniform"
+    ends: str = "rows"
     places_E: np.ndarray = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +59,11 @@ class Exploration:
     def chosen(self) -> int:
         """Rows to choose."""
         return self.kept + len(self.places_E) * self.pool
+
+    @property
+    def enough(self) -> int | None:
+        """Rows that are enough, once `chosen` candidates were looked at; None: all of them."""
+        return self.k if self.ends == "places" else None
 
     def behind(self, place: np.ndarray) -> np.ndarray:
         """Where among the rows that are not drawn a row of a place of the list is; of a drawn place, the next, or the

@@ -169,7 +169,8 @@ class _Shop:
         if law is not None and draws is not None:
             place_CP = np.where(law.place_CP < draws.k, draws.behind(law.place_CP), k)
             law = replace(law, place_CP=place_CP.astype(np.int32))
-        terms = Terms(k, len(self.ids), law, group_N, None if draws is None else draws.kept, tell)
+        terms = Terms(k, len(self.ids), law, group_N, None if draws is None else draws.kept, tell,
+                      None if draws is None else draws.enough)  # fmt: skip
         moves = {} if wishes is None else wishes.moves(some)
         history = of_rows((known.history.ptr, known.history.at), block)
         find = self.popular if vectors is None else partial(vectors.best, block)

@@ -51,7 +51,7 @@ def walk(
     lists: Lists, rows: np.ndarray, item_SW: np.ndarray, score_SW: np.ndarray, sure_S: np.ndarray,
     seen: tuple[np.ndarray, np.ndarray], law: Law, group_N: np.ndarray | None, *, first: int | None = None,
     final: bool = False, asked: int | None = None, least_SQ: np.ndarray | None = None, tell: bool = False,
-    rank_SW: np.ndarray | None = None,
+    rank_SW: np.ndarray | None = None, enough: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Fill lists of some users.
 
@@ -67,9 +67,10 @@ def walk(
             candidate any more. final: a list of a sure user is kept as short as it is. asked: the first places, in
             which quotas are met; None: all. least_SQ: (S, quotas) int32, in place of the quotas' own, for lists that
             are there: one is replaced by a longer one only; None: as rules say. tell: of every item; else of how many.
-            rank_SW: int32, places that the first ranking's had in another order; None: it was in no other.
+            rank_SW: int32, places that the first ranking's had in another order; None: it was in no other. enough:
+            rows with which a list ends once as many candidates as it has places were looked at; None: all of them.
 
-    Returns: (S,) int8, 2: no empty place, 1: kept with empty places, 0: not kept; (X, 5) int32 of the lists that were
+    Returns: (S,) int8, 2: it ended, 1: kept with empty places, 0: not kept; (X, 5) int32 of the lists that were
         kept: row, place in the list above which it was passed over, the first such item, cause, how many; in the order
         of users and places.
     """
@@ -86,7 +87,7 @@ def walk(
               law.pin_CP, law.place_CP, law.pinner_CP, groups, codes,
               lists.item_BK.shape[1] if asked is None else asked, own_SQ, least_SQ is not None, tell,
               np.zeros((0, 0), np.int32) if rank_SW is None else rank_SW, lists.ranked_BK,
-              kept_S, passed)  # fmt: skip
+              lists.item_BK.shape[1] if enough is None else enough, kept_S, passed)  # fmt: skip
     return kept_S, passed[:n].copy()
 
 
@@ -94,7 +95,7 @@ def walk(
 def _walk(
     out_item, out_score, out_model, out_place, out_rule, rows, item_SW, score_SW, sure_S, first, final, seen_ptr,
     seen_idx, class_B, fate_CN, lifter_CN, most_lift, facts_NF, holds_CR, bound_R, caps, quotas, pin_CP, place_CP,
-    pinner_CP, groups, codes, asked, least_SQ, longer, tell, rank_SW, out_ranked, kept_S, passed,
+    pinner_CP, groups, codes, asked, least_SQ, longer, tell, rank_SW, out_ranked, enough, kept_S, passed,
 ):  # fmt: skip
     s_all, wide = item_SW.shape
     k, f_all = out_item.shape[1], facts_NF.shape[1]
@@ -139,7 +140,8 @@ def _walk(
                 facts_WF[w, f] = facts_NF[item, f]
         slot, looked, begun, kept, gap = 0, 0, n, n, n
         start, stop = 0, min(first, wide)
-        while placed < k:  # the first ranking, then the second
+        ended = placed == k
+        while not ended:  # the first ranking, then the second
             edge = stop - start  # keys below this are final
             if not sure_S[s] and stop == wide:
                 edge -= most_lift
@@ -163,6 +165,9 @@ def _walk(
                     is_pinned |= pinned[p] == item
                 if is_pinned:
                     continue
+                if looked >= k and placed >= enough:
+                    ended = True
+                    break
                 looked += 1
                 cause = np.int64(fate_W[w, 0])
                 if cause < 0 and group >= 0 and group_by[group] == s:
@@ -192,17 +197,19 @@ def _walk(
                 slot += 1
                 kept = gap = n
                 if placed == k:
+                    ended = True
                     break
+            ended |= looked >= k and placed >= enough
             if stop == wide:
                 break
             start, stop = stop, wide
         here, b = 0, rows[s]
         while longer and here < k and out_item[b, here] >= 0:
             here += 1
-        if (placed < k and not (final and sure_S[s])) or (longer and placed <= here):
+        if (not ended and not (final and sure_S[s])) or (longer and placed <= here):
             n = begun
             continue
-        kept_S[s] = 2 if placed == k else 1
+        kept_S[s] = 2 if ended else 1
         n = kept  # below the last row nobody is a candidate
         here = 0
         for x in range(k):  # pins of a short list move up; candidates have filled every place before

@@ -66,12 +66,14 @@ def test_a_fifth_of_each_list_is_drawn_and_each_row_says_how_probably(explored: 
         assert all(r["propensity"] == 1 for r in rows if r["source"] != DRAWN)
         lake, when = Lake(explored.home / "lake"), date.fromisoformat(day)
         offered = set(lake.day("gold.item_features", when)["item_id"].to_pylist())
-        users = lake.day("gold.user_sequences", when).to_pylist()
+        users, pools = lake.day("gold.user_sequences", when).to_pylist(), pools_of(explored, day)
         for user in users:
             hidden = {w.removeprefix("hide item=") for w in user["wishes"] or ()}  # the built-in world hides items alone
             left = len(offered - set(user["seen_item_ids"]) - hidden) - (K - len(DRAWN_AT))  # dealt to four places, ten each at most
-            due = [max(1 / 10, 1 / ((left + 3 - e) // 4)) for e in range(min(left, 4))]
-            assert [r["propensity"] for r in by[user["user_id"]] if r["source"] == DRAWN] == due
+            sizes = [len(pools.get((user["user_id"], e), ())) for e in range(4)]
+            assert all(n <= min(10, max(0, (left + 3 - e) // 4)) for e, n in enumerate(sizes))
+            assert [r["propensity"] for r in by[user["user_id"]] if r["source"] == DRAWN] == [1 / n for n in sizes if n]
+            assert all(r["item_id"] in pools[user["user_id"], DRAWN_AT.index(r["rank"])] for r in by[user["user_id"]] if r["source"] == DRAWN)
         assert all((r["place"], r["rule"], r["passed"]) == (None, None, None) for r in rows if r["source"] == DRAWN)
         moving = {u["user_id"] for u in users if any(not w.startswith("hide ") for w in u["wishes"] or ())}
         scores = [[r["score"] for r in own if r["source"] == "model"] for own in full if own[0]["user_id"] not in moving]
@@ -96,6 +98,23 @@ def test_what_was_shown_comes_back_with_its_probability(explored: Explored) -> N
     drawn = [r for r in shown if r["propensity"] < 1]
     assert len(drawn) > 20
     assert {r["rank"] for r in drawn} <= set(DRAWN_AT)
+
+
+def pools_of(explored: Explored, when: str) -> dict[tuple[str, int], list[str]]:
+    """User and which drawn place -> its pool: a longer list's rows behind those that are not drawn, as far as a ranking
+    goes that is as long as that list."""
+    how = Exploration(K, 0.2, 10)
+    night = remade(config.load(explored.home), Lake(explored.home / "lake"), date.fromisoformat(when))
+    with night.packed([]) as packed:
+        stamp = Stamp(night.day, packed.job.run_id, packed.job.model_version)
+        longer = slates(night.users, packed.items, packed.scored(night.users), how.chosen, stamp, {}, packed.group_N, packed.ruling, None,
+                        None, packed.reasons, packed.wishes)  # fmt: skip
+        rows = pa.Table.from_batches(longer).sort_by([("user_id", "ascending"), ("rank", "ascending")]).to_pylist()
+    pools: dict[tuple[str, int], list[str]] = {}
+    for r in rows:
+        if r["rank"] > how.kept and (r["rank"] <= K or r["place"] <= how.chosen):
+            pools.setdefault((r["user_id"], (r["rank"] - 1 - how.kept) % len(how.places_E)), []).append(r["item_id"])
+    return pools
 
 
 @dataclass(frozen=True)
@@ -135,13 +154,8 @@ def logged(explored: Explored, how: Exploration, seed: int, n_days: int) -> Logg
 
         if how == packed.draws:
             assert rows(K, night.day, how).to_pylist() == explored.day().to_pylist(), "these are the published lists"
-        chosen = rows(how.chosen, night.day, None)
-        pools: dict[tuple[str, int], list[str]] = {}
-        for user, rank, item in zip(*(chosen[c].to_pylist() for c in ("user_id", "rank", "item_id")), strict=True):
-            if rank > how.kept:
-                pools.setdefault((user, (rank - 1 - how.kept) % len(how.places_E)), []).append(item)
         days = [rows(K, night.day + timedelta(n), how) for n in range(n_days)]
-    rng, found = np.random.default_rng(seed), []
+    rng, found, pools = np.random.default_rng(seed), [], pools_of(explored, FIRST)
     for table in days:
         drawn = table.filter(pc.equal(table["source"], DRAWN))
         for user, rank, item, chance in zip(*(drawn[c].to_pylist() for c in ("user_id", "rank", "item_id", "propensity")), strict=True):
@@ -155,7 +169,7 @@ def logged(explored: Explored, how: Exploration, seed: int, n_days: int) -> Logg
 
 @pytest.mark.parametrize("by", ["uniform", "uncertainty"])
 def test_draws_tell_what_a_list_that_was_never_shown_would_have_earned(explored: Explored, by: str) -> None:
-    how = Exploration(K, 0.2, 10, by)
+    how = Exploration(K, 0.2, 10, by, "places")
     log = logged(explored, how, seed=7, n_days=60)
     assert len(log.chance) > 10_000
     mean, low, high = log.estimate(log.chance)

@@ -21,6 +21,7 @@ from test_slate import STAMP, Row, items_of, users_of
 from mmrec import schema
 from mmrec.recommend import slate
 from mmrec.recommend.again import had
+from mmrec.recommend.choose import Terms
 from mmrec.recommend.explore import Exploration, _uniform, deal
 from mmrec.recommend.rules import Rule, of_records
 from mmrec.recommend.ruling import Ruling
@@ -30,7 +31,7 @@ from mmrec.recommend.walk import Lists
 
 DAY, WORD, NEW = STAMP.run_date, 2**64 - 1, "something else to try"
 RECORDS = st.lists(st.one_of(*map(rules_of, ("exclude", "include", "boost", "cap", "quota", "quota", "pin"))), max_size=6)
-HOWS = st.builds(Exploration, st.integers(1, 12), st.floats(0, 0.5), st.integers(2, 4), st.sampled_from(["uniform", "uncertainty"]))
+HOWS = st.builds(Exploration, st.integers(1, 12), st.floats(0, 0.5), st.integers(2, 4), st.sampled_from(["uniform", "uncertainty"]), st.sampled_from(["rows", "places"]))
 
 
 @given(st.integers(1, 300), st.floats(0, 0.5), st.integers(2, 30))
@@ -183,8 +184,12 @@ def test_lists_with_drawn_places_keep_every_rule_and_their_other_rows_are_those_
         assert not drawn or len(sure) == how.kept, "nothing is drawn where there is not enough to show"
     if all(r.kind not in ("quota", "pin") for r in rules):  # which are about the rows that are not drawn alone
         longer = lists(users, items, found, how.chosen, ruling, groups)
+        # pools end with the places of the ranking that would fill them if nothing were passed over
+        longer = [r for r in longer if how.ends == "rows" or r["rank"] <= how.k or r["place"] <= how.chosen]
         assert [ids[i] for i in made.item_BK.ravel() if i >= 0] == [r["item_id"] for r in longer]
     with patch.object(slate, "_BLOCK", block):
+        assert lists(users, items, found, how.k, ruling, groups, how) == rows
+    with patch.object(Terms, "wide", property(lambda terms: min(terms.most, block))):  # as many as are asked for at first
         assert lists(users, items, found, how.k, ruling, groups, how) == rows
 
 
