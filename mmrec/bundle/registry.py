@@ -110,9 +110,14 @@ def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -
     """Register the sealed bundle in `folder`, logged as artifact `bundle` of an MLflow run, as challenger.
 
     Returns: the version's number, also the name of its folder under `<home>/bundles`.
+
+    Raises: QualityError: it was altered since it was sealed, or a graph holds what none should (graphs.py).
     """
-    c = client(config)
+    from mmrec.bundle.graphs import check_graphs
+
     bundle = load(folder)
+    check_graphs(folder)
+    c = client(config)
     if not any(m.name == NAME for m in c.search_registered_models(filter_string=f"name = '{NAME}'")):
         c.create_registered_model(NAME, description="Models that mmrec's nights are scored with.")
     tags = {"sha256": bundle.digest, "kind": bundle.kind} | ({"as_of": about["as_of"]} if about["as_of"] else {})

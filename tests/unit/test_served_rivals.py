@@ -16,6 +16,7 @@ from test_slate import embeddings, items_of, users_of
 
 from mmrec import schema, trained
 from mmrec.bundle.bundle import Bundle, load, seal
+from mmrec.bundle.graphs import check_graphs
 from mmrec.config import Config, TrainConfig
 from mmrec.errors import InputError, QualityError
 from mmrec.evaluate.gate import decide
@@ -130,6 +131,7 @@ def test_a_nights_lists_are_those_of_the_models_own_scores(world: World, name: s
     _, bundle = bundled(world, name, tmp_path / "bundle")
     assert bundle.kind == KIND[name]
     assert {p.suffix for p in bundle.folder.iterdir()} <= {".json", ".onnx", ".safetensors"}
+    check_graphs(bundle.folder)
     rows = night(world, bundle, tmp_path / "packed")
     own_UN = own_scores(world, name, bundle.kind)
     had_N = np.bincount(world.log.item, minlength=world.items.n) > 0

@@ -1,0 +1,107 @@
+"""`mmrec models`: which versions there are, what one is, how two differ.
+
+In: typed words. Out: tables for people, JSON for programs. Trade-off: as nights.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mmrec import config as settings
+from mmrec.cli.common import HOME, Home, Json, app, cell, lake_of, out, show_json
+
+group = typer.Typer(no_args_is_help=True, help="Model versions: numbers, decisions, what each was made of.")
+app.add_typer(group, name="models", rich_help_panel="The models")
+
+Version = Annotated[str, typer.Argument(help="a version, or its alias")]
+
+
+@group.command("list")
+def listed(home: Home = HOME, as_json: Json = False) -> None:
+    """Every version: who serves, who waits, their numbers and the gate's word."""
+    from mmrec import versions
+
+    rows = versions.listed(settings.load(home), lake_of(home))
+    if as_json:
+        show_json(rows)
+        return
+    grid = Table("version", "alias", "model", "as of", "ndcg@10", "gate", "nights")
+    for r in rows:
+        grid.add_row(*map(cell, (r["version"], ", ".join(r["aliases"]), r["name"] or r["kind"] or "",
+                                 (r["as_of"] or "")[:10], _number(r["ndcg@10"]), r["gate"] or "",
+                                 str(r["nights"]))))  # fmt: skip
+    out.print(grid)
+    lost = [r["version"] for r in rows if not r["on_disk"]]
+    if lost:
+        out.print(cell(f"not on this disk: version {', '.join(lost)}"))
+    out.print(f"ndcg@10 is of each version's own rolling test windows, nights are those published with it; next: "
+              f"mmrec models show VERSION --home {home}", soft_wrap=True)  # fmt: skip
+
+
+@group.command()
+def show(version: Version, home: Home = HOME, as_json: Json = False) -> None:
+    """One version: what it was made of, its numbers beside the baselines', the gate's decisions, its files."""
+    from mmrec import versions
+
+    told = versions.shown(settings.load(home), lake_of(home), version)
+    if as_json:
+        show_json(told)
+        return
+    about = told["about"]
+    out.print(cell(f"version {told['version']}" + (f" ({', '.join(told['aliases'])})" if told["aliases"] else "")
+                   + f": {told['name']}, {told['kind']}, trained as of {about.get('as_of')}"))  # fmt: skip
+    for protocol, by in sorted(told["metrics"].items()):
+        grid = Table(protocol, *(names := [m for m in ("ndcg@10", "recall@10", "recall@20", "coverage@10")
+                                           if any(m in v for v in by.values())]))  # fmt: skip
+        for model, values in sorted(by.items(), key=lambda kv: -kv[1].get("ndcg@10", 0)):
+            grid.add_row(cell(model), *(cell(_number(values.get(m))) for m in names))
+        if names:
+            out.print(grid)
+    for name in ("config", "encoders", "fields", "data_versions", "features", "code", "blend", "parity"):
+        if about.get(name):
+            out.print(cell(f"{name}: {json.dumps(about[name], sort_keys=True)}"), soft_wrap=True)
+    for d in told["decisions"]:
+        out.print(cell(f"gate for {d['decided_for']}: {d['decision']}: {d['reason']}"), soft_wrap=True)
+    for name, digest in sorted(told["files"].items()):
+        out.print(cell(f"{digest[:12]}  {name}"))
+    out.print(cell(f"sha256 {told['sha256']}, checked; nights published with it: {told['nights']}"
+                   + (f", the last of {told['last_night']}" if told["nights"] else "")), soft_wrap=True)  # fmt: skip
+
+
+@group.command()
+def compare(one: Version, other: Version, home: Home = HOME, as_json: Json = False) -> None:
+    """How two versions differ: their numbers, and what they were made of."""
+    from mmrec import versions
+
+    told = versions.compared(settings.load(home), lake_of(home), one, other)
+    if as_json:
+        show_json(told)
+        return
+    first, second = (r["version"] for r in told["versions"])
+    grid = Table("protocol", "model", "metric", f"version {first}", f"version {second}", "difference")
+    for r in told["metrics"]:
+        grid.add_row(*map(cell, (r["protocol"], r["model"], r["metric"], _number(r["one"]), _number(r["other"]),
+                                 f"{r['difference']:+.4f}")))  # fmt: skip
+    if told["metrics"]:
+        out.print(grid)
+    else:
+        out.print(cell(f"there are no test numbers that versions {first} and {second} both have"))
+    apart = sorted({r["protocol"] for r in told["metrics"] if not told["same_windows"][r["protocol"]]})
+    if apart:
+        said = f"the test windows of {' and '.join(apart)} are not the same: a difference is of the windows, too"
+        out.print(cell(said), soft_wrap=True)
+    for name, values in told["differs"].items():
+        for version, value in zip((first, second), values, strict=True):
+            out.print(cell(f"{name} of {version}: {_worded(value)}"), soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _worded(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -1,0 +1,111 @@
+"""`mmrec models`: what is told of versions is what registry, tables and bundles say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmrec import config
+from mmrec.bundle import registry
+from mmrec.bundle.bundle import seal
+from mmrec.errors import InputError, QualityError
+from mmrec.lake.store import Lake
+from mmrec.versions import compared, listed, shown
+from tests.conftest import NIGHTS, Lived, mmrec
+
+
+@pytest.fixture(scope="module")
+def home(lived: Lived, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of a trained version, and of one that is registered beside it and differs by a setting."""
+    home = tmp_path_factory.mktemp("models") / "home"
+    shutil.copytree(lived.home, home, symlinks=True)
+    cfg = config.load(home)
+    (version,) = [v for v, _ in registry.served(cfg)]
+    made = home / "made"
+    shutil.copytree(cfg.bundles / version, made)
+    about = json.loads((made / "bundle.json").read_text())
+    about["config"] = about["config"] | {"base": -1.0}
+    seal(made, about)
+    client = registry.client(cfg)
+    run = client.create_run(registry.experiment(cfg, "mmrec/train"))
+    registry.register(cfg, made, run.info.run_id, about)
+    return home
+
+
+def asked(home: Path, *words: str) -> Any:
+    return json.loads(mmrec("models", *words, "--home", str(home), "--json").stdout)
+
+
+def test_all_versions_are_listed_with_who_serves_and_who_waits(home: Path) -> None:
+    rows = asked(home, "list")
+    lake = Lake(home / "lake")
+    assert [r["version"] for r in rows] == ["2", "1", "0"]
+    assert [r["aliases"] for r in rows] == [["challenger"], ["champion"], []]
+    assert [r["nights"] for r in rows] == [0, len(NIGHTS), 0]
+    assert rows[1]["last_night"] == NIGHTS[-1]
+    assert (rows[1]["gate"], rows[0]["gate"]) == ("promoted", None)
+    key = ("1", "rolling", "test", "all", "champion", "ndcg@10")
+    columns = ("model_version", "protocol", "split", "slice", "model", "metric")
+    (want,) = [r for r in lake.arrow("ops.metrics").to_pylist() if tuple(r[c] for c in columns) == key]
+    assert rows[1]["ndcg@10"] == want["value"]
+    assert (rows[2]["kind"], rows[2]["ndcg@10"]) == ("popularity", None)
+    said = " ".join(mmrec("models", "list", "--home", str(home)).stdout.split())
+    assert "challenger" in said
+
+
+def test_a_version_is_shown_by_its_number_or_its_alias(home: Path) -> None:
+    told = asked(home, "show", "champion")
+    assert told == asked(home, "show", "1")
+    assert told["about"]["config"]["base"] != -1
+    assert set(told["metrics"]) == {"rolling", "per_user"}
+    assert {"champion", "popularity", "item_knn"} <= set(told["metrics"]["rolling"])
+    assert {"bundle.json", "item_encoder.onnx", "user_encoder.onnx"} <= set(told["files"])
+    assert [d["decision"] for d in told["decisions"]] == ["promoted"]
+    assert "gate for" in mmrec("models", "show", "1", "--home", str(home)).stdout
+
+
+def test_two_versions_differ_where_they_do_and_nowhere_else(home: Path) -> None:
+    told = asked(home, "compare", "1", "challenger")
+    assert list(told["differs"]) == ["config"]
+    assert [c["base"] == -1 for c in told["differs"]["config"]] == [False, True]
+    assert told["metrics"] == [], "nobody has read a test window with the second"
+    said = mmrec("models", "compare", "1", "2", "--home", str(home)).stdout
+    assert "config of 2" in said
+    assert "no test numbers" in " ".join(said.split())
+    same = asked(home, "compare", "1", "champion")
+    assert same["differs"] == {}
+    assert all(r["difference"] == 0 for r in same["metrics"])
+    assert same["metrics"]
+    assert all(same["same_windows"].values())
+
+
+def test_what_is_not_there_or_was_altered_is_refused(home: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy, symlinks=True)
+    cfg, lake = config.load(copy), Lake(copy / "lake")
+    with pytest.raises(InputError, match="no such version") as caught:
+        shown(cfg, lake, "7")
+    assert "champion" in str(caught.value)
+    graph = cfg.bundles / "1" / "item_encoder.onnx"
+    bytes_ = bytearray(graph.read_bytes())
+    bytes_[len(bytes_) // 2] ^= 1
+    graph.write_bytes(bytes_)
+    with pytest.raises(QualityError, match="altered") as altered:
+        shown(cfg, lake, "champion")
+    assert "item_encoder.onnx" in str(altered.value)
+    shutil.rmtree(cfg.bundles / "2")
+    assert [r["on_disk"] for r in listed(cfg, lake)] == [False, True, True]
+    with pytest.raises(InputError, match="not on this disk"):
+        compared(cfg, lake, "1", "2")
+    assert "not on this disk: version 2" in mmrec("models", "list", "--home", str(copy)).stdout
+
+
+def test_a_home_without_a_registry_has_version_zero_and_gets_no_registry_by_asking(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    mmrec("init", "--home", str(home), "--size", "tiny")
+    assert [r["version"] for r in asked(home, "list")] == ["0"]
+    assert not (home / "mlflow.db").exists()
