@@ -189,15 +189,17 @@ def _vary(
     gain_G, gain_w, gain_by = np.zeros(codes), np.zeros(codes), np.full(codes, -1, np.int64)
     step = 0
     for s in range(s_all):
-        n = 0
-        while n < p_all and item_SP[s, n] >= 0:
+        # indices without a sign: of one with a sign numba asks each time whether it counts from the end
+        us, n = np.uint64(s), 0
+        while n < p_all and item_SP[us, np.uint64(n)] >= 0:
             n += 1
         here = min(places, n) if n > 1 else 0
         low, high = np.float64(score_SP[s, max(n, 1) - 1]), np.float64(score_SP[s, 0])
         first, last = hist_ptr[s], hist_ptr[s + 1]
-        for p in range(n):
-            item = item_SP[s, p]
-            own = relevance * (np.float64(score_SP[s, p]) - low) / (high - low) if high > low else 0.0
+        for q in range(n):
+            p = np.uint64(q)
+            item = item_SP[us, p]
+            own = relevance * (np.float64(score_SP[us, p]) - low) / (high - low) if high > low else 0.0
             if novelty > 0:
                 own += novelty * known_N[item]
             if serendipity > 0:
@@ -207,7 +209,8 @@ def _vary(
                 own += serendipity * (1.0 - near)
             own_P[p], unlike_P[p], upto_P[p], taken_P[p], left_P[p] = own, 0.0, 0, False, 1.0
         most = -np.inf
-        for p in range(n - 1, -1, -1):
+        for q in range(n - 1, -1, -1):
+            p = np.uint64(q)
             best_P[p] = most = max(most, own_P[p])
         mixed = 0.0
         if calibration > 0:
@@ -224,7 +227,8 @@ def _vary(
                 _in_tune(item_SP[s], n, taken_P, code_ptr, code, mix_G, mix_by, mixed, have_G, have_by, s, t, gain_G,
                          gain_w, gain_by, step, tune_P)  # fmt: skip
             best, pick = -np.inf, -1
-            for p in range(n):
+            for q in range(n):
+                p = np.uint64(q)
                 if mixed == 0 and best_P[p] <= best:  # nothing that stands above makes anything better
                     break
                 if taken_P[p]:
@@ -249,7 +253,7 @@ def _vary(
                     upto_P[p] = t
                     value = own_P[p] + (calibration * tune_P[p] if mixed > 0 else 0.0) + strength * unlike_P[p]
                 if value > best:
-                    best, pick = value, p
+                    best, pick = value, q
             chosen[t], taken_P[pick], root[t] = pick, True, np.sqrt(max(left_P[pick], _LEAST))
             order[t] = pick
             if mixed > 0:
@@ -259,17 +263,20 @@ def _vary(
                         have_by[code[x]], have_G[code[x]] = s, 0.0
                     have_G[code[x]] += 1.0 / (z - a)
         at = here
-        for p in range(n):
-            if not taken_P[p]:
-                order[at] = p
+        for q in range(n):
+            if not taken_P[np.uint64(q)]:
+                order[np.uint64(at)] = q
                 at += 1
-        for p in range(n):
-            item_P[p], score_P[p] = item_SP[s, order[p]], score_SP[s, order[p]]
+        for q in range(n):
+            p = np.uint64(q)
+            was = np.uint64(order[p])
+            item_P[p], score_P[p] = item_SP[us, was], score_SP[us, was]
         for w in range(out_item.shape[1]):
+            p = np.uint64(w)
             if w < n:
-                out_item[s, w], out_score[s, w], out_rank[s, w] = item_P[w], score_P[w], order[w] + 1
+                out_item[us, p], out_score[us, p], out_rank[us, p] = item_P[p], score_P[p], order[p] + 1
             else:
-                out_item[s, w], out_score[s, w], out_rank[s, w] = item_SP[s, w], score_SP[s, w], w + 1
+                out_item[us, p], out_score[us, p], out_rank[us, p] = item_SP[us, p], score_SP[us, p], w + 1
 
 
 @jit

@@ -107,11 +107,13 @@ def _walk(
     fate_W, facts_WF = np.empty((wide, 2), np.int16), np.empty((wide, f_all), np.int32)
     at, rule, place = np.empty(k, np.int64), np.empty(k, np.int64), np.empty(k, np.int64)
     pinned = np.empty(pin_CP.shape[1], np.int64)
-    n, looks, asks = 0, len(caps) > 0, len(quotas) > 0
+    n, looks = 0, len(caps) > 0
     for s in range(s_all):
         c = class_B[rows[s]]
         at[:] = -1
-        placed, pins = 0, 0
+        placed, pins, opens = 0, 0, 0  # opens: places that quotas still ask for
+        for x in range(len(quotas)):
+            opens += max(least_SQ[s, x], 0) if holds_CR[c, quotas[x, 0]] else 0
         for p in range(pin_CP.shape[1]):
             item = pin_CP[c, p]
             if item < 0 or place_CP[c, p] >= k or at[place_CP[c, p]] < -1:
@@ -124,6 +126,7 @@ def _walk(
                 had |= seen_idx[e] == item
             if had or _no_room(caps, facts_NF, item, holds_CR, c, bound_R, count_FV, count_by, s) >= 0:
                 continue
+            opens -= _met(quotas, facts_NF, item, holds_CR, c, least_SQ, count_FV, count_by, s)
             _enter(caps, facts_NF, item, count_FV, count_by, s)
             _enter(quotas, facts_NF, item, count_FV, count_by, s)
             if group >= 0:
@@ -132,12 +135,15 @@ def _walk(
             pinned[pins] = item
             pins += 1
             placed += 1
+        # indices without a sign: of one with a sign numba asks each time whether it counts from the end
         # looked up together, before anything is decided by it: the processor waits for many at once
+        us, uc = np.uint64(s), np.uint64(c)
         for w in range(wide):
-            item = max(item_SW[s, w], 0)
-            fate_W[w, 0], fate_W[w, 1] = fate_CN[c, item, 0], fate_CN[c, item, 1]
+            uw = np.uint64(w)
+            ui = np.uint64(max(item_SW[us, uw], 0))
+            fate_W[uw, 0], fate_W[uw, 1] = fate_CN[uc, ui, 0], fate_CN[uc, ui, 1]
             for f in range(f_all):
-                facts_WF[w, f] = facts_NF[item, f]
+                facts_WF[uw, np.uint64(f)] = facts_NF[ui, np.uint64(f)]
         slot, looked, begun, kept, gap = 0, 0, n, n, n
         start, stop = 0, min(first, wide)
         ended = placed == k
@@ -147,18 +153,19 @@ def _walk(
                 edge -= most_lift
             _ordered(order, lifted, fate_W, start, stop, most_lift)
             for o in range(start, stop):
-                w = order[o]
-                item, group = item_SW[s, w], facts_WF[w, 0]
+                w = order[np.uint64(o)]
+                uw = np.uint64(w)
+                item, group = item_SW[us, uw], facts_WF[uw, 0]
                 if item < 0:
                     continue
-                if w - start - fate_W[w, 1] >= edge:
+                if w - start - fate_W[uw, 1] >= edge:
                     break
                 if first < wide:
-                    if start > 0 and met_by[item] == s:
+                    if start > 0 and met_by[np.uint64(item)] == s:
                         continue
                     if start == 0:
-                        met_by[item] = s
-                while slot < k and at[slot] < -1:
+                        met_by[np.uint64(item)] = s
+                while slot < k and at[np.uint64(slot)] < -1:
                     slot += 1
                 is_pinned = False
                 for p in range(pins):
@@ -169,12 +176,12 @@ def _walk(
                     ended = True
                     break
                 looked += 1
-                cause = np.int64(fate_W[w, 0])
-                if cause < 0 and group >= 0 and group_by[group] == s:
+                cause = np.int64(fate_W[uw, 0])
+                if cause < 0 and group >= 0 and group_by[np.uint64(group)] == s:
                     cause = twin
                 if cause < 0 and looks:
                     cause = _no_room(caps, facts_WF, w, holds_CR, c, bound_R, count_FV, count_by, s)
-                if cause < 0 and asks and placed < asked:
+                if cause < 0 and opens > 0 and placed < asked and opens >= asked - placed:
                     cause = _needed(quotas, facts_WF, w, holds_CR, c, least_SQ, count_FV, count_by, s, asked - placed)
                 if cause >= 0:
                     x = n if tell else gap
@@ -188,11 +195,14 @@ def _walk(
                     continue
                 if looks:
                     _enter(caps, facts_WF, w, count_FV, count_by, s)
-                if asks:
+                if opens > 0:  # what comes after the last open place is not counted: nothing asks for it
+                    opens -= _met(quotas, facts_WF, w, holds_CR, c, least_SQ, count_FV, count_by, s)
                     _enter(quotas, facts_WF, w, count_FV, count_by, s)
                 if group >= 0:
-                    group_by[group] = s
-                at[slot], place[slot], rule[slot] = w, looked, lifter_CN[c, item] if fate_W[w, 1] > 0 else -1
+                    group_by[np.uint64(group)] = s
+                uslot = np.uint64(slot)
+                at[uslot], place[uslot] = w, looked
+                rule[uslot] = lifter_CN[uc, np.uint64(item)] if fate_W[uw, 1] > 0 else -1
                 placed += 1
                 slot += 1
                 kept = gap = n
@@ -215,15 +225,17 @@ def _walk(
         for x in range(k):  # pins of a short list move up; candidates have filled every place before
             if at[x] == -1:
                 continue
+            ub, uh = np.uint64(b), np.uint64(here)
             if at[x] < -1:
-                out_item[b, here], out_score[b, here], out_model[b, here], out_place[b, here] = -2 - at[x], 0, False, 0
-                out_ranked[b, here] = 0
+                out_item[ub, uh], out_score[ub, uh], out_model[ub, uh], out_place[ub, uh] = -2 - at[x], 0, False, 0
+                out_ranked[ub, uh] = 0
             else:
                 w = at[x]
-                out_item[b, here], out_score[b, here], out_model[b, here] = item_SW[s, w], score_SW[s, w], w < first
-                out_place[b, here] = place[x]
-                out_ranked[b, here] = rank_SW[s, w] if w < first and rank_SW.shape[0] > 0 else 0
-            out_rule[b, here] = rule[x]
+                uw = np.uint64(w)
+                out_item[ub, uh], out_score[ub, uh], out_model[ub, uh] = item_SW[us, uw], score_SW[us, uw], w < first
+                out_place[ub, uh] = place[x]
+                out_ranked[ub, uh] = rank_SW[us, uw] if w < first and rank_SW.shape[0] > 0 else 0
+            out_rule[ub, uh] = rule[x]
             here += 1
     return n
 
@@ -256,12 +268,16 @@ def _ordered(order, lifted, fate_W, start, stop, most_lift):
 @jit
 def _no_room(caps, facts_IF, i, holds_CR, c, bound_R, count_FV, count_by, s):
     """The first cap of a class that has no room for an item; -1: none."""
-    for x in range(len(caps)):
-        r, f = caps[x, 0], caps[x, 1]
-        code = facts_IF[i, f]
-        if code >= 0 and holds_CR[c, r] and count_by[f, code] == s and count_FV[f, code] >= bound_R[r]:
-            return r
-    return -1
+    i, c = np.uint64(i), np.uint64(c)
+    for y in range(len(caps)):
+        x = np.uint64(y)
+        r, f = np.uint64(caps[x, 0]), np.uint64(caps[x, 1])
+        fact = facts_IF[i, f]
+        if fact >= 0 and holds_CR[c, r]:
+            code = np.uint64(fact)
+            if count_by[f, code] == s and count_FV[f, code] >= bound_R[r]:
+                return np.int64(r)
+    return np.int64(-1)
 
 
 @jit
@@ -284,10 +300,24 @@ def _needed(quotas, facts_IF, i, holds_CR, c, least_SQ, count_FV, count_by, s, l
 
 
 @jit
+def _met(quotas, facts_IF, i, holds_CR, c, least_SQ, count_FV, count_by, s):
+    """How many open quotas of a class an item brings a place nearer."""
+    n = 0
+    for x in range(len(quotas)):
+        r, f = quotas[x, 0], quotas[x, 1]
+        had = count_FV[f, 0] if count_by[f, 0] == s else 0
+        if facts_IF[i, f] >= 0 and holds_CR[c, r] and had < least_SQ[s, x]:
+            n += 1
+    return n
+
+
+@jit
 def _enter(counted, facts_IF, i, count_FV, count_by, s):
-    for x in range(len(counted)):
-        f = counted[x, 1]
-        code = facts_IF[i, f]
-        if code >= 0:
+    i = np.uint64(i)
+    for y in range(len(counted)):
+        f = np.uint64(counted[np.uint64(y), 1])
+        fact = facts_IF[i, f]
+        if fact >= 0:
+            code = np.uint64(fact)
             count_FV[f, code] = count_FV[f, code] + 1 if count_by[f, code] == s else 1
             count_by[f, code] = s
