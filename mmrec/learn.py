@@ -32,6 +32,7 @@ from mmrec.files import put
 from mmrec.lake import commit
 from mmrec.models.data import Fold
 
+_DESCRIBED = 5000  # characters that MLflow keeps of a description
 _SECOND = "second"  # folder of a training's second stage
 CHAIN = ("train", "evaluate", "export", "register", "promote")
 
@@ -144,6 +145,7 @@ def evaluate(night: Night) -> dict[str, Any]:
 def export(night: Night) -> dict[str, Any]:
     """Seal the refitted model as a bundle, after its graphs were compared with torch."""
     from mmrec.bundle.bundle import seal
+    from mmrec.bundle.card import FILE, card
     from mmrec.evaluate.study import COMPARED
 
     data, folder = dataset(night), _folder(night)
@@ -166,6 +168,7 @@ def export(night: Night) -> dict[str, Any]:
         "metrics": metrics, "code": mmrec.__version__, "mlflow_run": state["mlflow_run"],
         "refit": "on everything before as_of, with the settings that validation chose",
     }  # fmt: skip
+    (bundle / FILE).write_text(card(about, _metrics(night)), encoding="utf-8")
     digest = seal(bundle, about)
     return {"sha256": digest, "parity": spec["parity"], "bytes": sum(p.stat().st_size for p in bundle.rglob("*"))}
 
@@ -174,6 +177,7 @@ def register(night: Night) -> dict[str, Any]:
     """Log the run's numbers and bundle to MLflow and register a version as challenger."""
     from mmrec.bundle import registry
     from mmrec.bundle.bundle import load
+    from mmrec.bundle.card import FILE
 
     state, bundle = _state(night), load(_folder(night) / "bundle")
     client = registry.client(night.config)
@@ -181,7 +185,7 @@ def register(night: Night) -> dict[str, Any]:
     for key, value in bundle.about["metrics"].items():
         client.log_metric(run, key.replace("@", "_at_"), value)
     client.log_artifacts(run, str(bundle.folder), "bundle")
-    summary = ", ".join(f"{k} {v:.4f}" for k, v in bundle.about["metrics"].items() if "champion" in k)
+    summary = (bundle.folder / FILE).read_text(encoding="utf-8")[:_DESCRIBED]
     version = registry.register(night.config, bundle.folder, run, bundle.about | {"summary": summary})
     client.set_terminated(run)
     rows = [r | {"model_version": version, "run_date": night.run_date} for r in _metrics(night)]

@@ -63,7 +63,11 @@ def test_a_version_is_shown_by_its_number_or_its_alias(home: Path) -> None:
     assert told["about"]["config"]["base"] != -1
     assert set(told["metrics"]) == {"rolling", "per_user"}
     assert {"champion", "popularity", "item_knn"} <= set(told["metrics"]["rolling"])
-    assert {"bundle.json", "item_encoder.onnx", "user_encoder.onnx"} <= set(told["files"])
+    assert {"bundle.json", "item_encoder.onnx", "model-card.md", "user_encoder.onnx"} <= set(told["files"])
+    card = (home / "bundles" / "1" / "model-card.md").read_text()
+    assert f"| champion | {told['metrics']['rolling']['champion']['ndcg@10']:.4f} |" in card
+    described = registry.client(config.load(home)).get_model_version(registry.NAME, "1").description
+    assert described == card[:5000]
     assert [d["decision"] for d in told["decisions"]] == ["promoted"]
     assert "gate for" in mmrec("models", "show", "1", "--home", str(home)).stdout
 
