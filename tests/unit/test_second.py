@@ -16,12 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shops import DAY, make_items, make_log, random_shop
+from test_generators import NOW
 from test_ruled_lists import RULES, ruled_world
 from test_slate import STAMP
 from test_vary import catalogue, copied, histories, rankings
 
 from mmrec import schema
 from mmrec.bundle.bundle import Bundle
+from mmrec.dates import micros
 from mmrec.errors import InputError, QualityError
 from mmrec.evaluate.protocols import evaluate
 from mmrec.models.data import Fold, Items, Log
@@ -30,10 +32,11 @@ from mmrec.models.splits import rolling
 from mmrec.recommend import choose, slate
 from mmrec.recommend import second as stage
 from mmrec.recommend.check import check_slates
+from mmrec.recommend.generators import Generators
 from mmrec.recommend.rules import Rule
 from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.second import GRAPH, Second, asked, reordered
-from mmrec.recommend.slate import MODEL, slates
+from mmrec.recommend.slate import FALLBACK, MODEL, RULE, slates
 from mmrec.recommend.vary import Aims, Variety
 from mmrec.topk.exact import TopK
 from mmrec.train import second as room
@@ -203,21 +206,27 @@ def test_diversity_puts_the_second_stages_order_in_another_and_places_stay_the_f
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 10_000), st.integers(1, 8), st.integers(2, 16), st.integers(1, 9), st.integers(1, 12), st.booleans(), RULES)
-def test_lists_are_the_same_in_any_block_and_pass_the_last_look(tmp_path_factory: pytest.TempPathFactory, seed: int, n_users: int, n_items: int, k: int, depth: int, varied: bool, rules: list[Rule]) -> None:
+@given(st.integers(0, 10_000), st.integers(1, 8), st.integers(2, 16), st.integers(1, 9), st.integers(1, 12), st.booleans(), st.booleans(), RULES)
+def test_lists_are_the_same_in_any_block_and_pass_the_last_look(tmp_path_factory: pytest.TempPathFactory, seed: int, n_users: int, n_items: int, k: int, depth: int, varied: bool, mixed: bool, rules: list[Rule]) -> None:
     users, items, v = ruled_world(seed, n_users, n_items)
     _, sketch, facts = facts_of(seed, n_items)
     ruling = Ruling(rules, items)
     v, second = replace(v, allowed_N=ruling.allowed_N), weighed(seed, facts, depth)
     variety = Variety.over(Aims("mmr", 0.3, pool=6, places=4), items, sketch) if varied else None
+    aged = items.append_column("available_us", pa.array(micros(NOW) - np.arange(n_items) * 86_400_000_000))
+    names = ("new", "content", "popular", "item_to_item")
+    others = Generators(aged, names, 2, 5, 14, NOW, sketch, v.item_ND, ruling.allowed_N) if mixed else None
 
     def lists() -> pa.Table:
-        made = slates(users, items, v, k, STAMP, {}, None, ruling, None, variety, second=second)
+        made = slates(users, items, v, k, STAMP, {}, None, ruling, None, variety, others=others, second=second)
         return pa.Table.from_batches(made, schema.table("gold.recommendations").arrow)
 
     rows = lists()
     for r in rows.to_pylist():
-        assert (r["ranked"] is None) == (r["source"] != MODEL), "the place that the model gave it"
+        if mixed:
+            assert r["ranked"] is not None or r["source"] in (FALLBACK, RULE)
+        else:
+            assert (r["ranked"] is None) == (r["source"] != MODEL), "the place that the model gave it"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slate, "_BLOCK", 2)
         patch.setattr(choose, "_FEW", 1)
