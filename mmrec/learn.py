@@ -300,6 +300,7 @@ def _log_run(night: Night, data: Data, recipe: Any, chosen: dict[str, Any], curv
     tags |= {f"fields.{m}": v for m, v in data.fields.items()}
     tags |= {f"left_out.{what}": str(n) for what, n in data.left_out.items()}
     run = client.create_run(experiment, tags=tags, run_name=f"train {night.run_date}")
+    client.log_inputs(run.info.run_id, _inputs(night, data))
     rolling = {f"chosen.{k}": v for k, v in chosen["rolling"].items()}
     parameters = asdict(recipe) | rolling | {"seed": night.config.train.seed}
     for key, value in parameters.items():
@@ -308,6 +309,20 @@ def _log_run(night: Night, data: Data, recipe: Any, chosen: dict[str, Any], curv
         for key in ("loss", "tokens_per_s"):
             client.log_metric(run.info.run_id, key, row[key], step=row["epoch"])
     return run.info.run_id
+
+
+def _inputs(night: Night, data: Data) -> list[Any]:
+    """The tables that were learned from, each at its version, as MLflow's own datasets."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    def made(name: str, version: int) -> Any:
+        columns = [{"name": c.name, "type": c.type} for c in schema.table(name).columns]
+        source = {"path": str(night.lake.path(name)), "version": version}
+        more = json.dumps({"mlflow_colspec": columns}), json.dumps({"as_of": night.as_of.isoformat()})
+        about = Dataset(name, f"version {version}", "delta_table", json.dumps(source), *more)
+        return DatasetInput(about, [InputTag("mlflow.data.context", "training")])
+
+    return [made(name, version) for name, version in sorted(data.tables.items())]
 
 
 def _metrics(night: Night) -> list[dict[str, Any]]:

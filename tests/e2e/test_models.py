@@ -113,3 +113,12 @@ def test_a_home_without_a_registry_has_version_zero_and_gets_no_registry_by_aski
     mmrec("init", "--home", str(home), "--size", "tiny")
     assert [r["version"] for r in asked(home, "list")] == ["0"]
     assert not (home / "mlflow.db").exists()
+
+
+def test_a_run_in_mlflow_names_the_tables_it_learned_from_at_their_versions(home: Path) -> None:
+    client = registry.client(config.load(home))
+    run = client.get_run(client.get_model_version(registry.NAME, "1").run_id)
+    told = asked(home, "show", "1")["about"]["data_versions"]
+    assert {d.dataset.name: d.dataset.digest for d in run.inputs.dataset_inputs} == {n: f"version {v}" for n, v in told.items()}
+    assert {d.dataset.source_type for d in run.inputs.dataset_inputs} == {"delta_table"}
+    assert {(t.key, t.value) for d in run.inputs.dataset_inputs for t in d.tags} == {("mlflow.data.context", "training")}
