@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from mmrec.bundle.registry import ZERO
 from mmrec.config import Config
 from mmrec.errors import InputError
 from mmrec.lake.store import Lake
@@ -37,8 +38,12 @@ class Case:
 
 
 def judged(lake: Lake, day: date) -> date | None:
-    """The published night that can be judged on `day`: of a week before, else the nearest; None: there is none."""
+    """The published night that can be judged on `day`: of a week before, else the nearest, of those whose lists a model
+    made if there are any; None: there is none."""
+    runs = lake.arrow("ops.runs", columns=["run_date", "model_version"]).to_pylist()
+    ranked = {r["run_date"] for r in runs if r["model_version"] != ZERO}
     past = [d for d in lake.run_dates() if day - timedelta(_BACK) <= d < day]
+    past = [d for d in past if d in ranked] or past
     early = [d for d in past if d <= day - timedelta(_DAYS)]
     return early[-1] if early else past[0] if past else None
 
