@@ -22,7 +22,16 @@ from mmrec.config import Config
 from mmrec.errors import InputError, QualityError, TransientError
 from mmrec.ort import session
 
-FILES = {"item_map.json": b'["a", "b"]', "item_encoder.onnx": bytes(range(256)) * 9, "deep/curves.json": b"[]", "empty": b""}
+
+def _graph() -> bytes:
+    """Some hundred bytes that a bundle may hold."""
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [None, 8]) for n in "xy")
+    node = onnx.helper.make_node("Add", ["x", "w"], ["y"])
+    made = onnx.helper.make_graph([node], "g", [x], [y], [onnx.numpy_helper.from_array(np.arange(512, dtype=np.float32).reshape(64, 8)[:1], "w")])
+    return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+
+FILES = {"item_map.json": b'["a", "b"]', "item_encoder.onnx": _graph(), "deep/curves.json": b"[]", "empty": b""}
 ABOUT = {"kind": "two_tower", "encoders": {"text": "toy-1"}}
 
 
