@@ -18,9 +18,8 @@ import numpy as np
 
 from mmrec import metrics
 from mmrec.config import Config
-from mmrec.errors import InputError
 from mmrec.evaluate.significance import paired_bootstrap
-from mmrec.judged import Case, asked, judged
+from mmrec.judged import Case, asked
 from mmrec.lake.store import Lake
 from mmrec.recommend.generators import COLUMN, NAMES, Generators
 from mmrec.recommend.packed import Packed
@@ -48,14 +47,8 @@ def brought(
         own, 95% by bootstrap over users; None of social where the night did not ask for it. The last row is of lists
         with all of them.
 
-    Raises: InputError: as `judged.asked`, or no night can be judged.
+    Raises: InputError: as `judged.asked`.
     """
-    days = lake.run_dates()
-    when = when or (judged(lake, days[-1]) if days else None)
-    if when is None:
-        raise InputError("no night can be judged yet: it takes two", where="gold.recommendations",
-                         value=[str(d) for d in days], valid="a published night, and events after it",
-                         next="mmrec run --date D")  # fmt: skip
     case, told = asked(config, lake, when, None, most), config.candidates
     night = case.night
     looked = looked_at(config, night.model, needed=False)
@@ -86,7 +79,7 @@ def brought(
                 row |= _found(case, best_CP, own_CP)
             rows.append(row)
     rows += [{"name": name} for name in NAMES if name not in record["generators"]]
-    return {"run_date": str(when), "users": case.users.num_rows, "depth": told.depth, "every": told.every,
+    return {"run_date": str(night.day), "users": case.users.num_rows, "depth": told.depth, "every": told.every,
             "generators": rows}  # fmt: skip
 
 

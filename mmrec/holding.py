@@ -116,7 +116,10 @@ def _staged(config: Config) -> Iterator[Night]:
 
 
 def _waits(night: Night) -> bool:
-    folder = stage.waiting(night.folder / "stage.json")
+    try:
+        folder = stage.waiting(night.folder / "stage.json")
+    except InputError:  # a plan that can't be read holds nothing; who runs its date is told
+        return False
     return folder is not None and stage.find("gold.recommendations", folder) is not None
 
 

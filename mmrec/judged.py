@@ -48,15 +48,24 @@ def judged(lake: Lake, day: date) -> date | None:
     return early[-1] if early else past[0] if past else None
 
 
-def asked(config: Config, lake: Lake, when: date, until: datetime | None = None, most: int | None = 2000) -> Case:
+def asked(
+    config: Config, lake: Lake, when: date | None, until: datetime | None = None, most: int | None = 2000
+) -> Case:
     """The users of a published night who chose something new in the week after it.
 
     Args:
-        until: what happened or came later is not looked at; None: all that is known is. most: users, the same ones
-            whoever asks; None: all.
+        when: its run_date; None: that which `judged` gives for the newest. until: what happened or came later is not
+            looked at; None: all that is known is. most: users, the same ones whoever asks; None: all.
 
-    Raises: InputError: no such night, a night whose lists no model made, or nobody chose anything.
+    Raises: InputError: no such night, or none that can be judged; a night whose lists no model made; nobody chose
+        anything.
     """
+    days = lake.run_dates()
+    when = when or (judged(lake, days[-1]) if days else None)
+    if when is None:
+        raise InputError("no night can be judged yet: it takes two", where="gold.recommendations",
+                         value=[str(d) for d in days], valid="a published night, and events after it",
+                         next="mmrec run --date D")  # fmt: skip
     night = remade(config, lake, when)
     if night.model.kind == "popularity":
         raise InputError("no model ranked for this night, so there is no order to change", where=f"run_date {when}",

@@ -102,18 +102,12 @@ def tradeoff(
 
     Raises: InputError: as `judged.asked` and `_measured`, or no night can be judged.
     """
-    days = lake.run_dates()
-    when = when or (judged(lake, days[-1]) if days else None)
-    if when is None:
-        raise InputError("no night can be judged yet: it takes two", where="gold.recommendations",
-                         value=[str(d) for d in days], valid="a published night, and events after it",
-                         next="mmrec run --date D")  # fmt: skip
     own = [Aims.of(config.diversity.model_dump())] if config.diversity.on else []
     case = asked(config, lake, when, None, most)
     contents = looked_at(config, case.night.model, needed=False)["encoders"]
     tried = [a for a in _TRIED if contents or not a.looks]
     rows = _measured(case, [_WITHOUT, *own, *(a for a in tried if a not in own)], tell)
-    return {"run_date": str(when), "users": case.users.num_rows, "kinds": rows}
+    return {"run_date": str(case.night.day), "users": case.users.num_rows, "kinds": rows}
 
 
 def priced(config: Config, lake: Lake, m: Manifest) -> pa.Table:

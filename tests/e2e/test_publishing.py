@@ -218,6 +218,17 @@ def test_a_run_goes_on_with_the_lists_that_were_approved(home: Path) -> None:
     assert told["published"]
 
 
+def test_another_dates_plan_that_can_not_be_read_holds_nothing_and_hides_nothing(home: Path) -> None:
+    (home / "runs").mkdir(exist_ok=True)
+    (home / "runs" / "planned-2026-03-01.json").write_text('{"run_id": "gone"}')
+    (home / "rules.yaml").write_text(HOLD.replace("look-first", "look"))
+    where = ("--home", str(home))
+    said = mmrec("review", "approve", "--date", "2026-03-01", *where, ok=(2,)).stderr
+    assert "no rule holds the lists of this date" in said
+    mmrec("run", *where, "--date", DAY, "--no-train", ok=(3,))
+    assert [r["rule"] for r in json.loads(mmrec("review", "list", *where, "--json").stdout)["lists"]] == ["some", "look"]
+
+
 def test_what_is_decided_on_is_named_and_a_date_without_waiting_lists_is_refused(home: Path) -> None:
     said = mmrec("review", "approve", "--home", str(home), ok=(2,)).stderr
     assert "what is decided on are items, or the lists of a date" in said
