@@ -144,7 +144,8 @@ class _Shop:
 
     def plain(self, block: slice) -> Chosen:
         find = partial(self.find, self.all, block)
-        return choose(find, self.popular, block.stop - block.start, Terms(self.k, self.n), of_rows(self.seen, block))
+        return choose(find, self.popular, block.stop - block.start, Terms(self.k, self.n), of_rows(self.seen, block),
+                      self.vectors.apart)  # fmt: skip
 
     def ruled(
         self, block: slice, tell: bool = False, find: Find | None = None, k: int | None = None,
@@ -153,7 +154,8 @@ class _Shop:
         law = self.ruling.law(self.ids[block.start : block.stop], self.about[block.start : block.stop])
         terms = Terms(k or self.k, self.n, law, self.group_N, asked, tell, enough)
         find = find or partial(self.find, self.left, block)
-        return choose(find, self.popular, block.stop - block.start, terms, of_rows(self.seen, block))
+        return choose(find, self.popular, block.stop - block.start, terms, of_rows(self.seen, block),
+                      self.vectors.apart)  # fmt: skip
 
     def varied(
         self, block: slice, tell: bool = False, k: int | None = None, asked: int | None = None,
@@ -164,7 +166,7 @@ class _Shop:
 
         def find(rows: np.ndarray, wide: int, seen: Seen) -> Any:
             found = self.find(self.left, block, rows, max(wide, _AIMS.pool), seen)
-            return self.variety.varied(found, wide, own if len(rows) == len(own[0]) - 1 else of_users(own, rows))
+            return self.variety.varied(found, wide, of_users(own, rows))
 
         return self.ruled(block, tell, find, k, asked, enough)
 

@@ -12,8 +12,7 @@ Shape legend: B users of a block, S some of them, W places asked for, K places o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -21,11 +20,12 @@ import numpy as np
 from mmrec.recommend.generators import Mixed
 from mmrec.recommend.ruling import Law
 from mmrec.recommend.walk import Lists, walk
-from mmrec.topk.exact import TopK, cores
+from mmrec.topk.exact import TopK
 from mmrec.topk.seen import Seen, of_rows, of_users
+from mmrec.topk.threads import share
 
 _MORE = 4  # a quarter more places are asked for at first where twins are passed over, half as many where rules do
-_SURE, _TOLD = 0.98, 1024  # share of lists that are to be filled at once, and lists that tell
+_AGAIN, _TOLD = 500, 1024  # places that cost what asking again for a user does; lists that tell
 _FEW = 256  # users that are not worth a thread
 _GATHERED = 2**21  # places of a ranking at a time
 Find = Callable[[np.ndarray, int, Seen], TopK]  # of some of a block's users, so many places
@@ -87,48 +87,65 @@ class Terms:
         return min(self.most, self.law.learned.get(self.k, self.k + more + self.law.lift))
 
 
-def choose(find: Find, popular: Find | None, users: int, terms: Terms, seen: Seen) -> Chosen:
+def choose(find: Find, popular: Find | None, users: int, terms: Terms, seen: Seen, apart: bool = False) -> Chosen:
     """Lists of every user of a block.
 
     Args:
         find: the first ranking. popular: what fills places it leaves empty; None: nothing does. seen: (B + 1,) and
-            indices, what a user must not get.
+            indices, what a user must not get. apart: parts of the users may be found for at the same time, each in one
+            thread; that changes nothing but how long it takes.
     """
-    out = Chosen(Lists.empty(users, terms.k), np.zeros((0, 5), np.int32))
+    out = Chosen(Lists.room(users, terms.k), np.zeros((0, 5), np.int32))
     law = Law.none(users, terms.n) if terms.law is None else terms.law
-    work = _Work(out, popular, terms, law, seen, [])
-    rows, wide, again = np.arange(users), terms.wide, False
+    law.facts(terms.group_N)  # once, before threads ask for it
+    rows, wide, again, parts = np.arange(users), terms.wide, False, []
     while len(rows):
-        later = []
-        for some in _parts(rows, wide):
-            found = find(some, wide, work.seen_by(some))
-            out.dropped_users += 0 if again else found.dropped_users
-            out.dropped_items = found.dropped_items
-            sure_S = (found.item[:, -1] < 0) | (wide >= terms.most)
-            full_S = work.enter(some, found, sure_S)
-            if not full_S.all():
-                short_S = ~full_S & sure_S
-                work.fill(some[short_S], _of(found, short_S))
-                later.append(some[~full_S & ~sure_S])
-        rows, wide, again = np.concatenate([rows[:0], *later]), min(terms.most, 2 * wide), True
+
+        def part(some: slice, rows: np.ndarray = rows, wide: int = wide, again: bool = again) -> _Work:
+            if not again:  # all users, in their order
+                out.lists.clear(some)
+            return _Work(find, popular, out.lists, terms, law, seen).done(rows[some], wide)
+
+        most = max(1, _GATHERED // wide)
+        if apart:  # a part does all that is done with its users: else threads would wait for each other in between
+            done = share(len(rows), _FEW, part, most)
+        else:
+            done = [part(slice(start, start + most)) for start in range(0, len(rows), most)]
+        out.dropped_users += 0 if again else sum(work.dropped_users for work in done)
+        out.dropped_items = done[0].dropped_items
+        parts += [passed for work in done for passed in work.passed]
+        rows, wide, again = np.concatenate([work.left for work in done]), min(terms.most, 2 * wide), True
     _learn(terms, out.lists)
-    if work.passed:
-        passed = np.concatenate(work.passed)
-        out.passed = passed[np.lexsort((passed[:, 1], passed[:, 0]))] if len(work.passed) > 1 else passed
+    if parts:
+        passed = np.concatenate(parts)
+        out.passed = passed[np.lexsort((passed[:, 1], passed[:, 0]))] if len(parts) > 1 else passed
     return out
 
 
 @dataclass
 class _Work:
-    out: Chosen
+    find: Find
     popular: Find | None
+    lists: Lists
     terms: Terms
     law: Law
     seen: Seen
-    passed: list[np.ndarray]
+    passed: list[np.ndarray] = field(default_factory=list)
+    dropped_users: int = 0
+    dropped_items: int = 0
+    left: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def seen_by(self, rows: np.ndarray) -> Seen:
-        return self.seen if len(rows) == len(self.seen[0]) - 1 else of_users(self.seen, rows)
+    def done(self, rows: np.ndarray, wide: int) -> _Work:
+        """Itself, with lists of some users, of whom `wide` places were asked for; `left`: whose are not full yet."""
+        found = self.find(rows, wide, of_users(self.seen, rows))
+        self.dropped_users, self.dropped_items = found.dropped_users, found.dropped_items
+        sure_S = (found.item[:, -1] < 0) | (wide >= self.terms.most)
+        full_S = self.enter(rows, found, sure_S)
+        if not full_S.all():
+            short_S = ~full_S & sure_S
+            self.fill(rows[short_S], _of(found, short_S))
+            self.left = rows[~full_S & ~sure_S]
+        return self
 
     def enter(
         self, rows: np.ndarray, found: TopK, sure_S: np.ndarray, first: int | None = None,
@@ -136,23 +153,16 @@ class _Work:
     ) -> np.ndarray:  # fmt: skip
         """Walk; what is full is kept, and what nothing more comes of. Returns: (S,) bool, who is full."""
         final = first is not None or self.popular is None
-        seen = self.seen_by(rows)
+        seen = of_users(self.seen, rows)
 
         def part(some: slice) -> tuple[np.ndarray, np.ndarray]:
-            return walk(self.out.lists, rows[some], found.item[some], found.score[some], sure_S[some],
+            return walk(self.lists, rows[some], found.item[some], found.score[some], sure_S[some],
                         of_rows(seen, some), self.law, self.terms.group_N, first=first, final=final,
                         asked=self.terms.asked, tell=self.terms.tell, enough=self.terms.enough,
                         rank_SW=None if found.rank is None else found.rank[some],
                         least_SQ=None if least_SQ is None else least_SQ[some])  # fmt: skip
 
-        self.law.facts(self.terms.group_N)  # once, before threads ask for it
-        each = max(_FEW, -(-len(rows) // cores()))
-        parts = [slice(start, min(start + each, len(rows))) for start in range(0, len(rows), each)]
-        if len(parts) < 2:
-            made = [part(p) for p in parts]
-        else:
-            with ThreadPoolExecutor(len(parts)) as pool:
-                made = list(pool.map(part, parts))
+        made = share(len(rows), _FEW, part)
         kept_S = np.concatenate([kept for kept, _ in made])
         if least_SQ is not None:
             self.passed[:] = [p[~np.isin(p[:, 0], rows[kept_S > 0])] for p in self.passed]
@@ -172,7 +182,7 @@ class _Work:
         while len(todo):
             later = []
             for some in _parts(todo, first + wide):
-                more = self.popular(rows[some], wide, self.seen_by(rows[some]))
+                more = self.popular(rows[some], wide, of_users(self.seen, rows[some]))
                 both = TopK(np.concatenate([item_SW[some], more.item], 1),
                             np.concatenate([score_SW[some], more.score], 1), 0, 0,
                             None if ranked.rank is None else ranked.rank[some, :first])  # fmt: skip
@@ -187,16 +197,19 @@ class _Work:
         """Where there are fewer than a quota asks for, the walk is done again for as many as the list has of them."""
         facts_NF, _, quotas = self.law.facts(self.terms.group_N)
         if len(rows) and len(quotas):
-            item_SK = self.out.lists.item_BK[rows]
+            item_SK = self.lists.item_BK[rows]
             met_SQ = ((facts_NF[item_SK][..., quotas[:, 1]] >= 0) & (item_SK >= 0)[..., None]).sum(1)
             least_SQ = np.minimum(met_SQ, self.law.least_CR[self.law.class_B[rows]][:, quotas[:, 0]]).astype(np.int32)
             self.enter(rows, found, np.ones(len(rows), bool), first, least_SQ)
 
 
 def _learn(terms: Terms, lists: Lists) -> None:
-    """How deep these lists went."""
+    """How deep it would have been best to look for these lists: each place is paid for by everybody, and who is not
+    filled then is asked for again."""
     if terms.law is not None and len(lists.place_BK) >= _TOLD:
-        terms.law.learned[terms.k] = int(np.quantile(lists.place_BK.max(1), _SURE)) + terms.law.lift + 1
+        deep_B = np.sort(lists.place_BK.max(1))
+        left_B = np.arange(len(deep_B) - 1, -1, -1)
+        terms.law.learned[terms.k] = int(deep_B[(deep_B + _AGAIN * left_B / len(deep_B)).argmin()]) + terms.law.lift + 1
 
 
 def _of(found: TopK, rows: np.ndarray) -> TopK:

@@ -17,7 +17,6 @@ histories, P parts, G members, M known items, F factors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -29,8 +28,8 @@ from mmrec.models.stored import Stored
 from mmrec.recommend.histories import Rows
 from mmrec.recommend.scorers import Sums, Vectors
 from mmrec.topk.compiled import jit
-from mmrec.topk.exact import cores
 from mmrec.topk.rerank import Rerank
+from mmrec.topk.threads import share
 
 _HISTORY = 256  # the latest items of a history that are weighed
 _GAIN = 0.5  # of the tower: a regression of true drops on this estimate has this slope
@@ -110,14 +109,12 @@ class Tower:
         ends = (self.sequence, self.sequence + self.linear, self.item_in.shape[1])
         weight_L = self.base + np.exp(-np.arange(self.length) / self.tau)
 
-        def part(start: int) -> None:
-            some = slice(start, start + _each(b))
-            _weigh(history.ptr[start : some.stop + 1], history.at, item_BK[some], self.item_in, self.item_vec,
+        def part(some: slice) -> None:
+            _weigh(history.ptr[some.start : some.stop + 1], history.at, item_BK[some], self.item_in, self.item_vec,
                    length_B[some], whole_BKG[some], say_BKG[some], ends, weight_L, self.context, near_BH[some],
                    value_BKH[some])  # fmt: skip
 
-        with ThreadPoolExecutor(cores()) as pool:
-            list(pool.map(part, range(0, b, _each(b))))
+        share(b, _FEW, part)
         return near_BH, value_BKH, part_BKP
 
     def scores(self, model: Vectors, item_BK: np.ndarray, like: Vectors) -> np.ndarray:
@@ -165,10 +162,6 @@ def _say(how: Rerank | None, member_BKG: np.ndarray) -> np.ndarray:
     weight_G[:g] = 1.0 if how.kind == "vote" else np.abs(how.weights[-g:])
     size_BKG = np.abs(member_BKG)
     return np.divide(weight_G, size_BKG, out=np.zeros_like(member_BKG), where=size_BKG > 0)
-
-
-def _each(users: int) -> int:
-    return max(_FEW, -(-users // cores()))
 
 
 @jit

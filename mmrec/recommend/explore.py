@@ -13,7 +13,6 @@ Shape legend: B users, K places of a list, E drawn ones, M rows chosen (K - E, t
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from hashlib import blake2b
@@ -22,7 +21,7 @@ import numpy as np
 
 from mmrec.recommend.walk import Lists
 from mmrec.topk.compiled import jit
-from mmrec.topk.exact import cores
+from mmrec.topk.threads import share
 
 _FEW = 256  # users that are not worth a thread
 
@@ -89,17 +88,17 @@ def deal(
         with which a row is where it is: 1 of what is not drawn; (B, K - E) int32, where a row that is not drawn went.
     """
     b = len(users)
-    out, chance_BK = Lists.empty(b, how.k), np.ones((b, how.k))
-    seed_B, moved_BM = _seeds(day, users), np.zeros((b, how.kept), np.int32)
+    out, chance_BK = Lists.room(b, how.k), np.empty((b, how.k))
+    moved_BM = np.zeros((b, how.kept), np.int32)
 
     def part(some: slice) -> None:
+        out.clear(some)
+        chance_BK[some] = 1
         m, o = ([x[some] for x in (of.item_BK, of.score_BK, of.model_BK, of.place_BK, of.rule_BK, of.ranked_BK)]
                 for of in (made, out))  # fmt: skip
-        _deal(*m, how.kept, how.places_E, seed_B[some], weight_N, *o, chance_BK[some], moved_BM[some])
+        _deal(*m, how.kept, how.places_E, _seeds(day, users[some]), weight_N, *o, chance_BK[some], moved_BM[some])
 
-    each = max(_FEW, -(-b // cores()))
-    with ThreadPoolExecutor(cores()) as pool:
-        list(pool.map(part, (slice(start, start + each) for start in range(0, b, each))))
+    share(b, _FEW, part)
     return out, chance_BK, moved_BM
 
 

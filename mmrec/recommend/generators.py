@@ -120,7 +120,7 @@ class Generators:
             stands = self._popular(len(at), wide, of_users(seen, at))
             item_SW[at], score_SW[at], rank_SW[at] = stands.item, stands.score, np.arange(1, wide + 1)
         into.silent_B[rows] = silent_S
-        own = of_users(history, rows) if len(rows) != len(history[0]) - 1 else history
+        own = of_users(history, rows)
         bests = [self._bests(name, own, users, rows, seen) for name in self.names]
         item_SGP, score_SGP = np.stack([b.item for b in bests], 1), np.stack([b.score for b in bests], 1)
         code_G = np.array([NAMES.index(name) for name in self.names], np.int8)

@@ -9,6 +9,7 @@ D vector size, R rows of a matrix.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,12 +18,14 @@ import numpy as np
 from scipy import sparse
 
 from mmrec.models.stored import Stored
+from mmrec.topk import native
 from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import TopK, search, select
 from mmrec.topk.members import Offers
 from mmrec.topk.rerank import Rerank, rerank
 from mmrec.topk.seen import Seen
 
+_making = threading.RLock()
 _GATHERED = 2**22  # numbers of offered items' vectors at a time
 
 
@@ -57,6 +60,11 @@ class Vectors:
         return rerank(user_BD, self._offers, k, how=self.how, seen=seen)
 
     @property
+    def apart(self) -> bool:
+        """Whether parts of the users may ask at the same time: a device and BLAS have threads of their own."""
+        return self.device == "cpu" and native.available()
+
+    @property
     def _catalogue(self) -> Catalogue:
         return self._once("catalogue", lambda: Catalogue(self.item_ND, self.allowed_N, self.device))
 
@@ -77,9 +85,10 @@ class Vectors:
         return self._once("speaks", lambda: np.isfinite(self.item_ND).all(1))
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self.kept:
-            self.kept[name] = make()
-        return self.kept[name]
+        with _making:
+            if name not in self.kept:
+                self.kept[name] = make()
+            return self.kept[name]
 
     def some(self, rows: slice) -> Vectors:
         """Of some of its users."""
@@ -110,6 +119,7 @@ class Sums:
     place_N: np.ndarray
     allowed_N: np.ndarray | None = None
     near = True
+    apart = False  # most of its work holds the interpreter's lock
 
     @property
     def speaks_N(self) -> np.ndarray:

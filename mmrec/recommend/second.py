@@ -14,7 +14,6 @@ Shape legend: S users, W places of a ranking, C candidates of a pool, F features
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
@@ -26,8 +25,9 @@ from mmrec.bundle.bundle import Bundle
 from mmrec.errors import InputError, QualityError
 from mmrec.models.pairs import FEATURES, Facts, features
 from mmrec.ort import session
-from mmrec.topk.exact import TopK, cores
+from mmrec.topk.exact import TopK
 from mmrec.topk.seen import Seen, of_rows
+from mmrec.topk.threads import share
 
 _BATCH = 64  # users
 _FEW = 4 * _BATCH  # users that are not worth a thread
@@ -69,14 +69,11 @@ class Second:
         item_SC, score_SC = (np.ascontiguousarray(x[:, : self.depth]) for x in (found.item, found.score))
         value_SC = np.empty(item_SC.shape, np.float32)
 
-        def part(start: int) -> None:
-            some = slice(start, min(start + each, len(item_SC)))
+        def part(some: slice) -> None:
             x_SCF = features(self.facts, item_SC[some], score_SC[some], of_rows(history, some))
             value_SC[some] = self._values(x_SCF)
 
-        each = max(_FEW, -(-len(item_SC) // cores()))
-        with ThreadPoolExecutor(cores()) as pool:
-            list(pool.map(part, range(0, len(item_SC), each)))
+        share(len(item_SC), _FEW, part)
         there_SC = item_SC >= 0
         if not np.isfinite(value_SC[there_SC]).all():
             raise QualityError("the second stage gives what is not a number", where=f"bundle, {GRAPH}",

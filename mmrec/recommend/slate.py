@@ -186,7 +186,8 @@ class _Shop:
             find = _mixed(find, others, some, history, mixed)
         if wishes is not None and moves:
             find = _wished(find, wishes, moves)
-        made = choose(find, None if vectors is None else self.popular, some.num_rows, terms, seen)
+        apart = vectors is not None and vectors.apart
+        made = choose(find, None if vectors is None else self.popular, some.num_rows, terms, seen, apart)
         if vectors is None:
             made = replace(made, dropped_users=0, dropped_items=0)
         made.mixed = mixed
@@ -252,7 +253,7 @@ def _seconded(find: Find, second: Second, history: Seen) -> Find:
     """The same rankings as the second stage has them; `history`: of all users of the block."""
 
     def found(rows: np.ndarray, wide: int, seen: Seen) -> TopK:
-        own = history if len(rows) == len(history[0]) - 1 else of_users(history, rows)
+        own = of_users(history, rows)
         return second.ranked(find(rows, max(wide, second.depth), seen), wide, own)
 
     return found
@@ -263,7 +264,7 @@ def _varied(find: Find, variety: Variety, history: Seen, whole: int = 0) -> Find
     stage had put in another, of which all must be there."""
 
     def found(rows: np.ndarray, wide: int, seen: Seen) -> TopK:
-        own = history if len(rows) == len(history[0]) - 1 else of_users(history, rows)
+        own = of_users(history, rows)
         ranked = find(rows, max(wide, variety.aims.pool, whole), seen)
         if ranked.rank is None:
             return variety.varied(ranked, wide, own)

@@ -21,7 +21,6 @@ entries.
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,8 +29,9 @@ import pyarrow as pa
 
 from mmrec.models.sketch import WIDE
 from mmrec.topk.compiled import jit
-from mmrec.topk.exact import TopK, cores
+from mmrec.topk.exact import TopK
 from mmrec.topk.seen import Seen, of_rows
+from mmrec.topk.threads import share
 
 _FEW = 256  # users that are not worth a thread
 _SMOOTH = 0.01  # share of a user's own mix in the list's: Steck's alpha
@@ -117,21 +117,13 @@ class Variety:
         item_SW, score_SW = (x if w == x.shape[1] else np.empty((s, w), x.dtype) for x in (found.item, found.score))
         weights = np.array([aims.strength, aims.calibration, aims.novelty, aims.serendipity])
 
-        def part(start: int) -> None:
-            some = slice(start, min(start + each, s))
+        def part(some: slice) -> None:
             ptr, at = of_rows(history, some)
             _vary(found.item[some], found.score[some], min(aims.pool, found.item.shape[1]), _METHODS[aims.by], weights,
                   aims.places, self.sketch_NV, self.code_ptr, self.code, int(self.code.max(initial=0)) + 1,
                   self.known_N, ptr, at, item_SW[some], score_SW[some], rank_SW[some])  # fmt: skip
 
-        each = max(_FEW, -(-s // cores()))
-        starts = range(0, s, each)
-        if len(starts) < 2:
-            for start in starts:
-                part(start)
-        else:
-            with ThreadPoolExecutor(len(starts)) as pool:
-                list(pool.map(part, starts))
+        share(s, _FEW, part)
         return replace(found, item=item_SW, score=score_SW, rank=rank_SW)
 
 

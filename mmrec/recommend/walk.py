@@ -18,12 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmrec.recommend.ruling import Law
-from mmrec.topk.compiled import jit
+from mmrec.topk.compiled import inlined, jit
+
+_USER, _COUNT = 32, 2**32 - 1  # halves of a tally
 
 
 @dataclass(frozen=True)
 class Lists:
-    """Lists of B users, empty at first.
+    """Lists of B users.
 
     Attributes:
         item_BK: int32, -1 in empty places, which come last. score_BK: float32, 0 of a pin. model_BK: bool, whether a
@@ -41,10 +43,15 @@ class Lists:
     ranked_BK: np.ndarray
 
     @classmethod
-    def empty(cls, users: int, k: int) -> Lists:
-        shape = users, k
-        return cls(np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32), np.ones(shape, np.bool_),
-                   np.zeros(shape, np.int32), np.full(shape, -1, np.int16), np.zeros(shape, np.int32))  # fmt: skip
+    def room(cls, users: int, k: int) -> Lists:
+        """Lists that hold anything yet."""
+        return cls(*(np.empty((users, k), t) for t in (np.int32, np.float32, np.bool_, np.int32, np.int16, np.int32)))
+
+    def clear(self, some: slice) -> None:
+        """Empty some users' lists."""
+        for of, none in ((self.item_BK, -1), (self.score_BK, -np.inf), (self.model_BK, True), (self.place_BK, 0),
+                         (self.rule_BK, -1), (self.ranked_BK, 0)):  # fmt: skip
+            of[some] = none
 
 
 def walk(
@@ -102,18 +109,24 @@ def _walk(
     twin = len(bound_R)
     group_by = np.full(groups, -1, np.int32)  # the user in whose list something of the group is
     met_by = np.full(len(facts_NF) if first < wide else 0, -1, np.int32)  # whose first ranking had the item
-    count_FV, count_by = np.zeros((f_all, codes), np.int32), np.full((f_all, codes), -1, np.int32)
+    # of what caps count together: who was counted last, from 1, and how many
+    tally_FV = np.zeros((f_all, codes), np.int64)
+    caps_XR, quotas_XR = np.empty((len(caps), 3), np.int64), np.empty((len(quotas), 3), np.int64)
+    left_Q = np.empty(len(quotas), np.int64)  # places that a quota still asks for
     order, lifted = np.empty(wide, np.int64), np.empty(wide, np.int64)
     fate_W, facts_WF = np.empty((wide, 2), np.int16), np.empty((wide, f_all), np.int32)
     at, rule, place = np.empty(k, np.int64), np.empty(k, np.int64), np.empty(k, np.int64)
     pinned = np.empty(pin_CP.shape[1], np.int64)
-    n, looks = 0, len(caps) > 0
+    n = 0
     for s in range(s_all):
         c = class_B[rows[s]]
         at[:] = -1
         placed, pins, opens = 0, 0, 0  # opens: places that quotas still ask for
-        for x in range(len(quotas)):
-            opens += max(least_SQ[s, x], 0) if holds_CR[c, quotas[x, 0]] else 0
+        by = s + 1
+        capped, quotaed = _mine(caps, holds_CR, c, caps_XR), _mine(quotas, holds_CR, c, quotas_XR)
+        for x in range(quotaed):
+            left_Q[x] = least_SQ[s, quotas_XR[x, 2]]
+            opens += max(left_Q[x], 0)
         for p in range(pin_CP.shape[1]):
             item = pin_CP[c, p]
             if item < 0 or place_CP[c, p] >= k or at[place_CP[c, p]] < -1:
@@ -124,11 +137,10 @@ def _walk(
                 had |= pinned[x] == item
             for e in range(seen_ptr[s], seen_ptr[s + 1]):
                 had |= seen_idx[e] == item
-            if had or _no_room(caps, facts_NF, item, holds_CR, c, bound_R, count_FV, count_by, s) >= 0:
+            if had or _no_room(caps_XR, capped, facts_NF, item, bound_R, tally_FV, by) >= 0:
                 continue
-            opens -= _met(quotas, facts_NF, item, holds_CR, c, least_SQ, count_FV, count_by, s)
-            _enter(caps, facts_NF, item, count_FV, count_by, s)
-            _enter(quotas, facts_NF, item, count_FV, count_by, s)
+            opens -= _met(quotas_XR, quotaed, facts_NF, item, left_Q)
+            _enter(caps_XR, capped, facts_NF, item, tally_FV, by)
             if group >= 0:
                 group_by[group] = s
             at[place_CP[c, p]], rule[place_CP[c, p]] = -2 - item, pinner_CP[c, p]
@@ -179,10 +191,10 @@ def _walk(
                 cause = np.int64(fate_W[uw, 0])
                 if cause < 0 and group >= 0 and group_by[np.uint64(group)] == s:
                     cause = twin
-                if cause < 0 and looks:
-                    cause = _no_room(caps, facts_WF, w, holds_CR, c, bound_R, count_FV, count_by, s)
+                if cause < 0 and capped > 0:
+                    cause = _no_room(caps_XR, capped, facts_WF, w, bound_R, tally_FV, by)
                 if cause < 0 and opens > 0 and placed < asked and opens >= asked - placed:
-                    cause = _needed(quotas, facts_WF, w, holds_CR, c, least_SQ, count_FV, count_by, s, asked - placed)
+                    cause = _needed(quotas_XR, quotaed, facts_WF, w, left_Q, asked - placed)
                 if cause >= 0:
                     x = n if tell else gap
                     while x < n and passed[x, 3] != cause:
@@ -193,11 +205,10 @@ def _walk(
                         n += 1
                     passed[x, 4] += 1
                     continue
-                if looks:
-                    _enter(caps, facts_WF, w, count_FV, count_by, s)
+                if capped > 0:
+                    _enter(caps_XR, capped, facts_WF, w, tally_FV, by)
                 if opens > 0:  # what comes after the last open place is not counted: nothing asks for it
-                    opens -= _met(quotas, facts_WF, w, holds_CR, c, least_SQ, count_FV, count_by, s)
-                    _enter(quotas, facts_WF, w, count_FV, count_by, s)
+                    opens -= _met(quotas_XR, quotaed, facts_WF, w, left_Q)
                 if group >= 0:
                     group_by[np.uint64(group)] = s
                 uslot = np.uint64(slot)
@@ -265,59 +276,66 @@ def _ordered(order, lifted, fate_W, start, stop, most_lift):
             w += 1
 
 
-@jit
-def _no_room(caps, facts_IF, i, holds_CR, c, bound_R, count_FV, count_by, s):
-    """The first cap of a class that has no room for an item; -1: none."""
-    i, c = np.uint64(i), np.uint64(c)
-    for y in range(len(caps)):
-        x = np.uint64(y)
-        r, f = np.uint64(caps[x, 0]), np.uint64(caps[x, 1])
-        fact = facts_IF[i, f]
-        if fact >= 0 and holds_CR[c, r]:
-            code = np.uint64(fact)
-            if count_by[f, code] == s and count_FV[f, code] >= bound_R[r]:
-                return np.int64(r)
-    return np.int64(-1)
-
-
-@jit
-def _needed(quotas, facts_IF, i, holds_CR, c, least_SQ, count_FV, count_by, s, left):
-    """The first quota that needs the place an item would take; -1: none, or the item meets an open one itself."""
-    asked, which = 0, -1
-    for x in range(len(quotas)):
-        r, f = quotas[x, 0], quotas[x, 1]
-        if not holds_CR[c, r]:
-            continue
-        open_ = least_SQ[s, x] - (count_FV[f, 0] if count_by[f, 0] == s else 0)
-        if open_ <= 0:
-            continue
-        if facts_IF[i, f] >= 0:
-            return -1
-        asked += open_
-        if which < 0:
-            which = r
-    return which if asked >= left else -1
-
-
-@jit
-def _met(quotas, facts_IF, i, holds_CR, c, least_SQ, count_FV, count_by, s):
-    """How many open quotas of a class an item brings a place nearer."""
+@inlined
+def _mine(counted, holds_CR, c, mine_XR):
+    """Of caps or quotas those that hold for a class: rows of rule, column of facts, and which it is. Returns: how
+    many."""
     n = 0
-    for x in range(len(quotas)):
-        r, f = quotas[x, 0], quotas[x, 1]
-        had = count_FV[f, 0] if count_by[f, 0] == s else 0
-        if facts_IF[i, f] >= 0 and holds_CR[c, r] and had < least_SQ[s, x]:
+    for x in range(len(counted)):
+        if holds_CR[c, counted[x, 0]]:
+            mine_XR[n, 0], mine_XR[n, 1], mine_XR[n, 2] = counted[x, 0], counted[x, 1], x
             n += 1
     return n
 
 
-@jit
-def _enter(counted, facts_IF, i, count_FV, count_by, s):
+@inlined
+def _no_room(caps_XR, many, facts_IF, i, bound_R, tally_FV, user):
+    """The first of a user's caps that has no room for an item; -1: none."""
     i = np.uint64(i)
-    for y in range(len(counted)):
-        f = np.uint64(counted[np.uint64(y), 1])
+    for y in range(many):
+        x = np.uint64(y)
+        f = np.uint64(caps_XR[x, 1])
         fact = facts_IF[i, f]
         if fact >= 0:
-            code = np.uint64(fact)
-            count_FV[f, code] = count_FV[f, code] + 1 if count_by[f, code] == s else 1
-            count_by[f, code] = s
+            told = tally_FV[f, np.uint64(fact)]
+            if told >> _USER == user and told & _COUNT >= bound_R[np.uint64(caps_XR[x, 0])]:
+                return np.int64(caps_XR[x, 0])
+    return np.int64(-1)
+
+
+@inlined
+def _enter(caps_XR, many, facts_IF, i, tally_FV, user):
+    """Count an item for a user's caps."""
+    i = np.uint64(i)
+    for y in range(many):
+        f = np.uint64(caps_XR[np.uint64(y), 1])
+        fact = facts_IF[i, f]
+        if fact >= 0:
+            told = tally_FV[f, np.uint64(fact)]
+            tally_FV[f, np.uint64(fact)] = told + 1 if told >> _USER == user else user << _USER | 1
+
+
+@inlined
+def _needed(quotas_XR, many, facts_IF, i, left_Q, left):
+    """The first quota that needs the place an item would take; -1: none, or the item meets an open one itself."""
+    asked, which = 0, -1
+    for x in range(many):
+        if left_Q[x] <= 0:
+            continue
+        if facts_IF[i, quotas_XR[x, 1]] >= 0:
+            return -1
+        asked += left_Q[x]
+        if which < 0:
+            which = quotas_XR[x, 0]
+    return which if asked >= left else -1
+
+
+@inlined
+def _met(quotas_XR, many, facts_IF, i, left_Q):
+    """Count an item for a user's quotas. Returns: how many open ones it brings a place nearer."""
+    n = 0
+    for x in range(many):
+        if facts_IF[i, quotas_XR[x, 1]] >= 0:
+            n += 1 if left_Q[x] > 0 else 0
+            left_Q[x] -= 1
+    return n

@@ -24,7 +24,7 @@ class Catalogue:
     Attributes:
         n: items, shown or not. item_ND: (N, D) float32. row_M: (M,) int32, rows on offer, longest first, then by row.
         longest: the greatest norm. dropped: items left out because their vector is not finite. device: "cpu", or where
-            it is searched instead. ways: K -> the way to search that was found fastest.
+            it is searched instead. ways: bits of K -> the way to search that was found fastest.
     """
 
     def __init__(self, item_ND: np.ndarray, allowed: np.ndarray | None = None, device: str = "cpu") -> None:

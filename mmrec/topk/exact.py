@@ -18,7 +18,6 @@ Shape legend: B users, N items, M items that may be shown, K places, D vector si
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.compiled import jit
 from mmrec.topk.heap import is_seen, push, unheap
 from mmrec.topk.seen import Seen, positions
+from mmrec.topk.threads import cores
 
 WAYS = (*(("int8", "fp32") if native.available() else ()), "portable", "graph")  # that this machine has
 _PLAIN = ("portable", "graph")  # these know items by their position among those on offer
@@ -130,12 +130,6 @@ def search(
     return out
 
 
-def cores() -> int:
-    """How many this process may use."""
-    # macOS has no affinity
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _even(b: int, threads: int) -> int:
     """Users of a block, groups of the kernel's filled up: so many that threads end together."""
     each = -(-b // (threads * -(-b // (threads * BLOCK))))
@@ -193,14 +187,15 @@ def _way(work: _Work, asked: str | None) -> str:
         return "portable"
     if wide:
         return "fp32"
-    if work.k not in catalogue.ways:
+    alike = work.k.bit_length()  # how many pass the bound changes little between
+    if alike not in catalogue.ways:
         catalogue.ready("int8")
         n = min(_PROBED, len(work.user_BD))
         nobody = np.zeros(n + 1, np.int64), np.zeros(0, np.int32)
         passed = work.fill("int8", slice(0, n), nobody, work.empty(n, 0))
         few = passed <= n * (_PASSED * (work.k + 10) + _MOST * len(catalogue.row_M))
-        catalogue.ways[work.k] = "int8" if few else "fp32"
-    return catalogue.ways[work.k]
+        catalogue.ways[alike] = "int8" if few else "fp32"
+    return catalogue.ways[alike]
 
 
 def select(score_BN: np.ndarray, k: int, seen: Seen | None = None, allowed: np.ndarray | None = None) -> TopK:

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from mmrec.errors import InputError
-from mmrec.topk.exact import WAYS, TopK, cores, search
+from mmrec.topk.exact import WAYS, TopK, search
 from mmrec.topk.members import Offers, candidates
 from mmrec.topk.seen import Seen, of_rows, of_users
+from mmrec.topk.threads import cores
 
 KINDS = ("ranks", "vote", "stacking")
 _FEWEST = 64  # users of a thread

@@ -18,6 +18,8 @@ Seen = tuple[np.ndarray, np.ndarray]
 def of_users(seen: Seen, users: np.ndarray) -> Seen:
     """What some of the users have seen. `users`: indices."""
     ptr, idx = seen
+    if len(users) and users[-1] - users[0] == len(users) - 1 and (np.diff(users) == 1).all():
+        return of_rows(seen, slice(int(users[0]), int(users[-1]) + 1))
     rows = [idx[ptr[u] : ptr[u + 1]] for u in users]
     return np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64), np.concatenate(rows)
 

@@ -38,6 +38,7 @@ from mmrec.recommend.ruling import Ruling
 from mmrec.recommend.second import GRAPH, Second, asked, reordered
 from mmrec.recommend.slate import FALLBACK, MODEL, RULE, slates
 from mmrec.recommend.vary import Aims, Variety
+from mmrec.topk import threads
 from mmrec.topk.exact import TopK
 from mmrec.train import second as room
 from mmrec.train.second import Reranker, fit_second
@@ -174,7 +175,7 @@ def test_bits_depend_on_no_companion_and_a_longer_ranking_begins_with_the_shorte
     values = second._values(features(facts, found.item[:, :40], found.score[:, :40], history))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "_FEW", 7)
-        patch.setattr(stage, "cores", lambda: 3)
+        patch.setattr(threads, "cores", lambda: 3)
         assert np.array_equal(second.ranked(found, 60, history).item, whole.item)
     for wide in (1, 30, 50):
         assert np.array_equal(second.ranked(found, wide, history).item, whole.item[:, :wide])
