@@ -40,7 +40,7 @@ from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import search
 from mmrec.topk.seen import Seen, of_rows, of_users
 
-_BLOCK, _SEEN, _CHECKED, _TWINS = 4096, 50, 64, 0.02
+_BLOCK, _SEEN, _CHECKED, _TWINS = 8192, 50, 64, 0.02
 _AIMS, _SHARE, _DAY = Aims("mmr", 0.3), 0.05, date(2026, 1, 1)
 _CONTENT = 32  # columns; items of a category are alike
 _AGES, _KINDS = ("0-17", "18-34", "35-54", "55+"), 50

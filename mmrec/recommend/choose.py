@@ -46,6 +46,14 @@ class Chosen:
     freed_BK: np.ndarray | None = None
     mixed: Mixed | None = None
 
+    def of(self, some: slice) -> Chosen:
+        """Of some users; who brought what is told apart before, and those that were dropped are counted."""
+        mine = (self.passed[:, 0] >= some.start) & (self.passed[:, 0] < some.stop)
+        passed = self.passed[mine]
+        passed[:, 0] -= some.start
+        rest = (None if of is None else of[some] for of in (self.chance_BK, self.freed_BK))
+        return Chosen(self.lists.of(some), passed, 0, 0, *rest)
+
     def told_apart(self) -> np.ndarray | None:
         """(B, K) int8 as of `Mixed.brought`; None: the model brought everything. What it did not is none of its own."""
         if self.mixed is None:

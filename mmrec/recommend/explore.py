@@ -94,8 +94,7 @@ def deal(
     def part(some: slice) -> None:
         out.clear(some)
         chance_BK[some] = 1
-        m, o = ([x[some] for x in (of.item_BK, of.score_BK, of.model_BK, of.place_BK, of.rule_BK, of.ranked_BK)]
-                for of in (made, out))  # fmt: skip
+        m, o = (vars(of.of(some)).values() for of in (made, out))
         _deal(*m, how.kept, how.places_E, _seeds(day, users[some]), weight_N, *o, chance_BK[some], moved_BM[some])
 
     share(b, _FEW, part)

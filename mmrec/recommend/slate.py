@@ -38,7 +38,7 @@ from mmrec.topk.catalogue import Catalogue
 from mmrec.topk.exact import TopK, search
 from mmrec.topk.seen import Seen, of_rows, of_users
 
-_BLOCK = 4096
+_BLOCK, _WRITTEN = 8192, 4096  # users whose lists are chosen together, and written together: rows take more room
 _KNOWN = "n_interactions"
 MODEL, FALLBACK, RULE, DRAWN = "model", "fallback:popularity", "rule", "drawn"
 _SOURCES = (FALLBACK, MODEL, RULE, DRAWN, *NAMES)
@@ -88,7 +88,7 @@ def slates(
         second: of those items, what puts the first places of the model's ranking in order, before variety; None: the
             model alone ranks.
 
-    Yields: rows of gold.recommendations, at most `_BLOCK` users each.
+    Yields: rows of gold.recommendations, at most `_WRITTEN` users each.
     """
     shop, reasons = _Shop.of(items, ruling), reasons or Reasons(items)
     known = had(users, shop.ids, None if vectors is None else vectors.speaks_N, ruling, wishes)
@@ -98,22 +98,27 @@ def slates(
         names = some["user_id"].combine_chunks()
         n = len(names)
         block = slice(start, start + n)
-        made = shop.chosen(some, block, vectors, known, k if draws is None else draws.chosen, group_N, ruling, draws,
+        whole = shop.chosen(some, block, vectors, known, k if draws is None else draws.chosen, group_N, ruling, draws,
                            variety, wishes, others, second=second)  # fmt: skip
         if draws is not None:
-            made = shop.dealt(made, draws, names.to_pylist(), stamp.run_date)
-        made.freed_BK = known.freed(block, made.lists.item_BK)
-        brought_BK = made.told_apart()
-        counts["dropped_users"] += made.dropped_users
-        counts["dropped_items"] = made.dropped_items
-        asked = None if vectors is None else vectors.some(block)
-        told = reasons.columns(made.lists, some, known.history.of(block), asked, brought_BK)
-        batch = shop.rows(names, made, told, stamp, brought_BK)
-        counts["users"] += n
-        counts["rows"] += batch.num_rows
-        counts["short_lists"] += int(((made.lists.item_BK >= 0).sum(1) < k).sum())
-        counts["fallback_rows"] += int(pc.sum(pc.equal(batch["source"], FALLBACK)).as_py() or 0)
-        yield batch
+            whole = shop.dealt(whole, draws, names.to_pylist(), stamp.run_date)
+        whole.freed_BK = known.freed(block, whole.lists.item_BK)
+        all_BK = whole.told_apart()
+        counts["dropped_users"] += whole.dropped_users
+        counts["dropped_items"] = whole.dropped_items
+        for first in range(0, n, _WRITTEN):
+            part = slice(first, min(first + _WRITTEN, n))
+            here = slice(start + part.start, start + part.stop)
+            made, brought_BK = whole.of(part), None if all_BK is None else all_BK[part]
+            asked = None if vectors is None else vectors.some(here)
+            told = reasons.columns(made.lists, users.slice(here.start, here.stop - here.start), known.history.of(here),
+                                   asked, brought_BK)  # fmt: skip
+            batch = shop.rows(names[part.start : part.stop], made, told, stamp, brought_BK)
+            counts["users"] += part.stop - part.start
+            counts["rows"] += batch.num_rows
+            counts["short_lists"] += int(((made.lists.item_BK >= 0).sum(1) < k).sum())
+            counts["fallback_rows"] += int(pc.sum(pc.equal(batch["source"], FALLBACK)).as_py() or 0)
+            yield batch
 
 
 def chosen(

@@ -47,6 +47,11 @@ class Lists:
         """Lists that hold anything yet."""
         return cls(*(np.empty((users, k), t) for t in (np.int32, np.float32, np.bool_, np.int32, np.int16, np.int32)))
 
+    def of(self, some: slice) -> Lists:
+        """Some users'."""
+        return Lists(self.item_BK[some], self.score_BK[some], self.model_BK[some], self.place_BK[some],
+                     self.rule_BK[some], self.ranked_BK[some])  # fmt: skip
+
     def clear(self, some: slice) -> None:
         """Empty some users' lists."""
         for of, none in ((self.item_BK, -1), (self.score_BK, -np.inf), (self.model_BK, True), (self.place_BK, 0),

@@ -88,6 +88,12 @@ def dealt(items: list[int], how: Exploration, user: str, day: date, weight: Any)
     return out
 
 
+def empty(users: int, k: int) -> Lists:
+    made = Lists.room(users, k)
+    made.clear(slice(0, users))
+    return made
+
+
 def columns(lists: Lists) -> list[np.ndarray]:
     return [lists.item_BK, lists.score_BK, lists.model_BK, lists.place_BK, lists.rule_BK, lists.ranked_BK]
 
@@ -96,13 +102,13 @@ def columns(lists: Lists) -> list[np.ndarray]:
 @given(HOWS, st.integers(0, 10_000), st.integers(0, 7), st.dates(), st.lists(st.text(max_size=5), min_size=7, max_size=7, unique=True))
 def test_lists_are_dealt_as_the_oracle_deals_them_whoever_else_is_there(how: Exploration, seed: int, n: int, day: date, ids: list[str]) -> None:
     rng, users = np.random.default_rng(seed), ids[:n]
-    made, weight_N = Lists.empty(n, how.chosen), how.weights(rng.integers(0, 9, how.chosen + 3) ** 4)
+    made, weight_N = empty(n, how.chosen), how.weights(rng.integers(0, 9, how.chosen + 3) ** 4)
     for b, size in enumerate(rng.choice([0, how.kept, how.chosen, *range(how.chosen)], n)):  # as a walk leaves them
         values = [rng.permutation(len(weight_N))[:size], rng.normal(size=size), rng.random(size) < 0.5, *rng.integers(0, 9, (3, size))]
         for column, mine in zip(columns(made), values, strict=True):
             column[b, :size] = mine
     out, chance_BK, moved_BM = deal(made, how, users, day, weight_N)
-    want, sure_BK, to_BM = Lists.empty(n, how.k), np.ones((n, how.k)), np.zeros((n, how.kept), int)
+    want, sure_BK, to_BM = empty(n, how.k), np.ones((n, how.k)), np.zeros((n, how.kept), int)
     for b, user in enumerate(users):
         for row, at, chance in dealt(made.item_BK[b].tolist(), how, user, day, weight_N):
             values = [of[b, row] for of in columns(made)] if row < how.kept else [made.item_BK[b, row], made.score_BK[b, row], False, 0, -1, 0]
@@ -119,7 +125,7 @@ def test_lists_are_dealt_as_the_oracle_deals_them_whoever_else_is_there(how: Exp
 
 def test_another_day_or_another_user_is_another_draw() -> None:
     how, n = Exploration(10, 0.3, 8), 400
-    made, users = Lists.empty(n, how.chosen), [f"u{b}" for b in range(n)]
+    made, users = empty(n, how.chosen), [f"u{b}" for b in range(n)]
     made.item_BK[:] = np.arange(how.chosen)
     first, later = (deal(made, how, users, day, np.ones(how.chosen))[0].item_BK[:, how.places_E] for day in (DAY, DAY + timedelta(1)))
     # of eight alike, one in eight agrees by chance

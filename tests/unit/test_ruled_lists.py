@@ -203,6 +203,7 @@ def test_lists_are_the_oracles_whatever_the_rules_blocks_and_threads(seed: int, 
     assert (counts["rows"], counts["fallback_rows"]) == (len(rows), sum(r["source"] == FALLBACK for r in rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slate, "_BLOCK", block)
+        patch.setattr(slate, "_WRITTEN", 2)
         patch.setattr(choose, "_FEW", 1)
         patch.setattr(choose, "_GATHERED", 8)
         for module in (slate, scorers):

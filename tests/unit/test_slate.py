@@ -128,6 +128,7 @@ def test_lists_are_the_oracles_whatever_the_blocks_and_threads(
     assert {(r["run_date"], r["arm"], r["model_version"], r["run_id"]) for r in whole} <= {(STAMP.run_date, "main", "7", "run")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slate, "_BLOCK", block)
+        patch.setattr(slate, "_WRITTEN", 2)
         for module in (slate, scorers):
             patch.setattr(module, "search", partial(search, threads=2, block=1, tile=2))
         assert lists(users, items, found, k, groups) == (whole, counts)
