@@ -195,36 +195,27 @@ def register(night: Night) -> dict[str, Any]:
 
 def promote(night: Night) -> dict[str, Any]:
     """The gate: the challenger becomes champion, or is held with the reasons on its tags and in ops.promotions."""
-    from mmrec.bundle import bundle as bundles
+    from mmrec import promotion
     from mmrec.bundle import registry
-    from mmrec.evaluate.gate import decide
 
     config = night.config
+    promotion.reconcile(config)
     version = registry.challenger(config)
     if version is None:
         return {"decision": "none", "reason": "no challenger waits"}
-    pinned = commit.fence(night.lake, "ops.promotions")
-    before = registry.champion(config, night.as_of)[1]
-    import pyarrow.dataset as ds
-
-    rows = night.lake.arrow("ops.metrics", where=ds.field("model_version").isin([version, before])).to_pylist()
-    own = bundles.load(config.bundles / version, deep=False).about.get("name", "champion")
-    decision, reason, numbers = decide(rows, version, before, own)
-    if decision == "promoted":
-        registry.crown(config, version)
-    registry.tag(config, version, "gate", f"{decision}: {reason}")
+    told = promotion.promote(config, version, by="mmrec", through="gate")
     record = {
         "model_version": version,
         "decided_for": night.run_date,
-        "decision": decision,
-        "reason": reason,
-        "champion_before": before,
-        "numbers": json.dumps(numbers, sort_keys=True),
+        "decision": told["decision"],
+        "reason": told["reason"],
+        "champion_before": told["before"],
+        "numbers": json.dumps(told["numbers"], sort_keys=True),
         "decided_at": datetime.now(UTC),
     }
     table = pa.Table.from_pylist([record], schema.table("ops.promotions").arrow)
-    commit.write(night.lake, "ops.promotions", table, run_id=f"promote-{version}", pinned=pinned)
-    return {"model_version": version, "decision": decision, "reason": reason}
+    commit.append(night.lake, "ops.promotions", table, f"promote-{version}")
+    return {"model_version": version, "decision": told["decision"], "reason": told["reason"]}
 
 
 def served(data: Data, night: Night) -> Fold:

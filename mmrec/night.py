@@ -112,6 +112,7 @@ def _validate(
 def plan(night: Night) -> dict[str, Any]:
     """Pin table versions, model, settings and fences; the manifest's digest is the run_id."""
     from mmrec.bundle.registry import champion
+    from mmrec.promotion import reconcile
     from mmrec.recommend import rules, second
     from mmrec.recommend.vary import Aims
     from mmrec.review import reviewed
@@ -119,6 +120,7 @@ def plan(night: Night) -> dict[str, Any]:
 
     lake, config = night.lake, night.config
     pinned = [*(f"silver.{k}" for k in SILVER), GROUPS, "gold.item_embeddings"]
+    followed = reconcile(config)
     bundle, version = champion(config, night.as_of)
     chosen = bundle.fields["text"]
     texts = {} if chosen == USUAL["text"] else {"text_fields": chosen}  # the usual choice keeps the digest it had
@@ -155,7 +157,8 @@ def plan(night: Night) -> dict[str, Any]:
         late=json.loads(_overdue(night).read_text()) if _overdue(night).is_file() else [],
     )
     night.planned(manifest)
-    return {"run_id": manifest.run_id} | asdict(manifest)
+    told = {"registry": followed} if not followed["answers"] or followed.keys() & {"asked", "restored"} else {}
+    return {"run_id": manifest.run_id} | asdict(manifest) | told
 
 
 def features(night: Night) -> dict[str, Any]:

@@ -93,6 +93,6 @@ def needed(config: Config) -> set[str]:
 
 def _bundles(config: Config) -> Iterator[Bundle]:
     """The served bundles that are whole on this disk."""
-    for version, digest in registry.served(config):
+    for version, digest in registry.served(config, alone=True):
         with suppress(InputError, QualityError):
             yield load(config.bundles / version, digest, deep=False)

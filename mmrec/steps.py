@@ -52,7 +52,7 @@ STEPS: tuple[Step, ...] = (
     Step("export", "ONNX bundle with one digest, checked against torch", (), (), "mmrec.learn:export", nightly=False),
     Step("register", "bundle into MLflow's registry as challenger", (), (), "mmrec.learn:register", nightly=False),
     Step("promote", "the gate: challenger becomes champion, or is held with reasons", ("ops.metrics",),
-         ("ops.promotions",), "mmrec.learn:promote", nightly=False),
+         ("ops.promotions", "ops.serving"), "mmrec.learn:promote", nightly=False),
     Step("plan", "pin everything the night reads", _SILVER, (), "mmrec.night:plan"),
     Step("features", "fuse behaviour and content as of run_date", _SILVER,
          ("gold.user_sequences", "gold.item_features", "ops.suspects"), "mmrec.night:features"),

@@ -94,6 +94,22 @@ def compared(config: Config, lake: Lake, one: str, other: str) -> dict[str, Any]
     return {"versions": rows, "same_windows": same, "metrics": found, "differs": differs}
 
 
+def numbered(config: Config, version: str) -> str:
+    """The number of a version that may be named by an alias.
+
+    Raises: InputError: no such version.
+    """
+    if version.isdigit():
+        return version
+    known = _registered(config)
+    found = next((v for v, told in known.items() if version in told["aliases"]), None)
+    if found is None:
+        raise InputError("no such version", where="mmrec models", value=version,
+                         valid=[v for n, told in known.items() for v in (n, *told["aliases"])],
+                         next="mmrec models list")  # fmt: skip
+    return found
+
+
 def _registered(config: Config) -> dict[str, dict[str, Any]]:
     """Version -> tags and aliases; version 0 is on disk only."""
     found: dict[str, dict[str, Any]] = {registry.ZERO: {"tags": {}, "aliases": []}}

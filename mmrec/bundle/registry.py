@@ -3,26 +3,33 @@
 In: settings, sealed bundles. Out: registered versions with aliases `challenger`, `champion`, `previous`; the bundle
 of a version in `<home>/bundles/<version>`. Version 0 is the popularity bundle of `mmrec init`; it is on disk only,
 and is what a home without a champion publishes.
-Trade-off: a run's bundle is copied to disk at registration, so a night needs MLflow only to resolve one alias.
+What serves stands in the lake (serving.py): `champion` and `previous` are copies of it for MLflow's users, and a night
+needs no server. In a home of an earlier release, whose lake has no change yet, the aliases say what serves.
+Trade-off: a run's bundle is copied to disk at registration, so every machine that scores needs that disk.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrec.bundle.bundle import Bundle, install, load, seal
+from mmrec.bundle.serving import ZERO, Served, Serving, ask, serving
 from mmrec.config import Config
 from mmrec.errors import InputError, TransientError
+from mmrec.lake.store import Lake
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 NAME = "mmrec"
-ZERO = "0"
+_MIRRORED = "mmrec.change"  # tag of the registered model: the change that the aliases follow
+_WAIT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # of a server; it may hang
 
 
 def client(config: Config) -> MlflowClient:
@@ -46,6 +53,8 @@ def _quiet() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    for name, value in _WAIT.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
@@ -58,52 +67,57 @@ def init_version_zero(config: Config) -> Bundle:
     return load(folder)
 
 
+def state(config: Config) -> Serving:
+    """What serves, as the lake says; of a home of an earlier release, as the aliases do.
+
+    Raises: TransientError: the lake says nothing, and the registry does not answer.
+    """
+    now = serving(Lake(config.lake))
+    return now if now.change else Serving(0, tuple(_once_crowned(config)))
+
+
 def champion(config: Config, as_of: datetime | None = None) -> tuple[Bundle, str]:
     """The bundle a night of `as_of` is scored with, and its version.
 
-    The champion alias, unless that model was trained on what lies after `as_of`: a backtest takes the newest
-    promoted version that knew nothing later, else version 0.
+    What serves, unless that model was trained on what lies after `as_of`: a backtest takes the newest promoted version
+    that knew nothing later, else version 0.
 
-    Raises: QualityError: the bundle on disk is not the one that was registered.
+    Raises: QualityError: the bundle on disk is not the one that was registered. TransientError: as of `state`.
     """
-    for version, digest, trained in _promoted(config):
-        if as_of is None or trained is None or datetime.fromisoformat(trained) <= as_of:
-            folder = config.bundles / version
-            if not folder.is_dir():
-                raise InputError(
-                    "a promoted bundle is not on this disk",
-                    where=str(folder),
-                    value=f"version {version}",
-                    next="mmrec train && mmrec promote",
-                )
-            return load(folder, digest), version
-    return init_version_zero(config), ZERO
+    served = state(config).known_at(as_of)
+    if served is None:
+        return init_version_zero(config), ZERO
+    folder = config.bundles / served.version
+    if not folder.is_dir():
+        raise InputError(
+            "a promoted bundle is not on this disk",
+            where=str(folder),
+            value=f"version {served.version}",
+            next="mmrec train && mmrec promote",
+        )
+    return load(folder, served.sha256), served.version
 
 
-def served(config: Config) -> list[tuple[str, str]]:
-    """Version and digest of the bundles that an alias names: challenger, previous, champion, in this order; each once.
+def served(config: Config, *, alone: bool = False) -> list[tuple[str, str]]:
+    """Version and digest of the bundles that serve, served before, or wait: challenger, previous, champion, in this
+    order; each once.
+
+    Args:
+        alone: leave the challenger out where the registry does not answer.
 
     Raises: TransientError: the registry does not answer.
     """
-    if _empty(config):
-        return []
-    _quiet()
-    from mlflow.exceptions import MlflowException
-
+    now = state(config)
+    found = {s.version: s.sha256 for s in (*now.stack[-1:], *now.stack[-2:-1])}
     try:
-        c = client(config)
-        aliases = _aliases(c)
-        # of one with two aliases the later counts
-        named = reversed(dict.fromkeys(aliases[a] for a in ("champion", "previous", "challenger") if a in aliases))
-        return [(v, c.get_model_version(NAME, v).tags["sha256"]) for v in named]
-    except MlflowException as error:
-        raise TransientError(
-            "the registry does not say which models are served",
-            where=config.tracking.split("@")[-1],  # without a password
-            value=error.error_code,
-            valid="a registry that answers",
-            next="run it again once it does",
-        ) from error
+        waits = challenger(config)
+        if waits is not None and waits not in found:
+            with _answering(config):
+                found[waits] = client(config).get_model_version(NAME, waits).tags["sha256"]
+    except TransientError:
+        if not alone:
+            raise
+    return list(found.items())[::-1]
 
 
 def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -> str:
@@ -130,41 +144,151 @@ def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -
     return version
 
 
-def crown(config: Config, version: str) -> str:
-    """Point `champion` at `version` and `previous` at the one it replaces; returns the version replaced."""
-    c = client(config)
-    aliases = _aliases(c)
-    before = aliases.get("champion", ZERO)
-    if before not in (ZERO, version):
-        c.set_registered_model_alias(NAME, "previous", before)
-    c.set_model_version_tag(NAME, version, "promoted", "true")
-    c.set_registered_model_alias(NAME, "champion", version)
-    if aliases.get("challenger") == version:
-        c.delete_registered_model_alias(NAME, "challenger")
-    return before
+def crown(config: Config, version: str, **about: Any) -> str:
+    """Make a registered version serve: a change in the lake, then aliases; returns the version replaced.
+
+    Args:
+        about: as of `ask`; asked_by and through.
+
+    Raises: Outrun: another change was made meanwhile. InputError: it is not on this disk. QualityError: it was altered.
+    """
+    now = state(config)
+    if version != now.version:
+        told = {"asked_by": "mmrec", "through": "command"} | about
+        now = change(config, now, "promoted", of_version(config, version), **told)[0]
+        mirror(config, now)
+        return now.previous
+    mirror(config, now)
+    return now.version
+
+
+def change(
+    config: Config, seen: Serving, action: str, to: Served | None, **about: Any
+) -> tuple[Serving, dict[str, Any]]:
+    """As `ask`; of a home of an earlier release, what serves there is put on record first. Returns: the new state, and
+    the row."""
+    lake = Lake(config.lake)
+    if not seen.change:
+        for older in seen.stack:
+            known = serving(lake)
+            if len(known.stack) < len(seen.stack):
+                ask(lake, known, "promoted", older, asked_by="mmrec", through="mlflow",
+                    said="it served before changes were put on record")  # fmt: skip
+        seen = serving(lake) if seen.stack else seen
+    row = ask(lake, seen, action, to, **about)
+    return serving(lake), row
+
+
+def of_version(config: Config, version: str) -> Served | None:
+    """A version as its bundle on disk says, checked; None: version 0.
+
+    Raises: InputError: it is not on this disk. QualityError: it was altered.
+    """
+    if version == ZERO:
+        return None
+    bundle = load(config.bundles / version)
+    told = bundle.about.get("as_of")
+    return Served(version, bundle.digest, datetime.fromisoformat(told) if told else None)
+
+
+def mirror(config: Config, now: Serving) -> bool:
+    """Make the aliases say what the lake says; False: the registry does not answer, so they follow later."""
+    if _empty(config):
+        return True
+    try:
+        with _answering(config):
+            c = client(config)
+            found = c.search_registered_models(filter_string=f"name = '{NAME}'")
+            if not found:
+                return True
+            aliases = {k: str(v) for k, v in found[0].aliases.items()}
+            for name, version in (("champion", now.version), ("previous", now.previous)):
+                if version != ZERO and aliases.get(name) != version:
+                    c.set_registered_model_alias(NAME, name, version)
+                elif version == ZERO and name in aliases:
+                    c.delete_registered_model_alias(NAME, name)
+            if aliases.get("challenger") == now.version:
+                c.delete_registered_model_alias(NAME, "challenger")
+            if found[0].tags.get(_MIRRORED) != str(now.change):
+                c.set_registered_model_tag(NAME, _MIRRORED, str(now.change))
+    except TransientError:
+        return False
+    return True
+
+
+def asked(config: Config) -> str | None:
+    """A version that somebody gave the alias champion by hand; "": whose alias was taken away by hand; None: neither.
+
+    An alias that a change in the lake has not reached yet is not by hand.
+
+    Raises: TransientError: the registry does not answer.
+    """
+    lake = Lake(config.lake)
+    now = serving(lake)
+    if _empty(config) or not now.change:
+        return None
+    with _answering(config):
+        found = client(config).search_registered_models(filter_string=f"name = '{NAME}'")
+    if not found:
+        return None
+    alias = str(found[0].aliases["champion"]) if "champion" in found[0].aliases else ZERO
+    followed = found[0].tags.get(_MIRRORED)
+    if alias in (now.version, serving(lake, int(followed or 0)).version if followed != str(now.change) else None):
+        return None
+    return "" if alias == ZERO else alias
 
 
 def challenger(config: Config) -> str | None:
-    """The version that waits for the gate; None where none does."""
-    return None if _empty(config) else _aliases(client(config)).get("challenger")
+    """The version that waits for the gate; None where none does.
+
+    Raises: TransientError: the registry does not answer.
+    """
+    if _empty(config):
+        return None
+    with _answering(config):
+        return _aliases(client(config)).get("challenger")
 
 
 def tag(config: Config, version: str, key: str, value: str) -> None:
-    """Write a tag on a registered version, where its users look for it."""
-    client(config).set_model_version_tag(NAME, version, key, value[:5000])
+    """Write a tag on a registered version, where its users look for it.
+
+    Raises: TransientError: the registry does not answer, or knows no such version.
+    """
+    with _answering(config):
+        client(config).set_model_version_tag(NAME, version, key, value[:5000])
 
 
-def _promoted(config: Config) -> list[tuple[str, str, str | None]]:
-    """(version, digest, as_of) of the champion, then of every version once promoted, newest first."""
+@contextmanager
+def _answering(config: Config) -> Iterator[None]:
+    """Raises: TransientError: in place of MLflow's own, where the registry does not answer."""
+    _quiet()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TransientError(
+            "the registry does not say which models are served",
+            where=config.tracking.split("@")[-1],  # without a password
+            value=error.error_code,
+            valid="a registry that answers",
+            next="run it again once it does",
+        ) from error
+
+
+def _once_crowned(config: Config) -> list[Served]:
+    """Of a home of an earlier release: every version once promoted, the champion last."""
     if _empty(config):
         return []
-    c = client(config)
-    aliases = _aliases(c)
-    found = c.search_model_versions(f"name = '{NAME}'") if aliases else []
+    with _answering(config):
+        c = client(config)
+        aliases = _aliases(c)
+        found = c.search_model_versions(f"name = '{NAME}'") if aliases else []
     current = aliases.get("champion")
-    once = [v for v in found if v.tags.get("promoted") == "true" or str(v.version) == current]
-    once.sort(key=lambda v: (str(v.version) != current, -int(v.version)))
-    return [(str(v.version), v.tags["sha256"], v.tags.get("as_of")) for v in once]
+    once = [v for v in found if current and (v.tags.get("promoted") == "true" or str(v.version) == current)]
+    once.sort(key=lambda v: (str(v.version) == current, str(v.version) == aliases.get("previous"), int(v.version)))
+    return [Served(str(v.version), v.tags["sha256"],
+                   datetime.fromisoformat(v.tags["as_of"]) if v.tags.get("as_of") else None) for v in once]  # fmt: skip
 
 
 def _aliases(c: MlflowClient) -> dict[str, str]:

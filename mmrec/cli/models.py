@@ -1,4 +1,4 @@
-"""`mmrec models`: which versions there are, what one is, how two differ.
+"""`mmrec models`: which versions there are, what one is, how two differ, and which serves.
 
 In: typed words. Out: tables for people, JSON for programs. Trade-off: as nights.py.
 """
@@ -13,11 +13,15 @@ from rich.table import Table
 
 from mmrec import config as settings
 from mmrec.cli.common import HOME, Home, Json, app, cell, lake_of, out, show_json
+from mmrec.errors import QualityError
 
 group = typer.Typer(no_args_is_help=True, help="Model versions: numbers, decisions, what each was made of.")
 app.add_typer(group, name="models", rich_help_panel="The models")
 
 Version = Annotated[str, typer.Argument(help="a version, or its alias")]
+Override = Annotated[str, typer.Option("--override", help="why the gate is overruled; goes on record")]
+Why = Annotated[str, typer.Option("--why", help="for people who look it up")]
+By = Annotated[str | None, typer.Option("--by", help="who asks; else who is logged in")]
 
 
 @group.command("list")
@@ -97,6 +101,66 @@ def compare(one: Version, other: Version, home: Home = HOME, as_json: Json = Fal
     for name, values in told["differs"].items():
         for version, value in zip((first, second), values, strict=True):
             out.print(cell(f"{name} of {version}: {_worded(value)}"), soft_wrap=True)
+
+
+@group.command()
+def promote(
+    version: Version, home: Home = HOME, override: Override = "", why: Why = "", by: By = None, as_json: Json = False
+) -> None:
+    """Ask that a version serve: the gate decides, and --override says why it is overruled. Exit 3 where it is held."""
+    from mmrec import promotion, versions
+    from mmrec.holding import login
+
+    lake_of(home)
+    config = settings.load(home)
+    told = promotion.promote(config, versions.numbered(config, version), by=by or login(), override=override, why=why)
+    if as_json:
+        show_json(told)
+    elif told["decision"] == "promoted":
+        said = "overruled: " if override and told["change"] and told["reason"] else ""
+        out.print(cell(f"version {told['model_version']} serves from the next planned night on, in place of version "
+                       f"{told['before']}; {said}{told['reason']}"), soft_wrap=True)  # fmt: skip
+    if told["decision"] != "promoted":
+        raise QualityError(f"version {told['model_version']} is held: {told['reason']}", where="the gate",
+                           value=f"version {told['before']} goes on serving",
+                           next=f"mmrec models promote {told['model_version']} --override WHY")
+
+
+@group.command()
+def rollback(home: Home = HOME, why: Why = "", by: By = None, as_json: Json = False) -> None:
+    """Let serve again what served before; once more goes back one further."""
+    from mmrec import promotion
+    from mmrec.holding import login
+
+    lake_of(home)
+    told = promotion.rollback(settings.load(home), by=by or login(), why=why)
+    if as_json:
+        show_json(told)
+        return
+    out.print(cell(f"version {told['model_version']} serves from the next planned night on, in place of version "
+                   f"{told['before']}; lists that are published stay: mmrec run --date D --force makes a day's anew"),
+              soft_wrap=True)  # fmt: skip
+
+
+@group.command()
+def reconcile(home: Home = HOME, as_json: Json = False) -> None:
+    """Make aliases in MLflow and the lake agree: an alias that was set by hand is a request, and the gate decides."""
+    from mmrec import promotion
+
+    lake_of(home)
+    told = promotion.reconcile(settings.load(home))
+    if as_json:
+        show_json(told)
+        return
+    if "asked" in told:
+        asked = told["asked"]
+        out.print(cell(f"version {asked['model_version']} was given the alias champion in MLflow: {asked['decision']}: "
+                       f"{asked['reason']}"), soft_wrap=True)  # fmt: skip
+    if told.get("restored"):
+        out.print("the alias champion was put back")
+    if not told["answers"]:
+        out.print("the registry does not answer: its aliases follow at the next reconcile")
+    out.print(cell(f"version {told['model_version']} serves"))
 
 
 def _number(value: float | None) -> str:

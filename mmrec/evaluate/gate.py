@@ -13,6 +13,7 @@ from typing import Any
 _METRIC = "ndcg@10"
 _BASELINES = ("popularity", "item_knn")
 _TOLERANCE = 0.95  # a challenger may reach this share of the champion's number
+_COVERAGE, _LEAST = "coverage@10", 0.5  # of the catalogue, of which it may reach this share of the champion's
 _TOO_GOOD = 0.95  # an ndcg@10 above this is a leak until somebody shows that it isn't
 _PROTOCOLS = ("rolling", "per_user")
 
@@ -26,8 +27,9 @@ def decide(
         rows: ops.metrics of both versions. champion: "0" while popularity is served.
         own_name: which model the challenger is: a baseline in its place need not be better than itself.
     """
-    value = {(r["model_version"], r["protocol"], r["model"]): r["value"] for r in rows
-             if r["split"] == "validation" and r["slice"] == "all" and r["metric"] == _METRIC}  # fmt: skip
+    value, covered = ({(r["model_version"], r["protocol"], r["model"]): r["value"] for r in rows
+                       if r["split"] == "validation" and r["slice"] == "all" and r["metric"] == metric}
+                      for metric in (_METRIC, _COVERAGE))  # fmt: skip
     numbers: dict[str, float] = {}
     held, passed = [], []
     for protocol in _PROTOCOLS:
@@ -53,4 +55,10 @@ def decide(
             (passed if own >= _TOLERANCE * before else held).append(
                 f"{protocol}: {own:.4f} against champion {champion} {before:.4f}"
             )
+        reached, had = (covered.get((v, protocol, "champion")) for v in (challenger, champion))
+        if had is not None:
+            numbers[f"{protocol}/champion/{_COVERAGE}"] = had
+            numbers[f"{protocol}/challenger/{_COVERAGE}"] = reached = 0.0 if reached is None else reached
+            if not reached >= _LEAST * had:
+                held.append(f"{protocol}: it lists {reached:.1%} of the catalogue, champion {champion} {had:.1%}")
     return ("held", "; ".join(held), numbers) if held else ("promoted", "; ".join(passed), numbers)

@@ -191,4 +191,27 @@ OPS = (
         ),
         {"decision_known": "decision IN ('promoted', 'held')"},
     ),
+    Table(
+        "ops.serving", "one request to change which model serves",
+        "Which model serves is what the newest change here says; aliases in MLflow follow it. Refused requests stand"
+        " here as well.",
+        "promote", "append_new", ("request",),
+        (
+            _c("request", _STR, "id of the request"),
+            _c("change", "BIGINT", "number of the change that it made, from 1; null: it made none", nullable=True),
+            _c("action", _STR, "promoted, rolled_back or refused"),
+            _c("model_version", _STR, "of a change: what serves from then on; of a refusal: what was asked for"),
+            _c("before", _STR, "what served until then; 0: popularity"),
+            _c("sha256", _STR, "digest of the version's bundle; empty: of version 0"),
+            _c("trained_as_of", _TS, "what the version knows ends here; null: it was not trained", nullable=True),
+            _c("asked_by", _STR, "who asked"),
+            _c("through", _STR, "gate, command or mlflow: where"),
+            _c("why", _STR, "in their words; of an override, its reason"),
+            _c("overridden", "BOOLEAN", "whether the gate had held it"),
+            _c("said", _STR, "the gate's words; of a refusal, why"),
+            _c("numbers", _STR, "JSON of the metrics compared"),
+            _c("asked_at", _TS, "when, UTC"),
+        ),
+        {"action_known": "action IN ('promoted', 'rolled_back', 'refused')", "asker_named": "asked_by <> ''"},
+    ),
 )  # fmt: skip

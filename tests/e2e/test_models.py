@@ -124,3 +124,47 @@ def test_a_run_in_mlflow_names_the_tables_it_learned_from_at_their_versions(home
     assert {d.dataset.name: d.dataset.digest for d in run.inputs.dataset_inputs} == {n: f"version {v}" for n, v in told.items()}
     assert {d.dataset.source_type for d in run.inputs.dataset_inputs} == {"delta_table"}
     assert {(t.key, t.value) for d in run.inputs.dataset_inputs for t in d.tags} == {("mlflow.data.context", "training")}
+
+
+@pytest.fixture
+def own(home: Path, tmp_path: Path) -> Path:
+    """A home of its own, whose version 1 serves."""
+    copy = tmp_path / "own"
+    shutil.copytree(home, copy, symlinks=True)
+    return copy
+
+
+def serves(home: Path) -> tuple[str, dict[str, str]]:
+    rows = asked(home, "list")
+    aliases = {a: r["version"] for r in rows for a in r["aliases"]}
+    return registry.state(config.load(home)).version, aliases
+
+
+def test_what_the_gate_holds_is_not_promoted_unless_somebody_says_why_and_rolls_back_in_one_command(own: Path) -> None:
+    held = mmrec("models", "promote", "challenger", "--home", str(own), ok=(3,))
+    assert "no validation ndcg@10 of version 2" in held.stderr
+    assert "--override WHY" in held.stderr
+    assert serves(own) == ("1", {"champion": "1", "challenger": "2"})
+    said = mmrec("models", "promote", "2", "--override", "tried by hand", "--by", "ann", "--home", str(own)).stdout
+    assert "version 2 serves" in said
+    assert serves(own) == ("2", {"champion": "2", "previous": "1"})
+    rows = [r for r in Lake(own / "lake").arrow("ops.serving").sort_by("asked_at").to_pylist() if r["model_version"] == "2"]
+    assert [(r["action"], r["overridden"], r["why"]) for r in rows] == [("refused", False, ""), ("promoted", True, "tried by hand")]
+    back = json.loads(mmrec("models", "rollback", "--why", "it was a try", "--home", str(own), "--json").stdout)
+    assert (back["model_version"], back["before"]) == ("1", "2")
+    assert serves(own) == ("1", {"champion": "1"})
+    assert "serves already" in mmrec("models", "promote", "champion", "--home", str(own), ok=(2,)).stderr
+
+
+def test_a_night_is_planned_with_what_the_lake_says_and_puts_back_an_alias_that_the_gate_refuses(own: Path) -> None:
+    registry.client(config.load(own)).set_registered_model_alias(registry.NAME, "champion", "2")
+    planned = json.loads(mmrec("plan", "--home", str(own), "--date", "2026-03-06", "--json").stdout)
+    told = planned.get("plan", planned)
+    assert told["model_version"] == "1"
+    assert told["registry"]["asked"]["decision"] == "held"
+    assert serves(own)[1]["champion"] == "1"
+    assert mmrec("models", "reconcile", "--home", str(own)).stdout == "version 1 serves\n"
+    registry.client(config.load(own)).set_registered_model_alias(registry.NAME, "champion", "2")
+    said = " ".join(mmrec("models", "reconcile", "--home", str(own)).stdout.split())
+    assert "version 2 was given the alias champion in MLflow: held" in said
+    assert "put back version 1 serves" in said
