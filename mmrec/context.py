@@ -37,6 +37,14 @@ def _quiet(_what: str, _done: int, _of: int) -> None:
     pass
 
 
+@dataclass(frozen=True)
+class Again:
+    """A training that is repeated: `folder` for its files, `tables` -> versions that it reads."""
+
+    folder: Path
+    tables: dict[str, int]
+
+
 @dataclass
 class Night:
     """One run_date of one home.
@@ -45,6 +53,7 @@ class Night:
         out: where gold is written: the lake itself, or a scratch lake of a replay.
         progress: called with (what, done, of) by long stations; of is 0 where it is not known.
         replayed: the recorded manifest that a replay follows.
+        again: the training that is repeated beside the home, if one is.
         done: stations that ended, rows of ops.steps.
     """
 
@@ -52,6 +61,7 @@ class Night:
     run_date: date
     progress: Callable[[str, int, int], None] = _quiet
     replayed: Manifest | None = None
+    again: Again | None = None
     out: Lake = field(init=False)
     done: list[dict[str, Any]] = field(default_factory=list)
 

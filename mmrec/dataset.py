@@ -49,7 +49,7 @@ def dataset(night: Night) -> Data:
 
         lake, spark, as_of = night.lake, session(night.config.engine, night.config.spark), night.as_of
         names = ("silver.interactions", "silver.items", "silver.item_groups", "gold.item_embeddings")
-        tables = {n: lake.pin(n) for n in names}
+        tables = {n: lake.pin(n) for n in names} if night.again is None else {n: night.again.tables[n] for n in names}
         seen = asof.interactions(lake.frame(spark, "silver.interactions", tables["silver.interactions"]), as_of)
         rows, left_out = seen.toArrow(), {}
         if night.config.train.exclude_suspects:

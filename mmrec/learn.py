@@ -14,7 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from mmrec.models.data import Fold
 
 _DESCRIBED = 5000  # characters that MLflow keeps of a description
 _SECOND = "second"  # folder of a training's second stage
+_SECTIONS = ("night", "content", "train", "suspects", "evaluate", "second_stage")
 CHAIN = ("train", "evaluate", "export", "register", "promote")
 
 
@@ -93,12 +94,13 @@ def train(night: Night) -> dict[str, Any]:
         for n, group in enumerate(_groups(test, config.evaluate.rolling_fits)):
             fit(f"{protocol}-{n}", chosen[protocol], group[0], [])
     final = fit("final", chosen["rolling"], everything(data, night), [])
-    run_id = _log_run(night, data, recipe, chosen, final.curves)
+    run_id = "" if night.again else _log_run(night, data, recipe, chosen, final.curves)
     state = {"mlflow_run": run_id, "model": config.train.model, "chosen": chosen, "tables": data.tables,
-             "encoders": data.encoders}  # fmt: skip
+             "encoders": data.encoders, "settings": settings_of(config, asdict(recipe))}  # fmt: skip
     put(folder / "state.json", json.dumps(state))
-    config.runs.mkdir(parents=True, exist_ok=True)
-    (config.runs / "last-training.json").write_text(json.dumps({"as_of": night.as_of.isoformat()}))
+    if night.again is None:
+        config.runs.mkdir(parents=True, exist_ok=True)
+        (config.runs / "last-training.json").write_text(json.dumps({"as_of": night.as_of.isoformat()}))
     told = {"mlflow_run": run_id, "fits": done, "chosen": chosen["rolling"]}
     return told | ({"left_out": data.left_out} if data.left_out else {})
 
@@ -166,7 +168,7 @@ def export(night: Night) -> dict[str, Any]:
         "fields": data.fields,
         "config": state["chosen"]["rolling"], "features": schema.features_fingerprint(), "data_versions": data.tables,
         "metrics": metrics, "code": mmrec.__version__, "mlflow_run": state["mlflow_run"],
-        "refit": "on everything before as_of, with the settings that validation chose",
+        "refit": "on everything before as_of, with the settings that validation chose", "settings": state["settings"],
     }  # fmt: skip
     (bundle / FILE).write_text(card(about, _metrics(night)), encoding="utf-8")
     digest = seal(bundle, about)
@@ -216,6 +218,12 @@ def promote(night: Night) -> dict[str, Any]:
     table = pa.Table.from_pylist([record], schema.table("ops.promotions").arrow)
     commit.append(night.lake, "ops.promotions", table, f"promote-{version}")
     return {"model_version": version, "decision": told["decision"], "reason": told["reason"]}
+
+
+def settings_of(config: Config, recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a training hangs on besides its data: sections of the settings, and the recipe that a name meant."""
+    sections = {name: getattr(config, name).model_dump(mode="json") for name in _SECTIONS}
+    return sections | {"device": config.device, "threads": config.threads, "zone": config.zone, "recipe": recipe}
 
 
 def served(data: Data, night: Night) -> Fold:
@@ -279,8 +287,6 @@ def _groups(windows: list[Fold], fits: int) -> list[list[Fold]]:
 
 
 def _log_run(night: Night, data: Data, recipe: Any, chosen: dict[str, Any], curves: list[dict[str, Any]]) -> str:
-    from dataclasses import asdict
-
     from mmrec.bundle import registry
 
     client = registry.client(night.config)
@@ -339,4 +345,6 @@ def _state(night: Night) -> dict[str, Any]:
 
 
 def _folder(night: Night) -> Path:
+    if night.again is not None:
+        return night.again.folder
     return night.config.home / "training" / str(night.run_date)

@@ -23,7 +23,7 @@ from mmrec.lake.store import Lake
 _METRICS = ("ndcg@10", "recall@10", "recall@20", "coverage@10")
 _SHOWN = ("rolling", "per_user")
 _DIFFER = ("name", "kind", "as_of", "config", "encoders", "fields", "features", "data_versions", "code", "blend",
-           "second_stage")  # fmt: skip
+           "second_stage", "settings")  # fmt: skip
 
 
 def listed(config: Config, lake: Lake) -> list[dict[str, Any]]:

@@ -12,8 +12,9 @@ import typer
 from rich.table import Table
 
 from mmrec import config as settings
-from mmrec.cli.common import HOME, Home, Json, app, cell, lake_of, out, show_json
+from mmrec.cli.common import HOME, Home, Json, app, cell, err, lake_of, out, show_json
 from mmrec.errors import QualityError
+from mmrec.screen import progress
 
 group = typer.Typer(no_args_is_help=True, help="Model versions: numbers, decisions, what each was made of.")
 app.add_typer(group, name="models", rich_help_panel="The models")
@@ -161,6 +162,30 @@ def reconcile(home: Home = HOME, as_json: Json = False) -> None:
     if not told["answers"]:
         out.print("the registry does not answer: its aliases follow at the next reconcile")
     out.print(cell(f"version {told['model_version']} serves"))
+
+
+@group.command()
+def reproduce(version: Version, home: Home = HOME, as_json: Json = False) -> None:
+    """Train a version again from recorded tables, settings and seed, and compare numbers and files; exit 3 where they
+    differ."""
+    from mmrec import reproduced, versions
+
+    lake_of(home)
+    config = settings.load(home)
+    with progress(err, as_json) as tell:
+        told = reproduced.reproduce(config, versions.numbered(config, version), tell)
+    if as_json:
+        show_json(told)
+    else:
+        out.print(cell(f"version {told['version']}: {told['numbers']} numbers compared, the largest difference is "
+                       f"{told['largest']:.1e}{' of ' + ', '.join(told['where']) if told['largest'] else ''}; same to "
+                       f"the byte: {', '.join(told['same_files']) or 'no file'}; {told['seconds']:.0f} s"),
+                  soft_wrap=True)  # fmt: skip
+    if told["largest"] > reproduced.WITHIN or told["missing"] or not told["numbers"]:
+        raise QualityError("the second training is not the first", where=f"version {told['version']}",
+                           value=f"{told['largest']:.2e}, {told['missing']} numbers that one alone has",
+                           valid=f"differences to {reproduced.WITHIN}, the same numbers",
+                           next=f"mmrec models show {told['version']}")  # fmt: skip
 
 
 def _number(value: float | None) -> str:

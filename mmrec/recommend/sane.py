@@ -75,7 +75,7 @@ def check_model(lake: Lake, staged: Stage, run_date: date, shared: Packed, sourc
             where=f"gold.recommendations run_date={run_date}, staged, model version {shared.job.model_version}",
             value=found,
             valid=f"nan_* to {_NAN}, constant to {_CONSTANT}, one_item to {_ONE_ITEM}, auc from {_FLIPPED}",
-            next=f"mmrec learn --date {run_date}, or in MLflow give alias champion to the version with alias previous",
+            next=f"mmrec models rollback, or mmrec learn --date {run_date}",
             report={"faults": faults, "measured": found},
         )
     return found

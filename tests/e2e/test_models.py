@@ -168,3 +168,33 @@ def test_a_night_is_planned_with_what_the_lake_says_and_puts_back_an_alias_that_
     said = " ".join(mmrec("models", "reconcile", "--home", str(own)).stdout.split())
     assert "version 2 was given the alias champion in MLflow: held" in said
     assert "put back version 1 serves" in said
+
+
+def test_a_version_is_trained_again_to_the_same_numbers_and_files_and_the_home_is_as_before(lived: Lived, home: Path) -> None:
+    before = {p: p.read_bytes() for f in ("runs", "bundles") for p in sorted((home / f).rglob("*")) if p.is_file()}
+    versions = Lake(home / "lake").versions()
+    told = json.loads(mmrec("models", "reproduce", "1", "--home", str(home), "--json").stdout)
+    assert told["largest"] <= 1e-6, told["where"]
+    assert told["missing"] == 0
+    table = Lake(home / "lake").arrow("ops.metrics").to_pylist()
+    assert told["numbers"] == sum(r["model_version"] == "1" and r["protocol"] in ("rolling", "per_user") for r in table) > 100
+    # the same threads and processor: graphs and maps are the same to the byte; what names the run in MLflow is not
+    assert {"item_encoder.onnx", "user_encoder.onnx", "item_map.json"} <= set(told["same_files"])
+    assert {p: p.read_bytes() for f in ("runs", "bundles") for p in sorted((home / f).rglob("*")) if p.is_file()} == before
+    assert Lake(home / "lake").versions() == versions
+    assert not (home / "training" / "again-1").exists()
+
+
+def test_a_version_whose_recipe_is_another_by_now_or_that_does_not_say_its_settings_is_not_trained_again(own: Path) -> None:
+    folder = own / "bundles" / "1"
+    about = json.loads((folder / "bundle.json").read_text())
+    key = sorted(about["settings"]["recipe"])[0]
+    was, about["settings"]["recipe"][key] = about["settings"]["recipe"][key], 12345
+    seal(folder, about)
+    said = mmrec("models", "reproduce", "1", "--home", str(own), ok=(2,)).stderr
+    assert "the recipe of this name is another by now" in said
+    assert f"value: '{key} {was}'" in said
+    assert f"valid: {key} 12345" in said
+    del about["settings"]
+    seal(folder, about)
+    assert "does not say its settings" in mmrec("models", "reproduce", "1", "--home", str(own), ok=(2,)).stderr
