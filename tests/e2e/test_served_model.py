@@ -5,7 +5,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from mmrec import config, served
+from mmrec import config, promotion, served
 from mmrec.bundle import registry
 from mmrec.bundle.bundle import load
 from mmrec.lake.maintain import maintain
@@ -66,7 +66,7 @@ def test_a_night_is_scored_with_vectors_that_the_settings_no_longer_ask_for(live
         return next(t["unneeded"] for t in told if t["table"] == "gold.item_embeddings")
 
     assert [v.split("/")[0] for v in maintained()] == ["words"], "no text of the settings is left for it"
-    registry.client(config.load(home)).delete_registered_model_alias(registry.NAME, "champion")
+    assert promotion.rollback(config.load(home), by="ann")["model_version"] == registry.ZERO
     assert set(maintained()) == {bundle.encoders["text"], bundle.encoders["audio"]}
     again = Lived(home, [night])
     told = again.json("run", "--date", DAY, "--replay")
