@@ -14,6 +14,7 @@ _METRIC = "ndcg@10"
 _BASELINES = ("popularity", "item_knn")
 _TOLERANCE = 0.95  # a challenger may reach this share of the champion's number
 _COVERAGE, _LEAST = "coverage@10", 0.5  # of the catalogue, of which it may reach this share of the champion's
+_BIAS, _MOST = "popularity_bias@10", 1.5  # of what people choose: 1, or so many times the champion's
 _TOO_GOOD = 0.95  # an ndcg@10 above this is a leak until somebody shows that it isn't
 _PROTOCOLS = ("rolling", "per_user")
 
@@ -27,9 +28,9 @@ def decide(
         rows: ops.metrics of both versions. champion: "0" while popularity is served.
         own_name: which model the challenger is: a baseline in its place need not be better than itself.
     """
-    value, covered = ({(r["model_version"], r["protocol"], r["model"]): r["value"] for r in rows
+    value, covered, popular = ({(r["model_version"], r["protocol"], r["model"]): r["value"] for r in rows
                        if r["split"] == "validation" and r["slice"] == "all" and r["metric"] == metric}
-                      for metric in (_METRIC, _COVERAGE))  # fmt: skip
+                      for metric in (_METRIC, _COVERAGE, _BIAS))  # fmt: skip
     numbers: dict[str, float] = {}
     held, passed = [], []
     for protocol in _PROTOCOLS:
@@ -61,4 +62,10 @@ def decide(
             numbers[f"{protocol}/challenger/{_COVERAGE}"] = reached = 0.0 if reached is None else reached
             if not reached >= _LEAST * had:
                 held.append(f"{protocol}: it lists {reached:.1%} of the catalogue, champion {champion} {had:.1%}")
+        reached, had = (popular.get((v, protocol, "champion")) for v in (challenger, champion))
+        if had is not None and reached is not None:
+            numbers[f"{protocol}/champion/{_BIAS}"], numbers[f"{protocol}/challenger/{_BIAS}"] = had, reached
+            if not reached <= max(1.0, _MOST * had):
+                held.append(f"{protocol}: its lists are {reached:.2f} times as popular as what people choose, "
+                            f"champion {champion}'s {had:.2f}")  # fmt: skip
     return ("held", "; ".join(held), numbers) if held else ("promoted", "; ".join(passed), numbers)

@@ -118,6 +118,28 @@ def test_no_number_at_all_is_held_and_every_fault_is_said_at_once() -> None:
     assert len(reason.split("; ")) == 6
 
 
+def guarded(metric: str, own: float | None, champion: float) -> list[Row]:
+    found = [row("4", p, "champion", champion, metric=metric) for p in PROTOCOLS]
+    return rows() + found + ([] if own is None else [row("5", p, "champion", own, metric=metric) for p in PROTOCOLS])
+
+
+@pytest.mark.parametrize(
+    ("metric", "own", "champion", "said"),
+    [
+        ("coverage@10", 0.2, 0.4, None), ("coverage@10", 0.199, 0.4, "it lists 19.9% of the catalogue, champion 4 40.0%"),
+        ("coverage@10", None, 0.4, "it lists 0.0% of the catalogue"), ("coverage@10", float("nan"), 0.4, "of the catalogue"),
+        ("popularity_bias@10", 1.0, 0.1, None), ("popularity_bias@10", 1.79, 1.2, None),
+        ("popularity_bias@10", 1.81, 1.2, "its lists are 1.81 times as popular as what people choose, champion 4's 1.20"),
+        ("popularity_bias@10", float("nan"), 1.2, "times as popular"),
+    ],
+)  # fmt: skip
+def test_more_accurate_lists_of_the_same_few_or_the_most_popular_items_are_held(metric: str, own: float | None, champion: float, said: str | None) -> None:
+    decision, reason, numbers = decide(guarded(metric, own, champion), "5", "4")
+    assert decision == ("promoted" if said is None else "held")
+    assert said is None or all(f"{p}: " in reason and said in reason for p in PROTOCOLS)
+    assert numbers[f"rolling/champion/{metric}"] == champion
+
+
 @pytest.mark.parametrize("model", ["champion", "popularity", "item_knn"])
 def test_a_number_that_is_not_one_is_held(model: str) -> None:
     planted = changed(rows(), float("nan"), model_version="5", protocol="rolling", model=model)
