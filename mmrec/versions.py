@@ -72,7 +72,8 @@ def shown(config: Config, lake: Lake, version: str) -> dict[str, Any]:
 
 def compared(config: Config, lake: Lake, one: str, other: str) -> dict[str, Any]:
     """How two versions differ: versions, same_windows (whether their test numbers are of the same cases, by protocol),
-    metrics: rows of protocol, metric, model, one, other, difference; differs: field of bundle.json -> both values.
+    metrics: rows of protocol, metric, model, one, other, difference; differs: field of bundle.json -> both values, of
+    mappings what differs.
 
     Raises: InputError: no such version, or not on this disk.
     """
@@ -90,8 +91,19 @@ def compared(config: Config, lake: Lake, one: str, other: str) -> dict[str, Any]
     cases = {v: _cases(lake, v) for v in (one, other)}
     same = {p: cases[one].get(p) == cases[other].get(p) and _ends(told[one]) == _ends(told[other])
             for p in _SHOWN if p in cases[one] or p in cases[other]}  # fmt: skip
-    differs = {f: [told[one].get(f), told[other].get(f)] for f in _DIFFER if told[one].get(f) != told[other].get(f)}
+    differs = {f: list(_apart(told[one].get(f), told[other].get(f))) for f in _DIFFER
+               if told[one].get(f) != told[other].get(f)}  # fmt: skip
     return {"versions": rows, "same_windows": same, "metrics": found, "differs": differs}
+
+
+def _apart(one: Any, other: Any) -> tuple[Any, Any]:
+    """Two values that differ; of mappings, only what does."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return one, other
+    keys = [k for k in {**one, **other} if one.get(k) != other.get(k)]
+    both = {k: _apart(one.get(k), other.get(k)) for k in keys}
+    mine, theirs = ({k: pair[n] for k, pair in both.items() if k in of} for n, of in enumerate((one, other)))
+    return mine, theirs
 
 
 def numbered(config: Config, version: str) -> str:
