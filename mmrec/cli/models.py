@@ -36,7 +36,8 @@ def listed(home: Home = HOME, as_json: Json = False) -> None:
         return
     grid = Table("version", "alias", "model", "as of", "ndcg@10", "gate", "nights")
     for r in rows:
-        grid.add_row(*map(cell, (r["version"], ", ".join(r["aliases"]), r["name"] or r["kind"] or "",
+        called = r["aliases"] + ["serves"] * (r["serves"] and "champion" not in r["aliases"])
+        grid.add_row(*map(cell, (r["version"], ", ".join(called), r["name"] or r["kind"] or "",
                                  (r["as_of"] or "")[:10], _number(r["ndcg@10"]), r["gate"] or "",
                                  str(r["nights"]))))  # fmt: skip
     out.print(grid)

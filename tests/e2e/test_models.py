@@ -45,6 +45,7 @@ def test_all_versions_are_listed_with_who_serves_and_who_waits(home: Path) -> No
     lake = Lake(home / "lake")
     assert [r["version"] for r in rows] == ["2", "1", "0"]
     assert [r["aliases"] for r in rows] == [["challenger"], ["champion"], []]
+    assert [r["serves"] for r in rows] == [False, True, False]
     ran = lake.arrow("ops.runs").to_pylist()  # other tests may have asked this home for more nights
     assert [r["nights"] for r in rows] == [sum(n["model_version"] == r["version"] for n in ran) for r in rows]
     assert rows[1]["nights"] >= len(NIGHTS)
