@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 NAME = "mmrec"
+_ABOUT = ("Models that mmrec's nights are scored with. Which one serves stands in the lake, in ops.serving; the alias "
+          "`champion` is a copy of that. Giving it to another version asks that it serve: before the next night the "
+          "gate decides, and answers on that version's tag `gate`.")  # fmt: skip
 _MIRRORED = "mmrec.change"  # tag of the registered model: the change that the aliases follow
 _WAIT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # of a server; it may hang
 
@@ -133,7 +136,7 @@ def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -
     check_graphs(folder)
     c = client(config)
     if not any(m.name == NAME for m in c.search_registered_models(filter_string=f"name = '{NAME}'")):
-        c.create_registered_model(NAME, description="Models that mmrec's nights are scored with.")
+        c.create_registered_model(NAME, description=_ABOUT)
     tags = {"sha256": bundle.digest, "kind": bundle.kind} | ({"as_of": about["as_of"]} if about["as_of"] else {})
     made = c.create_model_version(
         NAME, source=f"runs:/{run_id}/bundle", run_id=run_id, tags=tags, description=about.get("summary", "")
