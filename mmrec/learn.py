@@ -186,7 +186,8 @@ def register(night: Night) -> dict[str, Any]:
     run = state["mlflow_run"]
     for key, value in bundle.about["metrics"].items():
         client.log_metric(run, key.replace("@", "_at_"), value)
-    client.log_artifacts(run, str(bundle.folder), "bundle")
+    with registry.patient():
+        client.log_artifacts(run, str(bundle.folder), "bundle")
     summary = (bundle.folder / FILE).read_text(encoding="utf-8")[:_DESCRIBED]
     version = registry.register(night.config, bundle.folder, run, bundle.about | {"summary": summary})
     client.set_terminated(run)

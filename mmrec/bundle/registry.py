@@ -51,6 +51,19 @@ def experiment(config: Config, name: str) -> str:
     return found.experiment_id if found else c.create_experiment(name, artifact_location=place)
 
 
+@contextmanager
+def patient() -> Iterator[None]:
+    """For what takes a server longer than an answer does: files that it passes on."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    _quiet()
+    was = os.environ[name]
+    os.environ[name] = was if was != _WAIT[name] else "600"  # what somebody has set stays
+    try:
+        yield
+    finally:
+        os.environ[name] = was
+
+
 def _quiet() -> None:
     """What MLflow looks at when it is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import threading
@@ -321,6 +322,15 @@ def test_a_registry_that_is_down_or_hangs_stops_neither_scoring_nor_a_change(sho
     assert shop.aliases["champion"] == first
     assert promotion.reconcile(here) == {"model_version": second, "answers": True}
     assert shop.aliases["champion"] == second
+
+
+def test_a_server_is_waited_for_longer_where_it_is_handed_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    for own, asked in (("10", "600"), ("45", "45")):
+        monkeypatch.setenv(name, own)
+        with registry.patient():
+            assert os.environ[name] == asked
+        assert os.environ[name] == own
 
 
 def test_a_night_keeps_the_version_it_resolved_though_another_serves_by_then(shop: Shop) -> None:
