@@ -15,6 +15,7 @@ Trade-off: rows are copied in this process, about 10^6 a second, one bin at a ti
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
@@ -189,8 +190,10 @@ def _swap(
         )
     except BaseException as error:
         if _landed(folder, app, seen, made, group) is None:  # else the answer was lost, not the commit
+            # a maintenance to whose clock the stage was old and nobody's; nothing is changed then
+            taken = isinstance(error, FileNotFoundError) and not made.is_dir()
             shutil.rmtree(made, ignore_errors=True)
-            if isinstance(error, CommitFailedError):
+            if taken or isinstance(error, CommitFailedError):
                 return None
             raise (lost_store(error, t.name) or error) from error.__cause__
         if not isinstance(error, DeltaError | OSError):
@@ -218,8 +221,14 @@ def _young(folder: Path, app: str, version: int, moment: datetime) -> set[str]:
         while log.committed(folder, version) > moment:
             version -= 1
     commits = [c for c in log.since(folder, app, -1, version) if c.run_id != RUN_ID]  # which gives no new rows
-    paths = [p for c in commits for stage in c.stages for p in (folder / stage).rglob("*.parquet")]
-    return {v for path in paths for v in _versions(path)}
+    stages = [folder / stage for c in commits for stage in c.stages]
+    # what another maintenance has taken away meanwhile is older than any grace
+    paths = [Path(root, n) for s in stages for root, _, names in os.walk(s) for n in names if n.endswith(".parquet")]
+    found: set[str] = set()
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found.update(_versions(path))
+    return found
 
 
 def _files(handle: DeltaTable, partition: str | None) -> Iterator[tuple[str, int, str | None]]:

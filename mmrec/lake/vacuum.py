@@ -254,7 +254,8 @@ def _added(folder: Path, version: int) -> Iterator[str]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.rglob("*") if not p.is_dir())
+    # another maintenance may take a folder away meanwhile: pathlib would fail, what is gone is nothing to walk
+    return (Path(root, name) for root, _, names in os.walk(folder) for name in names)
 
 
 def _within(folder: Path, path: Path) -> str:

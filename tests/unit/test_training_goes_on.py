@@ -38,7 +38,7 @@ def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     config.write(tmp_path, {"threads": 1, "train": {"recipe": "tiny"}, "evaluate": {"rolling_days": 20, "rolling_cuts": 1, "rolling_fits": 1, "min_history": 2}})
     items, log = random_shop(0, users=40, n=40, rows=900)
     made = SimpleNamespace(config=config.load(tmp_path), run_date=date(1970, 4, 11), as_of=datetime.fromtimestamp(100 * DAY / 1e6, UTC),
-                           progress=lambda *_: None, _data=Data(items, log, {}, {}, {}), steps=[], kill_at=None)  # fmt: skip
+                           progress=lambda *_: None, _data=Data(items, log, {}, {}, {}), steps=[], kill_at=None, again=None)  # fmt: skip
     honest_fit, honest_step = Champion.fit, loop._Fit._step
 
     def fit(self: Champion, *given: Any) -> Champion:
