@@ -2,7 +2,7 @@
 
 In: sizes. Out: seconds of the search alone (`kernel_s`), of lists without anything (`plain_s`), with twins and rules
 of every kind (`ruled_s`), with diversity as well (`varied_s`), with drawn places as well (`whole_s`), and `share`: what
-all of it and the fallback add, in kernels. Users come in blocks, as a night has them; the sides are interleaved.
+all of it and the fallback add, in kernels. Users come in blocks, as a night has them; the sides take turns at each.
 Apart from them, `reasons_s`: sentences, items of the history and parts of the score, of all lists.
 Before the clock, lists of the first users must be those of a plain walk down the whole ranking, put in order by the
 formula's own words, item for item and cause for cause.
@@ -77,14 +77,18 @@ def bench(
     sides: dict[str, Callable[[slice], Any]] = {"kernel": shop.kernel, "plain": shop.plain, "ruled": shop.ruled,
                                                 "varied": shop.varied, "whole": shop.whole}  # fmt: skip
     spent: dict[str, list[float]] = {name: [] for name in sides}
+    starts = range(0, users, _BLOCK)
     for n in range(rounds):
-        for m in range(len(sides)):
-            name = list(sides)[(n + m) % len(sides)]
-            tell(f"bench slate: {name}", n * len(sides) + m, rounds * len(sides))
-            begun = time.perf_counter()
-            for start in range(0, users, _BLOCK):
+        took = dict.fromkeys(sides, 0.0)
+        for at, start in enumerate(starts):
+            tell("bench slate", n * len(starts) + at, rounds * len(starts))
+            for m in range(len(sides)):  # block by block: what else the machine does in a minute meets all sides alike
+                name = list(sides)[(n + at + m) % len(sides)]
+                begun = time.perf_counter()
                 sides[name](slice(start, min(start + _BLOCK, users)))
-            spent[name].append(time.perf_counter() - begun)
+                took[name] += time.perf_counter() - begun
+        for name, seconds in took.items():
+            spent[name].append(seconds)
         spent.setdefault("reasons", []).append(sum(shop.reasons(slice(start, min(start + _BLOCK, users)))
                                                    for start in range(0, users, _BLOCK)))  # fmt: skip
     middle = {name: statistics.median(s) for name, s in spent.items()}
