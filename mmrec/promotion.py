@@ -37,7 +37,8 @@ def promote(
         by: who asks. through: gate, command or mlflow. override: why the gate is overruled; empty: it is not.
         why: in the asker's words. seen: the state that is decided over; None: the newest.
 
-    Returns: model_version, decision (promoted or held), reason, numbers, before, change (None: none was made).
+    Returns: model_version, decision (promoted or held), reason, numbers, before, change (None: none was made),
+        overruled: whether the gate had held it, and it serves.
 
     Raises: InputError: it serves already, there is no such version, or it is not on this disk. QualityError: its bundle
         was altered since it was sealed.
@@ -65,7 +66,7 @@ def promote(
         registry.change(config, registry.state(config), "refused", to, **told)
     _tag(config, version, f"{decision}: {reason}" + (f" (overruled by {by}: {override})" if overruled else ""))
     return {"model_version": version, "decision": decision, "reason": reason, "numbers": numbers,
-            "before": seen.version, "change": made}  # fmt: skip
+            "before": seen.version, "change": made, "overruled": overruled and made is not None}  # fmt: skip
 
 
 def rollback(config: Config, *, by: str, why: str = "") -> dict[str, Any]:

@@ -160,24 +160,6 @@ def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -
     return version
 
 
-def crown(config: Config, version: str, **about: Any) -> str:
-    """Make a registered version serve: a change in the lake, then aliases; returns the version replaced.
-
-    Args:
-        about: as of `ask`; asked_by and through.
-
-    Raises: Outrun: another change was made meanwhile. InputError: it is not on this disk. QualityError: it was altered.
-    """
-    now = state(config)
-    if version != now.version:
-        told = {"asked_by": "mmrec", "through": "command"} | about
-        now = change(config, now, "promoted", of_version(config, version), **told)[0]
-        mirror(config, now)
-        return now.previous
-    mirror(config, now)
-    return now.version
-
-
 def change(
     config: Config, seen: Serving, action: str, to: Served | None, **about: Any
 ) -> tuple[Serving, dict[str, Any]]:

@@ -119,7 +119,7 @@ def promote(
     if as_json:
         show_json(told)
     elif told["decision"] == "promoted":
-        said = "overruled: " if override and told["change"] and told["reason"] else ""
+        said = "the gate is overruled: " if told["overruled"] else ""
         out.print(cell(f"version {told['model_version']} serves from the next planned night on, in place of version "
                        f"{told['before']}; {said}{told['reason']}"), soft_wrap=True)  # fmt: skip
     if told["decision"] != "promoted":

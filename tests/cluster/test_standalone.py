@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from mmrec import config
-from mmrec.bundle import registry
 from mmrec.config import SparkConfig
 from mmrec.lake.content import content_hash
 from mmrec.lake.jars import shipped
 from mmrec.lake.store import Lake
 from tests.cluster.standalone import Cluster, events
-from tests.conftest import Lived, mmrec
+from tests.conftest import Lived, mmrec, serve
 from tests.waiting import until
 
 DAY, BEFORE = "2026-03-06", ("world", "ingest", "validate", "embed", "plan")
@@ -27,7 +26,7 @@ def planned(lived: Lived, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose next night a trained model serves, up to its plan."""
     home = tmp_path_factory.mktemp("planned") / "home"
     shutil.copytree(lived.home, home, symlinks=True)
-    registry.crown(config.load(home), lived.nights[0]["counts"]["training"]["register"]["model_version"])
+    serve(config.load(home), lived.nights[0]["counts"]["training"]["register"]["model_version"])
     mmrec("steps", *BEFORE, "--home", str(home), "--date", DAY)
     return home
 

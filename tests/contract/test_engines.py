@@ -23,7 +23,7 @@ pytestmark = pytest.mark.engines
 DAYS = NIGHTS[:3]
 OTHER = dict(zip(ENGINES, reversed(ENGINES), strict=True))
 # where three nights of a shop without a trained model have no rows
-EMPTY = {"silver.item_groups", "gold.user_vectors", "ops.promotions", "ops.alerts", "ops.schema_changes", "ops.suspects", "ops.reviews"}
+EMPTY = {"silver.item_groups", "gold.user_vectors", "ops.promotions", "ops.alerts", "ops.schema_changes", "ops.suspects", "ops.reviews", "ops.serving"}
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ from datetime import date
 from pathlib import Path
 
 from mmrec import config
-from mmrec.bundle import registry
 from mmrec.bundle.bundle import load
 from mmrec.lake.store import Lake
-from tests.conftest import Lived, mmrec, share_encoders
+from tests.conftest import Lived, mmrec, serve, share_encoders
 
 FIRST, SECOND = "2026-03-02", "2026-03-03"
 CHOSEN = {"text": "separate", "image": "mean"}
@@ -46,7 +45,7 @@ def test_a_model_of_pooled_fields_serves_nights_that_replay_after_the_settings_m
     item = lived.sql("select item_id from items where images_sha256 is not null order by 1 limit 1")[0]["item_id"]
     assert lived.json("neighbours", item, "--modality", "image")
     # the settings go back; the champion stays what it was trained on, and new texts are encoded for it
-    registry.crown(config.load(home), version)
+    serve(config.load(home), version)
     (home / "mmrec.toml").write_text(usual)
     night = json.loads(mmrec("run", "--home", str(home), "--date", SECOND, "--json", "--no-train").stdout)
     assert (night["model_version"], night["published"]) == (version, True)

@@ -14,13 +14,12 @@ import pyarrow.compute as pc
 import pytest
 
 from mmrec import config
-from mmrec.bundle import registry
 from mmrec.bundle.bundle import load
 from mmrec.lake.store import Lake
 from mmrec.recommend.slate import MODEL
 from mmrec.remade import remade
 from mmrec.whynot import why_not
-from tests.conftest import NIGHTS, Lived, mmrec
+from tests.conftest import NIGHTS, Lived, mmrec, serve
 
 TRAINED, WHEN, VARIED = NIGHTS[-1], *(str(date.fromisoformat(NIGHTS[-1]) + timedelta(n)) for n in (1, 2))
 DEPTH = 40
@@ -60,7 +59,7 @@ def staged(lived: Lived, tmp_path_factory: pytest.TempPathFactory) -> Staged:
     (home / "mmrec.toml").write_text(text.replace("# depth = 0", f"depth = {DEPTH}"))
     learned = json.loads(mmrec("learn", "--home", str(home), "--date", TRAINED, "--json").stdout)
     version = learned["register"]["model_version"]
-    registry.crown(config.load(home), version)  # whatever the gate thinks of a model of so small a shop
+    serve(config.load(home), version)  # whatever the gate thinks of a model of so small a shop
     night = json.loads(mmrec("run", "--home", str(home), "--date", WHEN, "--no-train", "--json").stdout)
     return Staged(home, version, learned, night)
 
@@ -132,7 +131,7 @@ def test_the_test_windows_were_read_with_it_and_without(staged: Staged) -> None:
 def test_a_model_without_one_is_refused_when_the_night_is_planned(lived: Lived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     shutil.copytree(lived.home, home, symlinks=True)
-    registry.crown(config.load(home), lived.nights[0]["counts"]["training"]["register"]["model_version"])
+    serve(config.load(home), lived.nights[0]["counts"]["training"]["register"]["model_version"])
     monkeypatch.setenv("MMREC_SECOND_STAGE__DEPTH", str(DEPTH))
     done = mmrec("run", "--home", str(home), "--date", WHEN, "--no-train", ok=(2,))
     said = " ".join(done.stderr.split())

@@ -10,7 +10,7 @@ from mmrec.bundle import registry
 from mmrec.bundle.bundle import load
 from mmrec.lake.maintain import maintain
 from mmrec.lake.store import Lake
-from tests.conftest import Lived, mmrec
+from tests.conftest import Lived, mmrec, serve
 
 DAY = "2026-03-06"
 
@@ -19,7 +19,7 @@ def test_a_trained_model_serves_a_night_that_replays_and_keeps_every_promise(liv
     home = tmp_path / "home"
     shutil.copytree(lived.home, home, symlinks=True)
     version = lived.nights[0]["counts"]["training"]["register"]["model_version"]
-    registry.crown(config.load(home), version)
+    serve(config.load(home), version)
     night = json.loads(mmrec("run", "--home", str(home), "--date", DAY, "--no-train", "--json").stdout)
     assert night["published"]
     assert night["model_version"] == version
@@ -42,7 +42,7 @@ def test_a_night_is_scored_with_vectors_that_the_settings_no_longer_ask_for(live
     version = lived.nights[0]["counts"]["training"]["register"]["model_version"]
     bundle = load(home / "bundles" / version)
     assert bundle.encoder_names == {"text": "minilm", "image": "efficientnet-lite0", "audio": "logmel"}
-    registry.crown(config.load(home), version)
+    serve(config.load(home), version)
     # the settings have no use for texts and sounds any more; the champion has
     text = (home / "mmrec.toml").read_text()
     for modality, name in (("text", "minilm"), ("audio", "logmel")):

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from mmrec import config, dataset
-from mmrec.bundle import registry
 from mmrec.bundle.bundle import load
 from mmrec.context import Night
 from mmrec.lake.store import Lake
 from mmrec.models.ease import EASE
 from mmrec.topk.exact import select
-from tests.conftest import NIGHTS, Lived, mmrec
+from tests.conftest import NIGHTS, Lived, mmrec, serve
 
 DAY = "2026-03-06"
 
@@ -36,7 +35,7 @@ def test_ease_is_trained_judged_registered_and_serves_a_night_of_its_own_lists(l
     assert {r["model"] for r in measured if r["slice"] == "all"} == {
         "champion", "popularity", "item_knn", "user_knn", "ease", "content_nn", "oracle"}  # fmt: skip
     assert not [r for r in measured if r["slice"].startswith("without_")], "it has no parts to hide"
-    registry.crown(settings, version)  # whatever the gate thinks of a model of so small a shop
+    serve(settings, version)  # whatever the gate thinks of a model of so small a shop
     night = json.loads(mmrec("run", "--home", str(home), "--date", DAY, "--no-train", "--json").stdout)
     assert (night["published"], night["model_version"], night["lists"]) == (True, version, 60)
     then = Night(config.load(home), date.fromisoformat(NIGHTS[-1]))

@@ -257,16 +257,26 @@ def sweep(case: Case, work: Path, faults: Faults, door: str, mode: str, first: i
 
 
 def on_one_session(case: Case, work: Path, faults: Faults, mode: str, ats: list[int]) -> Iterator[dict[str, Any]]:
-    """Java Spark takes seconds to start: faults one after the other in this process, whose calls and the JVM's count alike."""
+    """Java Spark takes seconds to start: faults one after the other in this process, whose calls and the JVM's count alike.
+
+    An N below 0 counts from the end of a commit that nothing befell.
+    """
     template, root = work / f"template-{case.mode}", work / "lake"
     if not template.is_dir():
         case.template(template)
     case.states = case.states or case.digests()
-    for at in ats:
+
+    def attempt(at: int) -> dict[str, Any]:
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(template, root)
-        pinned = case.pin(Lake(root))
-        writer = commit_under_fault(case, root, faults, "spark", lambda at=at: faults.arm(mode, root, at))
+        return commit_under_fault(case, root, faults, "spark", lambda: faults.arm(mode, root, at))
+
+    if min(ats) < 0:
+        assert attempt(10_000)["told"] is True
+        ats = [at if at > 0 else faults.calls + 1 + at for at in ats]
+    pinned = case.pin(Lake(template))
+    for at in ats:
+        writer = attempt(at)
         assert faults.fired, f"the commit ends after {faults.calls} calls"
         yield {"door": "spark", "write": case.mode, "fault": mode, "at": at, "what": faults.what, "ended": 0, "said": writer["said"],
                "typed": writer.get("typed", True), "told": writer["told"]} | next_morning(case, root, pinned)  # fmt: skip
@@ -313,7 +323,7 @@ def main() -> None:
     parser.add_argument("--faults", nargs="+", default=["eio", "full", "short", "kill_before", "torn"])
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--step", type=int, default=1)
-    parser.add_argument("--at", type=int, nargs="+", default=[], help="engine spark: only these N")
+    parser.add_argument("--at", type=int, nargs="+", default=[], help="engine spark: only these N; -1 is the last call")
     parser.add_argument("--careless", action="store_true", help="a writer that must be caught")
     parser.add_argument("--trace", type=Path, help="no fault: write down the calls of one commit")
     parser.add_argument("--story", choices=("plain", "retried", "followed", "created"), default="plain", help="what is traced")

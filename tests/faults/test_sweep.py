@@ -87,14 +87,15 @@ def test_every_third_call_of_a_commit_of_an_engines_frame_does_the_same(tmp_path
 @pytest.fixture(scope="module")
 def on_spark(tmp_path_factory: pytest.TempPathFactory, library: Path) -> list[dict[str, Any]]:
     work = tmp_path_factory.mktemp("java")
-    lines = swept(library, work, "--door", "spark", "--faults", "eio", "full", "--at", "2", "6", "10", "20", "30")
+    # threads of the JVM take turns, so that N is another call each time; the last ones come after the commit
+    lines = swept(library, work, "--door", "spark", "--faults", "eio", "full", "--at", "2", "6", "10", "20", "30", "-2")
     return lines + swept(library, work / "kill", "--door", "spark", "--faults", "kill_before", "--at", "5")
 
 
 @pytest.mark.engines
 def test_a_handful_of_calls_of_a_commit_on_java_spark_do_the_same_and_the_last_kills_the_jvm(on_spark: list[dict[str, Any]], tried: Callable[[str, object], None]) -> None:
     tried("fault points of a commit, a frame of Java Spark", figures(on_spark))
-    judge(on_spark, 11)
+    judge(on_spark, 13)
     assert sum("/stage-night" in line["what"] for line in on_spark) >= 6, "no call of the JVM was met"
 
 

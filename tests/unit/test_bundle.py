@@ -21,6 +21,7 @@ from mmrec.bundle.bundle import install, load, seal
 from mmrec.config import Config
 from mmrec.errors import InputError, QualityError, TransientError
 from mmrec.ort import session
+from tests.conftest import serve
 
 
 def _graph() -> bytes:
@@ -256,17 +257,17 @@ def test_a_registered_version_waits_as_challenger_and_its_bundle_is_on_disk(conf
 
 def test_crowns_move_from_challenger_to_champion_to_previous(config: Config) -> None:
     first = registered(config, day(1))
-    assert registry.crown(config, first) == registry.ZERO
+    assert serve(config, first) == registry.ZERO
     assert aliases(config) == {"champion": first}
     second = registered(config, day(2))
     assert aliases(config) == {"champion": first, "challenger": second}
-    assert registry.crown(config, second) == first
+    assert serve(config, second) == first
     assert aliases(config) == {"champion": second, "previous": first}
-    assert registry.crown(config, second) == second
+    assert serve(config, second) == second
     assert aliases(config) == {"champion": second, "previous": first}
     third = registered(config, day(3))
     # taking an older one back leaves the challenger waiting
-    assert registry.crown(config, first) == second
+    assert serve(config, first) == second
     assert aliases(config) == {"champion": first, "previous": second, "challenger": third}
     assert registry.champion(config) == (load(config.bundles / first), first)
 
@@ -281,11 +282,11 @@ def test_what_is_served_is_what_an_alias_names_the_champion_last(config: Config)
         return registry.served(config) == [(v, sealed[v]) for v in versions]
 
     assert served(four)
-    registry.crown(config, one)
+    serve(config, one)
     assert served(four, one)
-    registry.crown(config, two)
+    serve(config, two)
     assert served(four, one, two)
-    registry.crown(config, four)
+    serve(config, four)
     assert served(two, four), "one that was crowned and replaced is not served any more"
     client = registry.client(config)
     client.set_registered_model_alias(registry.NAME, "challenger", four)
@@ -305,12 +306,12 @@ def test_a_registry_that_does_not_answer_is_worth_another_try(tmp_path: Path, mo
 def test_a_backtest_takes_the_newest_promoted_version_that_knew_nothing_later(config: Config) -> None:
     versions = [registered(config, day(n)) for n in (4, 8, 12, 16)]
     for v in (versions[0], versions[1], versions[3]):
-        registry.crown(config, v)
+        serve(config, v)
     asked = {n: registry.champion(config, day(n))[1] for n in (3, 4, 7, 8, 15, 16, 30)}
     one, two, four = versions[0], versions[1], versions[3]
     # the third was never promoted; a model of an as_of may serve that very as_of
     assert asked == {3: registry.ZERO, 4: one, 7: one, 8: two, 15: two, 16: four, 30: four}
-    registry.crown(config, two)
+    serve(config, two)
     assert registry.champion(config, day(30))[1] == two
     assert registry.champion(config)[1] == two
     assert registry.champion(config, day(9))[0].about["as_of"] == day(8).isoformat()
@@ -318,7 +319,7 @@ def test_a_backtest_takes_the_newest_promoted_version_that_knew_nothing_later(co
 
 def test_an_altered_champion_is_refused_and_one_that_is_gone_is_said(config: Config) -> None:
     version = registered(config, day(1))
-    registry.crown(config, version)
+    serve(config, version)
     folder = config.bundles / version
     (folder / "item_map.json").write_bytes(b"[]")
     with pytest.raises(QualityError, match=r"item_map\.json"):
@@ -333,8 +334,8 @@ def test_an_altered_champion_is_refused_and_one_that_is_gone_is_said(config: Con
 
 def test_an_old_version_that_is_gone_from_the_disk_does_not_stop_a_night_of_the_champion(config: Config) -> None:
     first, second = registered(config, day(1)), registered(config, day(5))
-    registry.crown(config, first)
-    registry.crown(config, second)
+    serve(config, first)
+    serve(config, second)
     shutil.rmtree(config.bundles / first)
     assert registry.champion(config, day(9))[1] == second
     with pytest.raises(InputError, match="not on this disk"):

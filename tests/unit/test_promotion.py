@@ -108,7 +108,8 @@ def test_a_good_version_is_promoted_with_its_numbers_and_the_aliases_follow(shop
     told = shop.promote(first, why="it is better")
     assert (told["decision"], told["before"], told["change"]) == ("promoted", ZERO, 1)
     second = shop.trained(GOOD | {"champion": 0.31})
-    assert shop.promote(second)["before"] == first
+    told_second = shop.promote(second, override="nothing to overrule")
+    assert (told_second["before"], told_second["overruled"]) == (first, False)
     assert shop.aliases == {"champion": second, "previous": first}
     row, _ = shop.asked
     assert (row["asked_by"], row["through"], row["why"], row["overridden"]) == ("ann", "command", "it is better", False)
@@ -157,6 +158,7 @@ def test_an_override_serves_what_the_gate_held_and_says_who_and_why(shop: Shop) 
     told = shop.promote(weak, override="a new shop; we watch it")
     assert (told["decision"], told["change"]) == ("promoted", 1)
     row = shop.asked[-1]
+    assert told["overruled"]
     assert (row["overridden"], row["why"], row["asked_by"]) == (True, "a new shop; we watch it", "ann")
     assert "0.1500 against item_knn 0.2000" in row["said"]
     assert "overruled by ann: a new shop" in shop.tag(weak)

@@ -28,7 +28,7 @@ from mmrec.lake.maintain import maintain
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.monitor.alerts import alerts
-from tests.conftest import mmrec
+from tests.conftest import mmrec, serve
 from tests.unit import test_embed as shop
 from tests.unit.test_bundle import aliases
 from tests.unit.test_hub import SMALL, random, tokenizer
@@ -115,7 +115,7 @@ class Shop:
 
     def crowns(self, *models: str) -> None:
         for model in models:
-            registry.crown(self.config(model), self.trains(model))
+            serve(self.config(model), self.trains(model))
 
     def maintains(self, model: str, *, days: float = 8, **more: Any) -> dict[str, Any]:
         config = self.config(model)
@@ -146,7 +146,7 @@ def test_a_version_is_fed_while_it_is_champion_then_previous_and_goes_when_no_al
     # one of the new encoder waits, then serves: the old one is its predecessor
     home.trains("b")
     assert home.maintains("b") == {}
-    registry.crown(home.config("b"), aliases(home.config("b"))["challenger"])
+    serve(home.config("b"), aliases(home.config("b"))["challenger"])
     home.delivers()
     assert (home.embed("b")["text_new"], home.rows()) == (2, {"a": n + 3, "b": n + 3})
     assert home.maintains("b") == {}
@@ -173,7 +173,7 @@ def test_one_who_takes_an_old_model_back_gets_its_vectors_again(home: Shop) -> N
     home.embed("b")
     n = home.rows()["b"]
     assert home.maintains("b") == {"a": n}
-    registry.crown(home.config("b"), "1")
+    serve(home.config("b"), "1")
     assert (home.embed("b")["text_new"], home.rows()) == (n, {"a": n, "b": n})
 
 
@@ -202,7 +202,7 @@ def test_of_a_modality_the_encoder_of_the_settings_comes_last_and_each_version_o
 
 def test_what_is_refused_is_what_the_encoder_of_the_settings_refuses(home: Shop) -> None:
     logmel = encoder(LOGMEL, home.models)
-    registry.crown(home.config(""), home.trains("", audio="old/1"))
+    serve(home.config(""), home.trains("", audio="old/1"))
     strict, kind = shop.Counter("audio", "old/1"), shop.Counter("audio", logmel.version)
     kind.encode = lambda raw: (strict.encode(raw)[0] + 1, [None] * len(raw))  # type: ignore[method-assign]
     shop.items(home.lake, {"id": "x", "audio": b"broken", "text": "t"})
@@ -260,7 +260,7 @@ def manifest() -> Manifest:
 
 
 def test_a_bundle_that_does_not_say_how_its_encoder_is_opened_is_fed_by_that_of_the_settings_or_not_at_all(home: Shop) -> None:
-    registry.crown(home.config("a"), home.trains("a", named=False))
+    serve(home.config("a"), home.trains("a", named=False))
     assert [type(e).__name__ for e in served.fed(home.config("a"))] == ["HubModel"]
     assert "unfed" not in home.embed("a")
     home.delivers()

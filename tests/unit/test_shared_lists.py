@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrec import config, lists
-from mmrec.bundle import registry
 from mmrec.errors import InputError
 from mmrec.lake.store import Lake
 from mmrec.recommend.shared import of_segments, similar
-from tests.conftest import Lived, mmrec
+from tests.conftest import Lived, mmrec, serve
 
 DAY = "2026-03-06"
 
@@ -67,7 +66,7 @@ def served(lived: Lived, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose newest night a trained model served."""
     home = tmp_path_factory.mktemp("served") / "home"
     shutil.copytree(lived.home, home, symlinks=True)
-    registry.crown(config.load(home), lived.nights[0]["counts"]["training"]["register"]["model_version"])
+    serve(config.load(home), lived.nights[0]["counts"]["training"]["register"]["model_version"])
     mmrec("run", "--home", str(home), "--date", DAY, "--no-train")
     return home
 

@@ -19,6 +19,7 @@ from mmrec.lake import commit
 from mmrec.lake.store import Lake
 from mmrec.night import Night
 from mmrec.night import due as training_due
+from tests.conftest import serve
 
 DAY = date(2026, 3, 20)
 
@@ -56,7 +57,7 @@ def crown(home: Path, blank: Path, as_of: date = DAY, **about: Any) -> None:
     seal(home / "made", told)
     client = registry.client(config)
     run = client.create_run(client.get_experiment_by_name("t").experiment_id)
-    registry.crown(config, registry.register(config, home / "made", run.info.run_id, told))
+    serve(config, registry.register(config, home / "made", run.info.run_id, told))
 
 
 def test_a_home_that_never_trained_is_due(home: Path) -> None:
