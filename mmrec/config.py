@@ -181,6 +181,20 @@ class EvaluateConfig(_Part):
     bootstrap: int = Field(2000, ge=100, description="bootstrap samples of an interval")
 
 
+class GateConfig(_Part):
+    on: bool = Field(True, description="whether a version must pass the gate to serve; off: whatever is trained does")
+    days: int = Field(28, ge=1, description="days before as_of it is judged on; at most what the test windows have")
+    cases: int = Field(5000, ge=1, description="users that are asked at most, drawn by their ids")
+    least: int = Field(30, ge=1, description="users below which a version is held")
+    loss: float = Field(0.05, ge=0, lt=1, description="share of the ndcg@10 of a rival that it may fall behind it")
+    too_good: float = Field(0.95, gt=0, description="an ndcg@10 above this is a leak until it is shown that it isn't")
+    coverage: float = Field(0.5, ge=0, description="share of the champion's coverage@10 that it must reach")
+    popularity_bias: float = Field(1.5, ge=1, description="times the champion's popularity_bias@10, if above 1")
+    churn: float = Field(0.95, ge=0, le=1, description="share of the champion's first ten items that users may lose")
+    latency: float = Field(4, ge=1, description="times the champion's time to score a user")
+    size: float = Field(4, ge=1, description="times the champion's bytes")
+
+
 class SparkConfig(_Part):
     master: str = Field("local[*]", description="where engine spark runs: local[*], spark://..., k8s://..., sc://...")
     memory: str = Field("1g", description="heap of the driver, as Java writes it: 512m, 4g")
@@ -243,6 +257,7 @@ class Config(BaseSettings):
     train: TrainConfig = TrainConfig()
     suspects: SuspectsConfig = SuspectsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
     spark: SparkConfig = SparkConfig()
     maintain: MaintainConfig = MaintainConfig()
     airflow: AirflowConfig = AirflowConfig()

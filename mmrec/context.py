@@ -39,10 +39,12 @@ def _quiet(_what: str, _done: int, _of: int) -> None:
 
 @dataclass(frozen=True)
 class Again:
-    """A training that is repeated: `folder` for its files, `tables` -> versions that it reads."""
+    """A training that is repeated: `folder` for its files, `tables` -> versions that it reads, `since`: where its
+    window for the gate began, if that is known."""
 
     folder: Path
     tables: dict[str, int]
+    since: datetime | None = None
 
 
 @dataclass

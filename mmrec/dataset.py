@@ -28,12 +28,14 @@ class Data:
     """What is learned from: dense views as of a run_date, and where they came from.
 
     Attributes:
+        rows: of the items, in their order: item_id, and the keys of their contents.
         fields: modality -> which of an item's contents are its own, see models/fields.py.
         left_out: suspects and interactions that `train.exclude_suspects` kept out; empty where it is off.
     """
 
     items: Items
     log: Log
+    rows: pa.Table
     tables: dict[str, int]
     encoders: dict[str, str]
     fields: dict[str, str]
@@ -76,7 +78,9 @@ def dataset(night: Night) -> Data:
         twins = lake.arrow("silver.item_groups", tables["silver.item_groups"], columns=["item_id", "group_id"])
         groups, fields = dict(zip(*(c.to_pylist() for c in twins), strict=True)), night.config.content.fields
         items = items_from(known, vectors, versions, groups, fields)
-        night._data = Data(items, log_from(rows, items), tables, versions, fields, left_out)  # type: ignore[attr-defined]
+        keys = [c for c in known.column_names if c == "item_id" or c.endswith("_sha256")]
+        about = known.select(keys).sort_by("item_id")
+        night._data = Data(items, log_from(rows, items), about, tables, versions, fields, left_out)  # type: ignore[attr-defined]
     return night._data  # type: ignore[attr-defined]
 
 

@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -23,32 +24,40 @@ import numpy as np
 import pyarrow as pa
 
 import mmrec
-from mmrec import dates, schema, trained
+from mmrec import contested, dates, schema, trained
+from mmrec.bundle.bundle import Bundle
 from mmrec.config import Config
 from mmrec.context import Night, call, note
 from mmrec.dataset import Data, dataset, everything, folds
-from mmrec.errors import InputError
+from mmrec.errors import InputError, TransientError
+from mmrec.evaluate.contest import FILE as GATE
+from mmrec.evaluate.contest import Contest
+from mmrec.evaluate.gate import BASELINES
 from mmrec.files import put
 from mmrec.lake import commit
 from mmrec.models.data import Fold
 
-_DESCRIBED = 5000  # characters that MLflow keeps of a description
 _SECOND = "second"  # folder of a training's second stage
 _SECTIONS = ("night", "content", "train", "suspects", "evaluate", "second_stage")
+_COSTS, _REGISTERED = "costs.json", "registered.json"
+_AGAIN = "again-"  # folder of a training that is repeated
 CHAIN = ("train", "evaluate", "export", "register", "promote")
 
 
 def chain(config: Config, when: date, tell: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """All five stations of `when`; returns their counts and seconds."""
+    """All five stations of `when`; returns their counts and seconds. Where MLflow does not answer, register says that
+    it waits: `caught_up` goes on."""
     night = Night(config, when, tell)
     seconds: dict[str, float] = {}
     counts: dict[str, Any] = {}
     try:
         for name in CHAIN:
             begun = time.monotonic()
-            counts[name] = call(name, night)
+            counts[name] = _called(name, night)
             seconds[name] = round(time.monotonic() - begun, 2)
             tell(name, int(seconds[name] * 1000), -1)
+            if "waits" in counts[name]:
+                break
     finally:
         note(night)
     return counts | {"seconds": seconds}
@@ -56,11 +65,18 @@ def chain(config: Config, when: date, tell: Callable[[str, int, int], None]) -> 
 
 def train(night: Night) -> dict[str, Any]:
     """Choose settings on validation, fit what the test needs, refit what is served; go on from what a kill left."""
+    from mmrec.recorded import watched
+
+    with nullcontext() if night.again else watched(_folder(night)):
+        return _train(night)
+
+
+def _train(night: Night) -> dict[str, Any]:
     import torch
 
     from mmrec.train.world import alone
 
-    config = night.config
+    config, began_ms = night.config, int(time.time() * 1000)
     alone(f"mmrec train --date {night.run_date}")
     torch.set_num_threads(config.threads)
     started = trained.new(config)
@@ -71,7 +87,7 @@ def train(night: Night) -> dict[str, Any]:
     folder = _folder(night)
     if (folder / "state.json").is_file():
         shutil.rmtree(folder)
-    total = 2 + config.evaluate.rolling_fits + 2  # two validations, the tests, the refit
+    total = 2 + config.evaluate.rolling_fits + 3  # two validations, the tests, the gate's stand-in, the refit
     done = 0
 
     def fit(name: str, settings: dict[str, Any], fold: Fold, vals: list[Fold]) -> Any:
@@ -93,20 +109,24 @@ def train(night: Night) -> dict[str, Any]:
                        length=config.night.sequence_length, seed=config.train.seed).save(folder / _SECOND)  # fmt: skip
         for n, group in enumerate(_groups(test, config.evaluate.rolling_fits)):
             fit(f"{protocol}-{n}", chosen[protocol], group[0], [])
+    begin = contested.since(night)
+    fit("gate", chosen["rolling"], contested.window(night, data, begin), [])
     final = fit("final", chosen["rolling"], everything(data, night), [])
-    run_id = "" if night.again else _log_run(night, data, recipe, chosen, final.curves)
-    state = {"mlflow_run": run_id, "model": config.train.model, "chosen": chosen, "tables": data.tables,
-             "encoders": data.encoders, "settings": settings_of(config, asdict(recipe))}  # fmt: skip
+    state = {"run_date": str(night.run_date), "model": config.train.model, "chosen": chosen, "tables": data.tables,
+             "encoders": data.encoders, "fields": data.fields, "left_out": data.left_out, "curves": final.curves,
+             "since": begin.isoformat(), "began_ms": began_ms,
+             "settings": settings_of(config, asdict(recipe))}  # fmt: skip
     put(folder / "state.json", json.dumps(state))
     if night.again is None:
         config.runs.mkdir(parents=True, exist_ok=True)
         (config.runs / "last-training.json").write_text(json.dumps({"as_of": night.as_of.isoformat()}))
-    told = {"mlflow_run": run_id, "fits": done, "chosen": chosen["rolling"]}
+    told = {"fits": done, "chosen": chosen["rolling"]}
     return told | ({"left_out": data.left_out} if data.left_out else {})
 
 
 def evaluate(night: Night) -> dict[str, Any]:
-    """Read every test window once: champion, baselines, slices, masked modalities, differences with intervals."""
+    """Read every test window once: champion, baselines, slices, masked modalities, differences with intervals; and the
+    window of the gate."""
     from mmrec.evaluate.protocols import tune
     from mmrec.evaluate.study import COMPARED, Study
     from mmrec.models.neighbours import ContentNN
@@ -115,7 +135,7 @@ def evaluate(night: Night) -> dict[str, Any]:
     data = dataset(night)
     made = folds(night, data)
     fits = night.config.evaluate.rolling_fits
-    done, total = 0, sum(len(v) + len(t) for v, t in made.values())
+    done, total = 0, sum(len(v) + len(t) for v, t in made.values()) + 1
     oracle = oracle_of(night, data)
     rows: list[dict[str, Any]] = []
     told: dict[str, Any] = {}
@@ -138,16 +158,21 @@ def evaluate(night: Night) -> dict[str, Any]:
         whole = [r for r in own if r["split"] == "test" and r["slice"] == "all" and r["metric"] in COMPARED]
         for r in whole:
             told.setdefault(protocol, {}).setdefault(r["model"], {})[r["metric"]] = round(r["value"], 4)
-        blank = {"run_date": str(night.run_date), "model_version": "", "protocol": protocol, "run_id": ""}
-        rows += [blank | r for r in own]
+        rows += _blank(night, protocol, own)
+        if protocol == "rolling":
+            contest = _contest(night, data, {name: best[name] for name in BASELINES})
+            contest.save(_folder(night))
+            rows += _blank(night, "gate", contest.rows(night.config.evaluate.bootstrap))
+            night.progress("evaluate", done := done + 1, total)
     (_folder(night) / "metrics.json").write_text(json.dumps(rows))
     return told
 
 
 def export(night: Night) -> dict[str, Any]:
     """Seal the refitted model as a bundle, after its graphs were compared with torch."""
-    from mmrec.bundle.bundle import seal
+    from mmrec.bundle.bundle import load, seal
     from mmrec.bundle.card import FILE, card
+    from mmrec.bundle.mlmodel import GRAPH, describe
     from mmrec.evaluate.study import COMPARED
 
     data, folder = dataset(night), _folder(night)
@@ -167,33 +192,57 @@ def export(night: Night) -> dict[str, Any]:
         "encoders": used, "encoder_names": {m: name for m, name in night.config.encoder_names.items() if m in used},
         "fields": data.fields,
         "config": state["chosen"]["rolling"], "features": schema.features_fingerprint(), "data_versions": data.tables,
-        "metrics": metrics, "code": mmrec.__version__, "mlflow_run": state["mlflow_run"],
+        "metrics": metrics, "code": mmrec.__version__,
         "refit": "on everything before as_of, with the settings that validation chose", "settings": state["settings"],
     }  # fmt: skip
     (bundle / FILE).write_text(card(about, _metrics(night)), encoding="utf-8")
+    shutil.copy(folder / GATE, bundle)
+    if (bundle / GRAPH).is_file():
+        describe(bundle, night.as_of)
     digest = seal(bundle, about)
+    if night.again is None:
+        (folder / _COSTS).write_text(json.dumps(_blank(night, "gate", _seconds(night, load(bundle)))))
     return {"sha256": digest, "parity": spec["parity"], "bytes": sum(p.stat().st_size for p in bundle.rglob("*"))}
 
 
 def register(night: Night) -> dict[str, Any]:
-    """Log the run's numbers and bundle to MLflow and register a version as challenger."""
-    from mmrec.bundle import registry
+    """Tell MLflow of the training, and register its bundle as challenger; asked again, to the same end."""
     from mmrec.bundle.bundle import load
-    from mmrec.bundle.card import FILE
+    from mmrec.recorded import recorded
 
-    state, bundle = _state(night), load(_folder(night) / "bundle")
-    client = registry.client(night.config)
-    run = state["mlflow_run"]
-    for key, value in bundle.about["metrics"].items():
-        client.log_metric(run, key.replace("@", "_at_"), value)
-    with registry.patient():
-        client.log_artifacts(run, str(bundle.folder), "bundle")
-    summary = (bundle.folder / FILE).read_text(encoding="utf-8")[:_DESCRIBED]
-    version = registry.register(night.config, bundle.folder, run, bundle.about | {"summary": summary})
-    client.set_terminated(run)
-    rows = [r | {"model_version": version, "run_date": night.run_date} for r in _metrics(night)]
+    folder = _folder(night)
+    bundle = load(folder / "bundle")
+    found = _metrics(night) + json.loads((folder / _COSTS).read_text())
+    run, version = recorded(night.config, folder, bundle, found)
+    rows = [r | {"model_version": version, "run_date": night.run_date} for r in found]
     commit.append(night.lake, "ops.metrics", pa.Table.from_pylist(rows, schema.table("ops.metrics").arrow), run)
-    return {"model_version": version, "sha256": bundle.digest}
+    put(folder / _REGISTERED, json.dumps({"model_version": version, "mlflow_run": run}))
+    return {"model_version": version, "sha256": bundle.digest, "mlflow_run": run}
+
+
+def caught_up(config: Config, tell: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """Register, and put before the gate, what earlier trainings could not; run_date -> what came of it."""
+    told: dict[str, Any] = {}
+    for state in sorted((config.home / "training").glob("*/state.json")):
+        ready = (state.parent / "bundle" / "digest.json").is_file() and (state.parent / _COSTS).is_file()
+        if state.parent.name.startswith(_AGAIN) or not ready or (state.parent / _REGISTERED).is_file():
+            continue
+        night = Night(config, date.fromisoformat(state.parent.name), tell)
+        told[state.parent.name] = of_it = {"register": _called("register", night)}
+        if "waits" in of_it["register"]:
+            break
+        of_it["promote"] = call("promote", night)
+    return told
+
+
+def _called(name: str, night: Night) -> dict[str, Any]:
+    """A station's counts; `waits`: register asked a server that does not answer."""
+    if name != "register":
+        return call(name, night)
+    try:
+        return call(name, night)
+    except TransientError as error:
+        return {"waits": f"MLflow does not answer ({error.where}): {error.value}"}
 
 
 def promote(night: Night) -> dict[str, Any]:
@@ -219,6 +268,23 @@ def promote(night: Night) -> dict[str, Any]:
     table = pa.Table.from_pylist([record], schema.table("ops.promotions").arrow)
     commit.append(night.lake, "ops.promotions", table, f"promote-{version}")
     return {"model_version": version, "decision": told["decision"], "reason": told["reason"]}
+
+
+def _contest(night: Night, data: Data, baselines: dict[str, Any]) -> Contest:
+    begin = datetime.fromisoformat(_state(night)["since"])
+    stand_in = trained.kept(_folder(night) / "gate")
+    return contested.contested(night, data, contested.window(night, data, begin), begin, stand_in, baselines)
+
+
+def _seconds(night: Night, bundle: Bundle) -> list[dict[str, Any]]:
+    data, begin = dataset(night), datetime.fromisoformat(_state(night)["since"])
+    return contested.seconds(night, data, contested.window(night, data, begin), bundle)
+
+
+def _blank(night: Night, protocol: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of ops.metrics of a version that is not registered yet."""
+    blank = {"run_date": str(night.run_date), "model_version": "", "protocol": protocol, "run_id": ""}
+    return [blank | r for r in rows]
 
 
 def settings_of(config: Config, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -285,42 +351,6 @@ def _groups(windows: list[Fold], fits: int) -> list[list[Fold]]:
     """Windows in order, in at most `fits` groups that share a fit at the first one's cut."""
     size = -(-len(windows) // fits)
     return [windows[i : i + size] for i in range(0, len(windows), size)]
-
-
-def _log_run(night: Night, data: Data, recipe: Any, chosen: dict[str, Any], curves: list[dict[str, Any]]) -> str:
-    from mmrec.bundle import registry
-
-    client = registry.client(night.config)
-    experiment = registry.experiment(night.config, "mmrec/train")
-    tags = {"run_date": str(night.run_date), "as_of": night.as_of.isoformat(), "mmrec": mmrec.__version__}
-    tags |= {f"table.{n}": str(v) for n, v in data.tables.items()}
-    tags |= {f"encoder.{m}": v for m, v in data.encoders.items()}
-    tags |= {f"fields.{m}": v for m, v in data.fields.items()}
-    tags |= {f"left_out.{what}": str(n) for what, n in data.left_out.items()}
-    run = client.create_run(experiment, tags=tags, run_name=f"train {night.run_date}")
-    client.log_inputs(run.info.run_id, _inputs(night, data))
-    rolling = {f"chosen.{k}": v for k, v in chosen["rolling"].items()}
-    parameters = asdict(recipe) | rolling | {"seed": night.config.train.seed}
-    for key, value in parameters.items():
-        client.log_param(run.info.run_id, key, value)
-    for row in curves:
-        for key in ("loss", "tokens_per_s"):
-            client.log_metric(run.info.run_id, key, row[key], step=row["epoch"])
-    return run.info.run_id
-
-
-def _inputs(night: Night, data: Data) -> list[Any]:
-    """The tables that were learned from, each at its version, as MLflow's own datasets."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    def made(name: str, version: int) -> Any:
-        columns = [{"name": c.name, "type": c.type} for c in schema.table(name).columns]
-        source = {"path": str(night.lake.path(name)), "version": version}
-        more = json.dumps({"mlflow_colspec": columns}), json.dumps({"as_of": night.as_of.isoformat()})
-        about = Dataset(name, f"version {version}", "delta_table", json.dumps(source), *more)
-        return DatasetInput(about, [InputTag("mlflow.data.context", "training")])
-
-    return [made(name, version) for name, version in sorted(data.tables.items())]
 
 
 def _metrics(night: Night) -> list[dict[str, Any]]:

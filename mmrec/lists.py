@@ -100,7 +100,7 @@ def _scored(config: Config, lake: Lake, when: date | None) -> _Scored:
     when = m.day
     model = bundles.load(config.bundles / m.model_version, m.model_digest)
     items = lake.day("gold.item_features", when).sort_by("item_id")
-    side = item_side(model, items, lake, m, device=config.device, threads=config.threads)
+    side = item_side(model, items, lake, m.tables, device=config.device, threads=config.threads)
     if side is None:
         raise InputError("the model of this night has no vectors", where=f"run_date {when}",
                          value=f"version {m.model_version}, {model.kind}", valid="a two_tower or factors bundle",

@@ -239,7 +239,7 @@ def recommend(night: Night) -> dict[str, Any]:
             valid="at least one item",
             next="mmrec tables silver.items",
         )
-    side = item_side(model, items, night.lake, m, device=config.device, threads=config.threads)
+    side = item_side(model, items, night.lake, m.tables, device=config.device, threads=config.threads)
     job = Job.of(m, model, config.device, config.threads)
     listed = twins(night)
     groups = None if listed is None else dict(zip(*(c.to_pylist() for c in listed), strict=True))

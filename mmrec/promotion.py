@@ -1,7 +1,7 @@
 """Who serves, and who may: promotions, rollbacks, and aliases that people set in MLflow.
 
-In: a request, the gate's numbers in ops.metrics. Out: a change or a refusal in ops.serving (bundle/serving.py), aliases
-that follow it, the gate's words on the version's tags.
+In: a request; what the version's bundle says of the days before its training. Out: a change or a refusal in ops.serving
+(bundle/serving.py), aliases that follow it, the gate's words on the version's tags.
 A request is decided over a state and made only if that is still the newest: of two at once, one is made and the other
 is told so; both are on record. Whoever overrules the gate says why, and that is on record as well.
 Trade-off: an alias set by hand counts at the next `reconcile`, which each planned night begins with, not at once.
@@ -10,6 +10,7 @@ Trade-off: an alias set by hand counts at the next `reconcile`, which each plann
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -17,10 +18,11 @@ import pyarrow.dataset as ds
 
 from mmrec import schema
 from mmrec.bundle import registry
-from mmrec.bundle.bundle import load
+from mmrec.bundle.bundle import Bundle, load
 from mmrec.bundle.serving import ZERO, Outrun, Served, Serving
 from mmrec.config import Config
 from mmrec.errors import InputError, QualityError, TransientError
+from mmrec.evaluate.contest import SELF, Contest, version_named
 from mmrec.evaluate.gate import decide
 from mmrec.lake.store import Lake
 
@@ -48,7 +50,7 @@ def promote(
         raise InputError("this version serves already", where="mmrec models promote", value=version,
                          valid="another version", next="mmrec models list")  # fmt: skip
     to = _registered(config, version)
-    decision, reason, numbers = _gate(config, to, seen.version)
+    decision, reason, numbers = _gate(config, to, seen.stack[-1] if seen.stack else None)
     told = {"asked_by": by, "through": through, "why": override or why, "said": reason,
             "numbers": json.dumps(numbers, sort_keys=True)}  # fmt: skip
     overruled = decision == "held" and bool(override)
@@ -120,6 +122,20 @@ def reconcile(config: Config) -> dict[str, Any]:
     return {"model_version": now.version} | out
 
 
+def met(config: Config, bundle: Bundle, other: Served | None) -> Contest | None:
+    """What a version was measured beside before its training, another version among it, if they were asked for the same
+    days; None: nothing. `other`: None: version 0."""
+    contest = Contest.load(bundle.folder)
+    if contest is None or other is None or version_named(other.version) in contest.rankers:
+        return contest
+    try:
+        theirs = Contest.load(load(config.bundles / other.version, other.sha256).folder)
+    except (InputError, QualityError) as error:
+        return replace(contest, unmeasured=contest.unmeasured | {other.version: error.what})
+    found = None if theirs is None else contest.with_rows_of(theirs, version_named(other.version))
+    return contest if found is None else found
+
+
 def _registered(config: Config, version: str) -> Served:
     """Raises: InputError: there is no such version to promote."""
     to = registry.of_version(config, version) if version.isdigit() and (config.bundles / version).is_dir() else None
@@ -130,22 +146,43 @@ def _registered(config: Config, version: str) -> Served:
     return to
 
 
-def _gate(config: Config, to: Served, before: str) -> tuple[str, str, dict[str, float]]:
+def _gate(config: Config, to: Served, before: Served | None) -> tuple[str, str, dict[str, float]]:
     """As of `decide`, and what no number tells: whether the version can serve at all."""
-    about = load(config.bundles / to.version, to.sha256, deep=False).about
+    bundle = load(config.bundles / to.version, to.sha256)
+    about = bundle.about
     wrong = []
     if about.get("features") != schema.features_fingerprint():
         wrong.append(f"trained on features {about.get('features')}, and a night has {schema.features_fingerprint()}")
+    if bundle.kind == "two_tower" and not about.get("parity"):
+        wrong.append("its graphs were never compared with what was trained")
     lake = Lake(config.lake)  # what is read here is no input of a night
-    rows = lake.arrow("ops.metrics", where=ds.field("model_version").isin([to.version, before])).to_pylist()
-    ends = {r["run_date"] for r in rows if r["model_version"] == to.version}
-    if to.as_of is not None and ends and to.as_of.date() > max(ends):
-        wrong.append(f"it says that it knows all before {to.as_of:%Y-%m-%d %H:%M}, and was measured for {max(ends)}")
+    contest = met(config, bundle, before)
+    if contest is not None and to.as_of is not None and to.as_of > contest.until:
+        wrong.append(f"it says that it knows all before {to.as_of:%Y-%m-%d %H:%M}, and was measured up to "
+                     f"{contest.until:%Y-%m-%d %H:%M}")  # fmt: skip
     wrong += _stale(config, lake, to)
-    decision, reason, numbers = decide(rows, to.version, before, about.get("name", "champion"))
+    champion = ZERO if before is None else before.version
+    costs = _costs(config, lake, to, before)
+    decision, reason, numbers = decide(config.gate, contest, champion, own_name=about.get("name", SELF),
+                                       samples=config.evaluate.bootstrap, costs=costs)  # fmt: skip
     if wrong:
         return "held", "; ".join([*wrong, *([reason] if decision == "held" else [])]), numbers
     return decision, reason, numbers
+
+
+def _costs(config: Config, lake: Lake, to: Served, before: Served | None) -> dict[str, dict[str, float]]:
+    """ "own" and "champion" -> ms_per_user, as they were measured side by side, and bytes."""
+    out: dict[str, dict[str, float]] = {"own": {}, "champion": {}}
+    sides = {"own": to} | ({} if before is None else {"champion": before})
+    timed = (ds.field("model_version") == to.version) & (ds.field("metric") == "ms_per_user")
+    rows = {r["model"]: r["value"] for r in lake.arrow("ops.metrics", where=timed).to_pylist()}
+    for side, served in sides.items():
+        name = SELF if side == "own" else version_named(served.version)
+        if name in rows:
+            out[side]["ms_per_user"] = rows[name]
+        files = (config.bundles / served.version).rglob("*")
+        out[side]["bytes"] = float(sum(p.stat().st_size for p in files if p.is_file()))
+    return out
 
 
 def _stale(config: Config, lake: Lake, to: Served) -> list[str]:

@@ -67,7 +67,7 @@ class Remade:
         for name, given in (("diversity", diversity), ("candidates", candidates)):
             if given is not None:
                 m = replace(m, config=m.config | {name: given})
-        side = item_side(self.model, self.items, self.lake, m, device=config.device, threads=config.threads)
+        side = item_side(self.model, self.items, self.lake, m.tables, device=config.device, threads=config.threads)
         job = Job.of(m, self.model, config.device, config.threads)
         job = replace(job, run_id=self.manifest.run_id, rules=[r.record() for r in rules])
         sketch_NV = sketches(self.lake, m, self.items)

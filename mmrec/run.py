@@ -30,6 +30,7 @@ from mmrec.holding import approved
 from mmrec.lake import commit, content
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
+from mmrec.learn import caught_up
 from mmrec.memory import Peak
 from mmrec.night import due
 from mmrec.steps import step
@@ -62,7 +63,8 @@ def make_home(
         _check_choices(source, size, zone)
         more: dict[str, Any] = {}
         if source == "builtin":  # two months of history: short windows, a small model
-            more = {"evaluate": {"rolling_days": 3, "rolling_cuts": 3, "rolling_fits": 1}, "train": {"recipe": "small"}}
+            more = {"evaluate": {"rolling_days": 3, "rolling_cuts": 3, "rolling_fits": 1}, "gate": {"days": 3},
+                    "train": {"recipe": "small"}}  # fmt: skip
         about: dict[str, Any] = {"spec": source, "root": root.absolute() if root else None}
         if source == "builtin":
             about |= {"seed": seed, "size": size}
@@ -154,7 +156,8 @@ def run(config: Config, when: date, *, force: bool = False, train: bool | None =
 
     Args:
         force: publish again what is published, under a new run_id.
-        train: True now, False not at all, None when the champion is older than `train.every_days`.
+        train: True now, False not at all, None when the champion is older than `train.every_days`. What an earlier
+            training could not hand to MLflow is handed over first.
 
     Returns: run_date, run_id, users, items, lists, metrics, seconds, peak_memory_mb, counts, published.
     """
@@ -172,6 +175,8 @@ def run(config: Config, when: date, *, force: bool = False, train: bool | None =
                 _timed(name, night, counts, seconds, tell)
             if held:
                 train = False
+            if not held and (late := caught_up(config, tell)):
+                counts["caught_up"] = late
             if train or (train is None and due(night)):
                 counts["training"] = _learn(config, when, seconds, quiet=tell is _silent)
             for name in _AFTER[_AFTER.index("publish") :] if held else _AFTER:

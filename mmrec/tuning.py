@@ -256,10 +256,10 @@ class _Record:
     """The study's run in MLflow, and below it one a trial."""
 
     def __init__(self, config: Config, name: str, tags: dict[str, str]) -> None:
-        from mmrec.bundle import registry
+        from mmrec.bundle import server
 
         config.home.mkdir(parents=True, exist_ok=True)
-        self.client, self.experiment = registry.client(config), registry.experiment(config, "mmrec/tune")
+        self.client, self.experiment = server.client(config), server.experiment(config, "mmrec/tune")
         tags = tags | {"mmrec": mmrec.__version__}
         self.parent = self.client.create_run(self.experiment, tags=tags, run_name=f"tune {name}").info.run_id
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import pyarrow.dataset as ds
 
-from mmrec.bundle import registry
+from mmrec import promotion
+from mmrec.bundle import registry, server
 from mmrec.bundle.bundle import Bundle, load
 from mmrec.config import Config
 from mmrec.errors import InputError, QualityError
+from mmrec.evaluate.contest import version_named
 from mmrec.lake.store import Lake
 
 _METRICS = ("ndcg@10", "recall@10", "recall@20", "coverage@10")
@@ -55,7 +57,8 @@ def listed(config: Config, lake: Lake) -> list[dict[str, Any]]:
 
 def shown(config: Config, lake: Lake, version: str) -> dict[str, Any]:
     """What is known of a version: the row of `listed`, and about (bundle.json), metrics: protocol -> model -> metric ->
-    value of test windows, decisions of the gate, files of the bundle with their digests.
+    value of test windows, and of the days that the gate looks at; decisions of the gate, files of the bundle with their
+    digests.
 
     Raises: InputError: no such version, or its bundle is not on this disk. QualityError: that was altered since it was
         sealed.
@@ -71,9 +74,10 @@ def shown(config: Config, lake: Lake, version: str) -> dict[str, Any]:
 
 
 def compared(config: Config, lake: Lake, one: str, other: str) -> dict[str, Any]:
-    """How two versions differ: versions, same_windows (whether their test numbers are of the same cases, by protocol),
-    metrics: rows of protocol, metric, model, one, other, difference; differs: field of bundle.json -> both values, of
-    mappings what differs.
+    """How two versions differ: versions; same_days: by how much one is ahead of the other on days that neither was
+    fitted on (since, until, ahead, of, difference, lo, hi, cases, churn), None where there are none; same_windows
+    (whether their test numbers are of the same cases, by protocol); metrics: rows of protocol, metric, model, one,
+    other, difference; differs: field of bundle.json -> both values, of mappings what differs.
 
     Raises: InputError: no such version, or not on this disk.
     """
@@ -93,7 +97,25 @@ def compared(config: Config, lake: Lake, one: str, other: str) -> dict[str, Any]
             for p in _SHOWN if p in cases[one] or p in cases[other]}  # fmt: skip
     differs = {f: list(_apart(told[one].get(f), told[other].get(f))) for f in _DIFFER
                if told[one].get(f) != told[other].get(f)}  # fmt: skip
-    return {"versions": rows, "same_windows": same, "metrics": found, "differs": differs}
+    return {"versions": rows, "same_days": _same_days(config, one, other), "same_windows": same, "metrics": found,
+            "differs": differs}  # fmt: skip
+
+
+def _same_days(config: Config, one: str, other: str) -> dict[str, Any] | None:
+    """The newer beside the older, as the gate would see them."""
+    for ahead, behind in ((other, one), (one, other)):
+        try:
+            served, bundle = registry.of_version(config, behind), load(config.bundles / ahead)
+        except (InputError, QualityError):
+            continue
+        contest = promotion.met(config, bundle, served)
+        found = contest.difference(version_named(behind)) if contest is not None and served is not None else None
+        if contest is not None and found is not None:
+            mean, lo, hi, cases = found
+            return {"since": contest.since.isoformat(), "until": contest.until.isoformat(), "ahead": ahead,
+                    "of": behind, "difference": mean, "lo": lo, "hi": hi, "cases": cases,
+                    "churn": contest.churn(version_named(behind))}  # fmt: skip
+    return None
 
 
 def _apart(one: Any, other: Any) -> tuple[Any, Any]:
@@ -127,7 +149,7 @@ def _registered(config: Config) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {registry.ZERO: {"tags": {}, "aliases": []}}
     if config.mlflow_uri is None and not (config.home / "mlflow.db").is_file():
         return found  # asking would make one
-    c = registry.client(config)
+    c = server.client(config)
     for v in c.search_model_versions(f"name = '{registry.NAME}'"):
         found[str(v.version)] = {"tags": dict(v.tags), "aliases": []}
     for model in c.search_registered_models(filter_string=f"name = '{registry.NAME}'"):
@@ -162,7 +184,8 @@ def _of(metrics: tuple[str, ...]) -> Any:
 
 
 def _metrics(lake: Lake, version: str) -> dict[str, dict[str, dict[str, float]]]:
-    where = (ds.field("model_version") == version) & (ds.field("split") == "test") & (ds.field("slice") == "all")
+    split = ds.field("split").isin(["test", "gate"])
+    where = (ds.field("model_version") == version) & split & (ds.field("slice") == "all")
     out: dict[str, dict[str, dict[str, float]]] = {}
     for r in lake.arrow("ops.metrics", where=where).to_pylist():
         out.setdefault(r["protocol"], {}).setdefault(r["model"], {})[r["metric"]] = r["value"]

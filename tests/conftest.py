@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from mmrec.bundle import registry
+from mmrec.bundle import registry, server
 from mmrec.config import Config
 from mmrec.lake.session import ENGINES, session, stop
 
@@ -70,7 +70,7 @@ def encoders_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's store without a model: made once, because that takes seconds."""
     home = tmp_path_factory.mktemp("blank")
-    registry.client(Config(home=home)).create_experiment("t")
+    server.client(Config(home=home)).create_experiment("t")
     return home / "mlflow.db"
 
 

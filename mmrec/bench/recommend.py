@@ -206,7 +206,8 @@ def _parts(night: Night, members: list[tuple[int, int]]) -> dict[str, Any]:
     users = night.lake.day("gold.user_sequences", m.day).sort_by("user_id")
     model = bundles.load(config.bundles / m.model_version, m.model_digest)
     side, spent["items_s"] = _timed(
-        lambda: item_side(model, items, night.lake, m, device=config.device, threads=config.threads))  # fmt: skip
+        lambda: item_side(model, items, night.lake, m.tables, device=config.device, threads=config.threads)
+    )
     assert side is not None
     job = Job(str(config.bundles.absolute() / "1"), m.model_digest, config.device, config.threads, m.config["k"],
               m.run_date, m.run_id, "1", model.kind, model.about.get("blend"), m.config["rules"])  # fmt: skip

@@ -1,7 +1,7 @@
 """Bundles: one folder per model version, sealed by one sha256 over all its files.
 
 In: a folder with `bundle.json` and ONNX graphs or arrays. Out: a `Bundle` that was checked before a byte of it was
-parsed. Nothing in it is pickled; every file is JSON, safetensors or ONNX.
+parsed. Nothing in it is pickled; every file is JSON, YAML, Markdown, Parquet, safetensors or ONNX.
 Trade-off: the digest is over whole files, so a changed comment in bundle.json makes another bundle; that is the
 price of a check that needs no knowledge of what the files mean.
 

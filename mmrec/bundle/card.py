@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _METRICS = ("ndcg@10", "recall@10", "recall@20", "coverage@10")
-_PROTOCOLS = {"rolling": "Rolling windows in time", "per_user": "The last part of every user's history"}
+_PROTOCOLS = {"rolling": ("test", "Rolling windows in time"),
+              "per_user": ("test", "The last part of every user's history"),
+              "gate": ("gate", "The days before it was trained, which the gate looks at")}  # fmt: skip
 FILE = "model-card.md"
 
 
@@ -50,8 +52,8 @@ def _kind(kind: str) -> str:
 
 def _numbers(rows: list[Mapping[str, Any]]) -> list[str]:
     out = []
-    for protocol, title in _PROTOCOLS.items():
-        mine = [r for r in rows if (r["protocol"], r["split"], r["slice"]) == (protocol, "test", "all")]
+    for protocol, (split, title) in _PROTOCOLS.items():
+        mine = [r for r in rows if (r["protocol"], r["split"], r["slice"]) == (protocol, split, "all")]
         by: dict[str, dict[str, float]] = {}
         for r in mine:
             by.setdefault(r["model"], {})[r["metric"]] = r["value"]

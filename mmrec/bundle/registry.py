@@ -10,15 +10,12 @@ Trade-off: a run's bundle is copied to disk at registration, so every machine th
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrec.bundle.bundle import Bundle, install, load, seal
+from mmrec.bundle.server import answering, client
 from mmrec.bundle.serving import ZERO, Served, Serving, ask, serving
 from mmrec.config import Config
 from mmrec.errors import InputError, TransientError
@@ -32,46 +29,6 @@ _ABOUT = ("Models that mmrec's nights are scored with. Which one serves stands i
           "`champion` is a copy of that. Giving it to another version asks that it serve: before the next night the "
           "gate decides, and answers on that version's tag `gate`.")  # fmt: skip
 _MIRRORED = "mmrec.change"  # tag of the registered model: the change that the aliases follow
-_WAIT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # of a server; it may hang
-
-
-def client(config: Config) -> MlflowClient:
-    """A client of the configured tracking server and registry; makes the registered model on first use."""
-    _quiet()
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=config.tracking, registry_uri=config.tracking)
-
-
-def experiment(config: Config, name: str) -> str:
-    """The id of the experiment of that name; made on first use, with its artifacts in the home."""
-    c = client(config)
-    found = c.get_experiment_by_name(name)
-    place = (config.home / "mlartifacts").absolute().as_uri()
-    return found.experiment_id if found else c.create_experiment(name, artifact_location=place)
-
-
-@contextmanager
-def patient() -> Iterator[None]:
-    """For what takes a server longer than an answer does: files that it passes on."""
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    _quiet()
-    was = os.environ[name]
-    os.environ[name] = was if was != _WAIT[name] else "600"  # what somebody has set stays
-    try:
-        yield
-    finally:
-        os.environ[name] = was
-
-
-def _quiet() -> None:
-    """What MLflow looks at when it is imported."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    for name, value in _WAIT.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def init_version_zero(config: Config) -> Bundle:
@@ -128,7 +85,7 @@ def served(config: Config, *, alone: bool = False) -> list[tuple[str, str]]:
     try:
         waits = challenger(config)
         if waits is not None and waits not in found:
-            with _answering(config):
+            with answering(config):
                 found[waits] = client(config).get_model_version(NAME, waits).tags["sha256"]
     except TransientError:
         if not alone:
@@ -137,7 +94,8 @@ def served(config: Config, *, alone: bool = False) -> list[tuple[str, str]]:
 
 
 def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -> str:
-    """Register the sealed bundle in `folder`, logged as artifact `bundle` of an MLflow run, as challenger.
+    """Register the sealed bundle in `folder`, logged as artifact `bundle` of an MLflow run, as challenger; once: a
+    bundle of the same digest is the version that it was.
 
     Returns: the version's number, also the name of its folder under `<home>/bundles`.
 
@@ -151,12 +109,15 @@ def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -
     if not any(m.name == NAME for m in c.search_registered_models(filter_string=f"name = '{NAME}'")):
         c.create_registered_model(NAME, description=_ABOUT)
     tags = {"sha256": bundle.digest, "kind": bundle.kind} | ({"as_of": about["as_of"]} if about["as_of"] else {})
-    made = c.create_model_version(
+    found = c.search_model_versions(f"name = '{NAME}' and tags.sha256 = '{bundle.digest}'")
+    made = found[0] if found else c.create_model_version(
         NAME, source=f"runs:/{run_id}/bundle", run_id=run_id, tags=tags, description=about.get("summary", "")
-    )
+    )  # fmt: skip
     version = str(made.version)
-    install(folder, config.bundles / version)
-    c.set_registered_model_alias(NAME, "challenger", version)
+    if not (config.bundles / version).is_dir():
+        install(folder, config.bundles / version)
+    if version != state(config).version:
+        c.set_registered_model_alias(NAME, "challenger", version)
     return version
 
 
@@ -194,7 +155,7 @@ def mirror(config: Config, now: Serving) -> bool:
     if _empty(config):
         return True
     try:
-        with _answering(config):
+        with answering(config):
             c = client(config)
             found = c.search_registered_models(filter_string=f"name = '{NAME}'")
             if not found:
@@ -225,7 +186,7 @@ def asked(config: Config) -> str | None:
     now = serving(lake)
     if _empty(config) or not now.change:
         return None
-    with _answering(config):
+    with answering(config):
         found = client(config).search_registered_models(filter_string=f"name = '{NAME}'")
     if not found:
         return None
@@ -243,7 +204,7 @@ def challenger(config: Config) -> str | None:
     """
     if _empty(config):
         return None
-    with _answering(config):
+    with answering(config):
         return _aliases(client(config)).get("challenger")
 
 
@@ -252,33 +213,15 @@ def tag(config: Config, version: str, key: str, value: str) -> None:
 
     Raises: TransientError: the registry does not answer, or knows no such version.
     """
-    with _answering(config):
+    with answering(config):
         client(config).set_model_version_tag(NAME, version, key, value[:5000])
-
-
-@contextmanager
-def _answering(config: Config) -> Iterator[None]:
-    """Raises: TransientError: in place of MLflow's own, where the registry does not answer."""
-    _quiet()
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        raise TransientError(
-            "the registry does not say which models are served",
-            where=config.tracking.split("@")[-1],  # without a password
-            value=error.error_code,
-            valid="a registry that answers",
-            next="run it again once it does",
-        ) from error
 
 
 def _once_crowned(config: Config) -> list[Served]:
     """Of a home of an earlier release: every version once promoted, the champion last."""
     if _empty(config):
         return []
-    with _answering(config):
+    with answering(config):
         c = client(config)
         aliases = _aliases(c)
         found = c.search_model_versions(f"name = '{NAME}'") if aliases else []

@@ -96,6 +96,14 @@ def compare(one: Version, other: Version, home: Home = HOME, as_json: Json = Fal
         out.print(grid)
     else:
         out.print(cell(f"there are no test numbers that versions {first} and {second} both have"))
+    if told["same_days"]:
+        d = told["same_days"]
+        out.print(cell(f"on the days from {d['since'][:10]} to {d['until'][:10]}, which neither was fitted on: ndcg@10 "
+                       f"of version {d['ahead']} less that of {d['of']} is {d['difference']:+.4f} "
+                       f"[{d['lo']:+.4f}, {d['hi']:+.4f}] over {d['cases']} users; {d['churn']:.0%} of the first ten "
+                       "items differ"), soft_wrap=True)  # fmt: skip
+    else:
+        out.print(cell("the two were never asked for the same days"))
     apart = sorted({r["protocol"] for r in told["metrics"] if not told["same_windows"][r["protocol"]]})
     if apart:
         said = f"the test windows of {' and '.join(apart)} are not the same: a difference is of the windows, too"
@@ -146,14 +154,19 @@ def rollback(home: Home = HOME, why: Why = "", by: By = None, as_json: Json = Fa
 
 @group.command()
 def reconcile(home: Home = HOME, as_json: Json = False) -> None:
-    """Make aliases in MLflow and the lake agree: an alias that was set by hand is a request, and the gate decides."""
-    from mmrec import promotion
+    """Make aliases in MLflow and the lake agree: an alias that was set by hand is a request, and the gate decides.
+    Trainings that MLflow did not answer are registered first."""
+    from mmrec import learn, promotion
 
     lake_of(home)
-    told = promotion.reconcile(settings.load(home))
+    config = settings.load(home)
+    late = learn.caught_up(config, lambda *_: None)
+    told = promotion.reconcile(config)
     if as_json:
-        show_json(told)
+        show_json(told | ({"caught_up": late} if late else {}))
         return
+    for day, of_it in late.items():
+        out.print(cell(f"the training of {day}: {_handed(of_it)}"), soft_wrap=True)
     if "asked" in told:
         asked = told["asked"]
         out.print(cell(f"version {asked['model_version']} was given the alias champion in MLflow: {asked['decision']}: "
@@ -187,6 +200,13 @@ def reproduce(version: Version, home: Home = HOME, as_json: Json = False) -> Non
                            value=f"{told['largest']:.2e}, {told['missing']} numbers that one alone has",
                            valid=f"differences to {reproduced.WITHIN}, the same numbers",
                            next=f"mmrec models show {told['version']}")  # fmt: skip
+
+
+def _handed(told: dict[str, Any]) -> str:
+    """What came of a training that had waited for MLflow."""
+    if "waits" in told["register"]:
+        return str(told["register"]["waits"])
+    return f"version {told['register']['model_version']}, {told['promote']['decision']}: {told['promote']['reason']}"
 
 
 def _number(value: float | None) -> str:

@@ -1,71 +1,123 @@
-"""The gate: may a challenger become champion? Decided on validation numbers, never on the test.
+"""The gate: may a version serve? Decided on the days before it was trained, which its settings were not chosen on.
 
-In: rows of ops.metrics of the challenger and of the champion it meets. Out: a decision, its reasons in words, and the
-numbers it rests on.
-Trade-off: the champion's numbers come from its own training's validation windows, which ended earlier; the tolerance
-covers what the windows differ by.
+In: what it and its rivals made of these days (contest.py), what the two bundles cost, thresholds. Out: a decision, its
+reasons in words, and the numbers it rests on.
+It must not be worse than popularity, item-kNN and the champion: neither beyond chance (paired bootstrap over users) nor
+by more than a share; and better than popularity, while that serves. What accuracy does not tell has bounds beside the
+champion's.
+Trade-off: of two that are alike the newer serves, because it knows newer days; by chance that is the worse one now and
+then.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-_METRIC = "ndcg@10"
-_BASELINES = ("popularity", "item_knn")
-_TOLERANCE = 0.95  # a challenger may reach this share of the champion's number
-_COVERAGE, _LEAST = "coverage@10", 0.5  # of the catalogue, of which it may reach this share of the champion's
-_BIAS, _MOST = "popularity_bias@10", 1.5  # of what people choose: 1, or so many times the champion's
-_TOO_GOOD = 0.95  # an ndcg@10 above this is a leak until somebody shows that it isn't
-_PROTOCOLS = ("rolling", "per_user")
+from mmrec.config import GateConfig
+from mmrec.evaluate.contest import METRIC, SELF, Contest, version_named
+
+BASELINES = ("popularity", "item_knn")
+_COVERAGE, _BIAS = "coverage@10", "popularity_bias@10"
+_COST = {"ms_per_user": ("latency", "it takes {:.3f} ms a user, champion {} {:.3f}"),
+         "bytes": ("size", "it has {:.0f} bytes, champion {} {:.0f}")}  # fmt: skip
 
 
 def decide(
-    rows: list[dict[str, Any]], challenger: str, champion: str, own_name: str = "champion"
-) -> tuple[str, str, dict[str, float]]:
+    asked: GateConfig, contest: Contest | None, champion: str, *, own_name: str = SELF, samples: int = 2000,
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+) -> tuple[str, str, dict[str, float]]:  # fmt: skip
     """("promoted" or "held", reason, numbers).
 
     Args:
-        rows: ops.metrics of both versions. champion: "0" while popularity is served.
-        own_name: which model the challenger is: a baseline in its place need not be better than itself.
+        contest: None: the version was never measured. champion: "0" while popularity is served.
+        own_name: which model the version is: a baseline in its place need not be better than itself.
+        costs: "own" and "champion" -> ms_per_user, bytes; what is not there is not compared.
     """
-    value, covered, popular = ({(r["model_version"], r["protocol"], r["model"]): r["value"] for r in rows
-                       if r["split"] == "validation" and r["slice"] == "all" and r["metric"] == metric}
-                      for metric in (_METRIC, _COVERAGE, _BIAS))  # fmt: skip
-    numbers: dict[str, float] = {}
-    held, passed = [], []
-    for protocol in _PROTOCOLS:
-        own = value.get((challenger, protocol, "champion"))
-        if own is None:
-            held.append(f"{protocol}: no validation {_METRIC} of version {challenger}")
+    if not asked.on:
+        return "promoted", "the gate is off (mmrec.toml: gate.on)", {}
+    if contest is None:
+        return "held", "it was never measured on the days before its training", {}
+    held, passed = list[str](), list[str]()
+    own = contest.of(SELF)[METRIC].to_numpy()
+    numbers: dict[str, float] = {"cases": float(len(own))}
+    if len(own) < asked.least:
+        days = (contest.until - contest.since).days
+        return "held", (f"{len(own)} users chose something new in the {days} days before it was trained; "
+                        f"the gate needs {asked.least}"), numbers  # fmt: skip
+    value = numbers["challenger"] = float(own.mean())
+    if not value <= asked.too_good:
+        held.append(f"{value:.4f} is too good to be true")
+    for name in (n for n in BASELINES if n != own_name):
+        found = contest.difference(name, samples=samples)
+        if found is None:
+            held.append(f"no number of {name}")
             continue
-        numbers[f"{protocol}/challenger"] = own
-        if own > _TOO_GOOD:
-            held.append(f"{protocol}: {own:.4f} is too good to be true")
-        for name in (n for n in _BASELINES if n != own_name):
-            other = value.get((challenger, protocol, name))
-            if other is None:
-                held.append(f"{protocol}: no number of {name}")
-                continue
-            numbers[f"{protocol}/{name}"] = other
-            (passed if own > other else held).append(f"{protocol}: {own:.4f} against {name} {other:.4f}")
-        before = value.get((champion, protocol, "champion"))
-        if before is None and champion != "0":
-            held.append(f"{protocol}: no number of champion {champion}")
-        if before is not None:
-            numbers[f"{protocol}/champion"] = before
-            (passed if own >= _TOLERANCE * before else held).append(
-                f"{protocol}: {own:.4f} against champion {champion} {before:.4f}"
-            )
-        reached, had = (covered.get((v, protocol, "champion")) for v in (challenger, champion))
-        if had is not None:
-            numbers[f"{protocol}/champion/{_COVERAGE}"] = had
-            numbers[f"{protocol}/challenger/{_COVERAGE}"] = reached = 0.0 if reached is None else reached
-            if not reached >= _LEAST * had:
-                held.append(f"{protocol}: it lists {reached:.1%} of the catalogue, champion {champion} {had:.1%}")
-        reached, had = (popular.get((v, protocol, "champion")) for v in (challenger, champion))
-        if had is not None and reached is not None:
-            numbers[f"{protocol}/champion/{_BIAS}"], numbers[f"{protocol}/challenger/{_BIAS}"] = had, reached
-            if not reached <= max(1.0, _MOST * had):
-                held.append(f"{protocol}: its lists are {reached:.2f} times as popular as what people choose, "
-                            f"champion {champion}'s {had:.2f}")  # fmt: skip
+        said = _said(numbers, value, name, name, found)
+        worse = found[0] <= 0 if (name, champion) == ("popularity", "0") else _worse(asked, value, found)
+        (held if worse else passed).append(said)
+    if champion != "0":
+        _against(asked, contest, champion, samples, numbers, held, passed)
+        _costs(asked, costs or {}, champion, numbers, held)
     return ("held", "; ".join(held), numbers) if held else ("promoted", "; ".join(passed), numbers)
+
+
+def _against(
+    asked: GateConfig, contest: Contest, champion: str, samples: int, numbers: dict[str, float], held: list[str],
+    passed: list[str],
+) -> None:  # fmt: skip
+    name = version_named(champion)
+    found = contest.difference(name, samples=samples)
+    if found is None and champion in contest.unmeasured:  # it can't serve, either
+        passed.append(f"champion {champion} can't be asked: {contest.unmeasured[champion]}")
+        return
+    if found is None:
+        held.append(f"no number of champion {champion}: the two were never asked for the same days")
+        return
+    value = numbers["challenger"]
+    said = _said(numbers, value, f"champion {champion}", "champion", found)
+    (held if _worse(asked, value, found) else passed).append(said)
+    own, theirs = contest.lists[SELF], contest.lists[name]
+    reached, had = own.get(_COVERAGE, 0.0), theirs.get(_COVERAGE, 0.0)
+    numbers |= {f"challenger/{_COVERAGE}": reached, f"champion/{_COVERAGE}": had}
+    if not reached >= asked.coverage * had:
+        held.append(f"it lists {reached:.1%} of the catalogue, champion {champion} {had:.1%}")
+    if _BIAS in own and _BIAS in theirs:
+        reached, had = own[_BIAS], theirs[_BIAS]
+        numbers |= {f"challenger/{_BIAS}": reached, f"champion/{_BIAS}": had}
+        if not reached <= max(1.0, asked.popularity_bias * had):
+            held.append(f"its lists are {reached:.2f} times as popular as what people choose, "
+                        f"champion {champion}'s {had:.2f}")  # fmt: skip
+    cold = contest.difference(name, "cold_items", samples)
+    if cold is not None and cold[3] >= asked.least:
+        mean, _, hi, n = cold
+        numbers |= {"cold_items/difference": mean, "cold_items/cases": float(n)}
+        if hi < 0:
+            held.append(f"cold items: {mean:+.4f} [{cold[1]:+.4f}, {hi:+.4f}] against champion {champion}, {n} users")
+    churn = numbers["churn@10"] = contest.churn(name)
+    if not churn <= asked.churn:
+        held.append(f"{churn:.0%} of a list's first ten would be others than champion {champion}'s")
+
+
+def _costs(
+    asked: GateConfig, costs: Mapping[str, Mapping[str, float]], champion: str, numbers: dict[str, float],
+    held: list[str],
+) -> None:  # fmt: skip
+    for name, (bound, words) in _COST.items():
+        own, had = (costs.get(side, {}).get(name) for side in ("own", "champion"))
+        if own is None or had is None:
+            continue
+        numbers |= {f"challenger/{name}": own, f"champion/{name}": had}
+        if not own <= getattr(asked, bound) * had:
+            held.append(words.format(own, champion, had))
+
+
+def _worse(asked: GateConfig, value: float, found: tuple[Any, ...]) -> bool:
+    mean, _, hi, _ = found
+    return not (hi >= 0 and mean >= -asked.loss * (value - mean))
+
+
+def _said(numbers: dict[str, float], value: float, told: str, key: str, found: tuple[Any, ...]) -> str:
+    mean, lo, hi, n = found
+    numbers |= {key: value - mean, f"{key}/difference": mean, f"{key}/lo": lo, f"{key}/hi": hi}
+    return f"{value:.4f} against {told} {value - mean:.4f}, {mean:+.4f} [{lo:+.4f}, {hi:+.4f}] of {n} users"

@@ -8,8 +8,6 @@ Trade-off: cold users are relative to the data at hand, because no fixed length 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from mmrec.evaluate.protocols import restrict
@@ -26,22 +24,9 @@ def slices(items: Items, log: Log, fold: Fold) -> dict[str, Fold]:
     found = {"cold_items": restrict(fold, cold, cold)}
     length = np.diff(fold.hist_ptr)
     if fold.n_cases:
-        found["cold_users"] = _cases(fold, length <= np.quantile(length, 0.25, method="lower"))
+        found["cold_users"] = fold.some(length <= np.quantile(length, 0.25, method="lower"))
     for modality, present in items.present.items():
         if (~present).any():
             found[f"missing_{modality}"] = restrict(fold, ~present)
     return {name: f for name, f in found.items() if f.n_cases}
 
-
-def _cases(fold: Fold, keep: np.ndarray) -> Fold:
-    case = np.repeat(keep, np.diff(fold.target_ptr))
-    hist = np.repeat(keep, np.diff(fold.hist_ptr))
-    return replace(
-        fold,
-        case_user=fold.case_user[keep],
-        case_at_us=fold.case_at_us[keep],
-        hist_ptr=np.concatenate([[0], np.cumsum(np.diff(fold.hist_ptr)[keep])]).astype(np.int64),
-        hist_row=fold.hist_row[hist],
-        target_ptr=np.concatenate([[0], np.cumsum(np.diff(fold.target_ptr)[keep])]).astype(np.int64),
-        target_item=fold.target_item[case],
-    )

@@ -13,8 +13,9 @@ Shape legend: N items, U users, E interactions, C cases, D vector size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
@@ -121,6 +122,19 @@ class Fold:
     @property
     def n_cases(self) -> int:
         return len(self.case_user)
+
+    def some(self, keep_C: np.ndarray) -> Self:
+        """The same with some of its cases. `keep_C`: (C,) bool."""
+        hist, target = (np.diff(p) for p in (self.hist_ptr, self.target_ptr))
+        return replace(
+            self,
+            case_user=self.case_user[keep_C],
+            case_at_us=self.case_at_us[keep_C],
+            hist_ptr=np.concatenate([[0], np.cumsum(hist[keep_C])]).astype(np.int64),
+            hist_row=self.hist_row[np.repeat(keep_C, hist)],
+            target_ptr=np.concatenate([[0], np.cumsum(target[keep_C])]).astype(np.int64),
+            target_item=self.target_item[np.repeat(keep_C, target)],
+        )
 
     def cold_items(self, items: Items, log: Log) -> np.ndarray:
         """(N,) bool: items on offer that what is fitted on `train` knows by content alone.

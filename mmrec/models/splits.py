@@ -55,11 +55,16 @@ def rolling(
     found = []
     for i in range(cuts):
         cut = end_us - (skip + cuts - i) * days * _DAY
-        before = (log.ts_us < cut) & (log.available_us < cut)
-        inside = (log.ts_us >= cut) & (log.ts_us < cut + days * _DAY)
         name = f"rolling/{(datetime(1970, 1, 1) + timedelta(microseconds=cut)).date().isoformat()}"
-        found.append(_fold(name, log, items, before, before, inside, min_history, cut, None))
+        found.append(window(name, log, items, cut, cut + days * _DAY, min_history=min_history))
     return found
+
+
+def window(name: str, log: Log, items: Items, since_us: int, until_us: int, *, min_history: int = 5) -> CountedFold:
+    """One window of `rolling`: what was there before `since_us` is known, new items up to `until_us` are asked for."""
+    before = (log.ts_us < since_us) & (log.available_us < since_us)
+    inside = (log.ts_us >= since_us) & (log.ts_us < until_us)
+    return _fold(name, log, items, before, before, inside, min_history, since_us, None)
 
 
 def per_user(

@@ -29,6 +29,7 @@ from PIL import Image
 from mmrec import schema
 from mmrec.lake.store import Lake
 from mmrec.monitor import charts, health
+from mmrec.monitor.decisions import decisions
 from mmrec.monitor.quality import metric_text, quality, signed
 from mmrec.monitor.show import plain, user_pages
 
@@ -88,7 +89,7 @@ def write_report(
         "fresh": sorted(stale, key=lambda r: r["table_name"]),
         "quality": quality(_rows(lake, "ops.metrics", ds.field("run_date") <= run_date), night["model_version"]),
         "training": _training(curves),
-        "promotions": _promotions(lake, run_date),
+        "decisions": decisions(lake, run_date),
         "intake": _intake(lake, versions),
         "quarantine": _quarantine(lake),
         "health": past,
@@ -199,11 +200,6 @@ def _training(curves: list[dict[str, Any]] | None) -> list[tuple[str, Any]]:
             chart = charts.lines(f"{title} by epoch", labels, [(title, values)], form, "{:g}".format, from_zero=False)
             drawn.append((title, chart))
     return drawn
-
-
-def _promotions(lake: Lake, run_date: date) -> list[dict[str, Any]]:
-    rows = _rows(lake, "ops.promotions", ds.field("decided_for") <= run_date)
-    return sorted(rows, key=lambda r: (r["decided_for"], r["decided_at"], r["model_version"]), reverse=True)[:10]
 
 
 def _intake(lake: Lake, versions: dict[str, int]) -> list[dict[str, Any]]:

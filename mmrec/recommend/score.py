@@ -13,7 +13,7 @@ Shape legend: B users or items of a batch, L history length, D vector size, M mo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,6 @@ from scipy import sparse
 from mmrec import schema
 from mmrec.bundle.bundle import Bundle
 from mmrec.errors import QualityError
-from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
 from mmrec.models.stored import Stored
 from mmrec.models.tables import content_of, latest
@@ -52,9 +51,12 @@ class ItemSide:
 
 
 def item_side(
-    bundle: Bundle, items: pa.Table, lake: Lake, m: Manifest, *, device: str, threads: int
+    bundle: Bundle, items: pa.Table, lake: Lake, tables: Mapping[str, int], *, device: str, threads: int
 ) -> ItemSide | None:
     """Items of the day, ascending by item_id, as the bundle has them; None of a popularity and of a sparse bundle.
+
+    Args:
+        tables: -> version, gold.item_embeddings among them for a bundle of two towers.
 
     Raises: QualityError: a modality's embeddings are not the encoder version the bundle was trained on, or the
         features are not those it was trained on.
@@ -70,7 +72,7 @@ def item_side(
             next="mmrec train --date D",
         )
     if bundle.kind == "two_tower":
-        return ItemSide(*_items(bundle, items, lake, m, device, threads))
+        return ItemSide(*_items(bundle, items, lake, tables, device, threads))
     if bundle.kind == "sparse":
         return None
     stored = _stored(bundle.folder, bundle.digest)
@@ -133,12 +135,12 @@ def _columns(stored: Stored, at_N: np.ndarray) -> sparse.csr_matrix:
 
 
 def _items(
-    bundle: Bundle, items: pa.Table, lake: Lake, m: Manifest, device: str, threads: int
+    bundle: Bundle, items: pa.Table, lake: Lake, tables: Mapping[str, int], device: str, threads: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     versions = bundle.encoders
     rows = lake.arrow(
         "gold.item_embeddings",
-        m.tables["gold.item_embeddings"],
+        tables["gold.item_embeddings"],
         where=ds.field("encoder_version").isin(pa.array(versions.values(), pa.string())),
     )
     content, present = content_of(rows, versions, items, bundle.fields)
@@ -158,7 +160,7 @@ def _items(
                 next="mmrec train --date D",
             )
         if items[f"{k}_sha256"].null_count < items.num_rows and not present[k].any():
-            there = lake.arrow("gold.item_embeddings", m.tables["gold.item_embeddings"], columns=["encoder_version"],
+            there = lake.arrow("gold.item_embeddings", tables["gold.item_embeddings"], columns=["encoder_version"],
                                where=ds.field("modality") == k)  # fmt: skip
             found = sorted(set(there["encoder_version"].to_pylist()))
             if found and versions[k] not in found:

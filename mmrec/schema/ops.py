@@ -53,10 +53,10 @@ OPS = (
             _c("run_date", "DATE", "the day it was measured for"),
             _c("model_version", _STR, "bundle, or night for counts of a night"),
             _c("model", _STR, "champion (the version itself, whatever train.model was), second_stage (champion with"
-               " it), popularity, item_knn, ..."),
-            _c("protocol", _STR, "rolling, per_user, night; price: what diversity costs, see docs/diversity.md;"
+               " it), popularity, item_knn, ...; of the gate, version_N that served"),
+            _c("protocol", _STR, "rolling, per_user, gate, night; price: what diversity costs, see docs/diversity.md;"
                " reasons: whether they are true, see docs/reasons.md"),
-            _c("split", _STR, "validation or test; none for counts"),
+            _c("split", _STR, "validation or test; gate: the days before a training; none for counts"),
             _c("slice", _STR, "all, cold_items, cold_users, missing_image, without_text, ...; of price, the kind"),
             _c("metric", _STR, "recall@10, ndcg@10, ..."),
             _c("value", "DOUBLE", "mean over users"),

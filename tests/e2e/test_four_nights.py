@@ -186,11 +186,11 @@ def test_what_was_shown_and_what_followed_comes_back(lived: Lived) -> None:
 
 def test_training_is_on_record(lived: Lived) -> None:
     from mmrec import config
-    from mmrec.bundle import registry
+    from mmrec.bundle import server
 
     trained = lived.nights[0]["counts"]["training"]
-    client = registry.client(config.load(lived.home))
-    run = client.get_run(trained["train"]["mlflow_run"])
+    client = server.client(config.load(lived.home))
+    run = client.get_run(trained["register"]["mlflow_run"])
     assert run.data.params["seed"] == "0"
     assert "table.silver.interactions" in run.data.tags
     assert any(m.startswith("rolling/champion/ndcg") for m in run.data.metrics)
@@ -199,7 +199,7 @@ def test_training_is_on_record(lived: Lived) -> None:
     decision = lived.sql("select decision, reason, numbers from ops_promotions")
     assert len(decision) == 1
     assert decision[0]["decision"] in ("promoted", "held")
-    assert re.search(r"(rolling|per_user): 0\.\d{4} against ", decision[0]["reason"])
+    assert re.search(r"0\.\d{4} against popularity 0\.\d{4}, [+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] of \d+ users", decision[0]["reason"])
 
 
 def test_metrics_hold_slices_masks_intervals_and_the_oracle(lived: Lived) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mmrec import config
-from mmrec.bundle import registry
+from mmrec.bundle import registry, server
 from mmrec.bundle.bundle import seal
 from mmrec.errors import InputError, QualityError
 from mmrec.lake.store import Lake
@@ -20,18 +20,19 @@ from tests.conftest import NIGHTS, Lived, mmrec
 
 @pytest.fixture(scope="module")
 def home(lived: Lived, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home of a trained version, and of one that is registered beside it and differs by a setting."""
+    """A home of a trained version, and of one that is registered beside it, differs by a setting and was never measured."""
     home = tmp_path_factory.mktemp("models") / "home"
     shutil.copytree(lived.home, home, symlinks=True)
     cfg = config.load(home)
     (version,) = [v for v, _ in registry.served(cfg)]
     made = home / "made"
     shutil.copytree(cfg.bundles / version, made)
+    (made / "gate.parquet").unlink()
     about = json.loads((made / "bundle.json").read_text())
     about["config"] = about["config"] | {"base": -1.0}
     seal(made, about)
-    client = registry.client(cfg)
-    run = client.create_run(registry.experiment(cfg, "mmrec/train"))
+    client = server.client(cfg)
+    run = client.create_run(server.experiment(cfg, "mmrec/train"))
     registry.register(cfg, made, run.info.run_id, about)
     return home
 
@@ -64,12 +65,12 @@ def test_a_version_is_shown_by_its_number_or_its_alias(home: Path) -> None:
     told = asked(home, "show", "champion")
     assert told == asked(home, "show", "1")
     assert told["about"]["config"]["base"] != -1
-    assert set(told["metrics"]) == {"rolling", "per_user"}
+    assert set(told["metrics"]) == {"rolling", "per_user", "gate"}
     assert {"champion", "popularity", "item_knn"} <= set(told["metrics"]["rolling"])
     assert {"bundle.json", "item_encoder.onnx", "model-card.md", "user_encoder.onnx"} <= set(told["files"])
     card = (home / "bundles" / "1" / "model-card.md").read_text()
     assert f"| champion | {told['metrics']['rolling']['champion']['ndcg@10']:.4f} |" in card
-    described = registry.client(config.load(home)).get_model_version(registry.NAME, "1").description
+    described = server.client(config.load(home)).get_model_version(registry.NAME, "1").description
     assert described == card[:5000]
     assert [d["decision"] for d in told["decisions"]] == ["promoted"]
     assert "gate for" in mmrec("models", "show", "1", "--home", str(home)).stdout
@@ -83,11 +84,15 @@ def test_two_versions_differ_where_they_do_and_nowhere_else(home: Path) -> None:
     said = mmrec("models", "compare", "1", "2", "--home", str(home)).stdout
     assert "config of 2" in said
     assert "no test numbers" in " ".join(said.split())
+    assert told["same_days"] is None
+    assert "never asked for the same days" in " ".join(said.split())
     same = asked(home, "compare", "1", "champion")
     assert same["differs"] == {}
     assert all(r["difference"] == 0 for r in same["metrics"])
     assert same["metrics"]
     assert all(same["same_windows"].values())
+    assert [same["same_days"][c] for c in ("difference", "lo", "hi", "churn")] == [0, 0, 0, 0]
+    assert same["same_days"]["cases"] >= 30
 
 
 def test_what_is_not_there_or_was_altered_is_refused(home: Path, tmp_path: Path) -> None:
@@ -119,7 +124,7 @@ def test_a_home_without_a_registry_has_version_zero_and_gets_no_registry_by_aski
 
 
 def test_a_run_in_mlflow_names_the_tables_it_learned_from_at_their_versions(home: Path) -> None:
-    client = registry.client(config.load(home))
+    client = server.client(config.load(home))
     run = client.get_run(client.get_model_version(registry.NAME, "1").run_id)
     told = asked(home, "show", "1")["about"]["data_versions"]
     assert {d.dataset.name: d.dataset.digest for d in run.inputs.dataset_inputs} == {n: f"version {v}" for n, v in told.items()}
@@ -143,7 +148,7 @@ def serves(home: Path) -> tuple[str, dict[str, str]]:
 
 def test_what_the_gate_holds_is_not_promoted_unless_somebody_says_why_and_rolls_back_in_one_command(own: Path) -> None:
     held = mmrec("models", "promote", "challenger", "--home", str(own), ok=(3,))
-    assert "no validation ndcg@10 of version 2" in held.stderr
+    assert "it was never measured on the days before its training" in held.stderr
     assert "--override WHY" in held.stderr
     assert serves(own) == ("1", {"champion": "1", "challenger": "2"})
     said = mmrec("models", "promote", "2", "--override", "tried by hand", "--by", "ann", "--home", str(own)).stdout
@@ -158,14 +163,14 @@ def test_what_the_gate_holds_is_not_promoted_unless_somebody_says_why_and_rolls_
 
 
 def test_a_night_is_planned_with_what_the_lake_says_and_puts_back_an_alias_that_the_gate_refuses(own: Path) -> None:
-    registry.client(config.load(own)).set_registered_model_alias(registry.NAME, "champion", "2")
+    server.client(config.load(own)).set_registered_model_alias(registry.NAME, "champion", "2")
     planned = json.loads(mmrec("plan", "--home", str(own), "--date", "2026-03-06", "--json").stdout)
     told = planned.get("plan", planned)
     assert told["model_version"] == "1"
     assert told["registry"]["asked"]["decision"] == "held"
     assert serves(own)[1]["champion"] == "1"
     assert mmrec("models", "reconcile", "--home", str(own)).stdout == "version 1 serves\n"
-    registry.client(config.load(own)).set_registered_model_alias(registry.NAME, "champion", "2")
+    server.client(config.load(own)).set_registered_model_alias(registry.NAME, "champion", "2")
     said = " ".join(mmrec("models", "reconcile", "--home", str(own)).stdout.split())
     assert "version 2 was given the alias champion in MLflow: held" in said
     assert "put back version 1 serves" in said
@@ -178,9 +183,10 @@ def test_a_version_is_trained_again_to_the_same_numbers_and_files_and_the_home_i
     assert told["largest"] <= 1e-6, told["where"]
     assert told["missing"] == 0
     table = Lake(home / "lake").arrow("ops.metrics").to_pylist()
-    assert told["numbers"] == sum(r["model_version"] == "1" and r["protocol"] in ("rolling", "per_user") for r in table) > 100
+    assert told["numbers"] == sum(r["model_version"] == "1" and r["protocol"] in ("rolling", "per_user", "gate")
+                                 and r["metric"] != "ms_per_user" for r in table) > 100  # fmt: skip
     # the same threads and processor: graphs and maps are the same to the byte; what names the run in MLflow is not
-    assert {"item_encoder.onnx", "user_encoder.onnx", "item_map.json"} <= set(told["same_files"])
+    assert {"item_encoder.onnx", "user_encoder.onnx", "item_map.json", "gate.parquet"} <= set(told["same_files"])
     assert {p: p.read_bytes() for f in ("runs", "bundles") for p in sorted((home / f).rglob("*")) if p.is_file()} == before
     assert Lake(home / "lake").versions() == versions
     assert not (home / "training" / "again-1").exists()

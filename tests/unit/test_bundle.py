@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrec.bundle import registry
+from mmrec.bundle import registry, server
 from mmrec.bundle.bundle import install, load, seal
 from mmrec.config import Config
 from mmrec.errors import InputError, QualityError, TransientError
@@ -230,7 +230,7 @@ def day(n: int) -> datetime:
 def registered(config: Config, as_of: datetime, name: str = "") -> str:
     about = ABOUT | {"as_of": as_of.isoformat(), "name": name}
     made = built(config.home / "made", **about)
-    client = registry.client(config)
+    client = server.client(config)
     run = client.create_run(client.get_experiment_by_name("t").experiment_id)
     version = registry.register(config, made, run.info.run_id, about | {"summary": "s"})
     shutil.rmtree(made)
@@ -238,7 +238,7 @@ def registered(config: Config, as_of: datetime, name: str = "") -> str:
 
 
 def aliases(config: Config) -> dict[str, str]:
-    return {k: str(v) for k, v in registry.client(config).get_registered_model(registry.NAME).aliases.items()}
+    return {k: str(v) for k, v in server.client(config).get_registered_model(registry.NAME).aliases.items()}
 
 
 def test_a_registered_version_waits_as_challenger_and_its_bundle_is_on_disk(config: Config) -> None:
@@ -247,7 +247,7 @@ def test_a_registered_version_waits_as_challenger_and_its_bundle_is_on_disk(conf
     assert registry.challenger(config) == version
     kept = load(config.bundles / version)
     assert kept.about["name"] == "first"
-    made = registry.client(config).get_model_version(registry.NAME, version)
+    made = server.client(config).get_model_version(registry.NAME, version)
     assert made.tags["sha256"] == kept.digest
     assert made.tags["as_of"] == day(1).isoformat()
     assert registry.champion(config)[1] == registry.ZERO
@@ -288,7 +288,7 @@ def test_what_is_served_is_what_an_alias_names_the_champion_last(config: Config)
     assert served(four, one, two)
     serve(config, four)
     assert served(two, four), "one that was crowned and replaced is not served any more"
-    client = registry.client(config)
+    client = server.client(config)
     client.set_registered_model_alias(registry.NAME, "challenger", four)
     client.set_registered_model_alias(registry.NAME, "somebody", three)
     assert served(two, four), "of one with two aliases the later counts"
@@ -369,7 +369,7 @@ def test_a_home_without_a_registry_is_served_popularity_and_given_none(tmp_path:
 def test_a_tag_is_written_where_its_readers_look_and_cut_to_what_fits(config: Config) -> None:
     version = registered(config, day(1))
     registry.tag(config, version, "gate", "held: " + "x" * 9000)
-    told = registry.client(config).get_model_version(registry.NAME, version).tags["gate"]
+    told = server.client(config).get_model_version(registry.NAME, version).tags["gate"]
     assert told == ("held: " + "x" * 9000)[:5000]
 
 

@@ -4,153 +4,245 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shops import DAY, make_items, make_log, random_shop
 
+from mmrec.config import GateConfig
 from mmrec.errors import InputError
+from mmrec.evaluate.contest import Contest, measure
 from mmrec.evaluate.gate import decide
 from mmrec.evaluate.protocols import evaluate, pool
 from mmrec.evaluate.significance import paired_bootstrap
 from mmrec.evaluate.slices import slices
 from mmrec.evaluate.study import COMPARED, Study
+from mmrec.models import splits
 from mmrec.models.baselines import Popularity
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.neighbours import ItemKNN
 from mmrec.models.splits import rolling
 
 Row = dict[str, Any]
-PROTOCOLS = ("rolling", "per_user")
+ASKED = GateConfig()
+SINCE, UNTIL = datetime(2026, 3, 2, tzinfo=UTC), datetime(2026, 3, 30, tzinfo=UTC)
+GOOD = {"champion": 0.30, "popularity": 0.10, "item_knn": 0.20, "version_4": 0.25}
+LISTS = {"coverage@10": 0.4, "popularity_bias@10": 1.2}
 
 
-def row(version: str, protocol: str, model: str, value: float, **other: Any) -> Row:
-    return {"model_version": version, "protocol": protocol, "model": model, "split": "validation", "slice": "all",
-            "metric": "ndcg@10", "value": value} | other  # fmt: skip
-
-
-def rows(own: float = 0.30, popularity: float = 0.10, item_knn: float = 0.20, champion: float | None = 0.25) -> list[Row]:
-    """Version 5 and its baselines, and the champion 4, the same in both protocols."""
-    found = []
-    for p in PROTOCOLS:
-        found += [row("5", p, "champion", own), row("5", p, "popularity", popularity), row("5", p, "item_knn", item_knn)]
-        if champion is not None:
-            found += [row("4", p, "champion", champion), row("4", p, "popularity", 0.9), row("4", p, "item_knn", 0.9)]
-    return found
-
-
-def changed(found: list[Row], value: float | None, **where: Any) -> list[Row]:
-    """One number replaced, or taken away."""
-    hit = [r for r in found if all(r[k] == v for k, v in where.items())]
-    assert len(hit) == 1
-    return [r for r in found if r is not hit[0]] + ([] if value is None else [hit[0] | {"value": value}])
+def contest(
+    values: dict[str, float] = GOOD, users: int = 50, noise: float = 0.0, lists: dict[str, dict[str, float]] | None = None,
+    cold: dict[str, float] | None = None, shown: dict[str, list[str]] | None = None,
+) -> Contest:  # fmt: skip
+    """Rankers whose users have these means; without noise all differences of two are the same for every user."""
+    rng = np.random.default_rng(5)
+    wave = np.linspace(-0.05, 0.05, users)
+    rows: list[Row] = []
+    for part, means in (("all", values), ("cold_items", cold or {})):
+        for ranker, mean in means.items():
+            own = rng.normal(0, noise, users) if noise else np.zeros(users)
+            for n, value in enumerate(mean + wave + own - own.mean()):
+                items = (shown or {}).get(ranker, ["a", "b"]) if part == "all" else None
+                rows.append({"ranker": ranker, "slice": part, "user_id": f"u{n:03d}", "ndcg@10": value, "item_ids": items})
+    table = pa.Table.from_pylist(rows, Contest.ROWS)
+    return Contest(SINCE, UNTIL, table, {r: LISTS | (lists or {}).get(r, {}) for r in values})
 
 
 def test_what_is_better_than_all_is_promoted_with_every_number_in_the_reason() -> None:
-    decision, reason, numbers = decide(rows(), "5", "4")
+    decision, reason, numbers = decide(ASKED, contest(), "4")
     assert decision == "promoted"
-    for p in PROTOCOLS:
-        for other in ("popularity 0.1000", "item_knn 0.2000", "champion 4 0.2500"):
-            assert f"{p}: 0.3000 against {other}" in reason
-    assert numbers == {f"{p}/{n}": v for p in PROTOCOLS for n, v in (
-        ("challenger", 0.30), ("popularity", 0.10), ("item_knn", 0.20), ("champion", 0.25))}  # fmt: skip
+    for other, more in (("popularity 0.1000", "+0.2000"), ("item_knn 0.2000", "+0.1000"), ("champion 4 0.2500", "+0.0500")):
+        assert f"0.3000 against {other}, {more} [{more}, {more}] of 50 users" in reason
+    for name, value in (("challenger", 0.30), ("popularity", 0.10), ("item_knn", 0.20), ("champion", 0.25), ("champion/lo", 0.05),
+                        ("cases", 50), ("churn@10", 0), ("challenger/coverage@10", 0.4)):  # fmt: skip
+        assert numbers[name] == pytest.approx(value), name
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
-    ("version", "model", "value", "said"),
+    ("values", "champion", "said"),
     [
-        ("5", "popularity", 0.31, "0.3000 against popularity 0.3100"),
-        ("5", "popularity", 0.30, "0.3000 against popularity 0.3000"),
-        ("5", "item_knn", 0.35, "0.3000 against item_knn 0.3500"),
-        ("5", "item_knn", 0.30, "0.3000 against item_knn 0.3000"),
-        ("4", "champion", 0.3159, "0.3000 against champion 4 0.3159"),
-        ("5", "champion", 0.96, "0.9600 is too good to be true"),
-        ("5", "champion", None, "no validation ndcg@10 of version 5"),
-        ("5", "popularity", None, "no number of popularity"),
-        ("5", "item_knn", None, "no number of item_knn"),
+        ({"popularity": 0.31}, "4", "0.3000 against popularity 0.3100, -0.0100 [-0.0100, -0.0100] of 50 users"),
+        ({"item_knn": 0.35}, "4", "0.3000 against item_knn 0.3500, -0.0500 [-0.0500, -0.0500] of 50 users"),
+        ({"version_4": 0.3159}, "4", "0.3000 against champion 4 0.3159, -0.0159 [-0.0159, -0.0159] of 50 users"),
+        ({"popularity": 0.30}, "0", "0.3000 against popularity 0.3000, +0.0000 [+0.0000, +0.0000] of 50 users"),
+        ({"champion": 0.96}, "4", "0.9600 is too good to be true"),
+        ({"popularity": None}, "4", "no number of popularity"),
+        ({"item_knn": None}, "4", "no number of item_knn"),
+        ({"version_4": None}, "4", "no number of champion 4: the two were never asked for the same days"),
     ],
 )
-def test_each_rule_alone_holds_in_either_protocol_and_says_its_numbers(
-    protocol: str, version: str, model: str, value: float | None, said: str
-) -> None:
-    planted = changed(rows(), value, model_version=version, protocol=protocol, model=model)
-    decision, reason, _ = decide(planted, "5", "4")
-    assert decision == "held"
+def test_each_rule_alone_holds_and_says_its_numbers(values: dict[str, float | None], champion: str, said: str) -> None:
+    planted = contest({k: v for k, v in (GOOD | values).items() if v is not None})
+    decision, reason, _ = decide(ASKED, planted, champion)
     # nothing but the planted fault is held against it
-    assert reason == f"{protocol}: {said}"
+    assert (decision, reason) == ("held", said)
 
 
-def test_a_little_behind_the_champion_is_within_the_tolerance_and_more_is_not() -> None:
-    assert decide(rows(own=0.2375, champion=0.25), "5", "4")[0] == "promoted"
-    assert decide(rows(own=0.2374, champion=0.25), "5", "4")[0] == "held"
+@pytest.mark.parametrize(("name", "at"), [("version_4", "4"), ("item_knn", "4"), ("popularity", "4"), ("item_knn", "0")])
+def test_a_little_behind_a_rival_by_chance_is_let_through_and_surely_or_by_more_than_a_share_is_not(name: str, at: str) -> None:
+    low = {"popularity": 0.1, "item_knn": 0.1, "version_4": 0.1}
+    noisy = {"users": 60, "noise": 0.2}
+    assert decide(ASKED, contest({"champion": 0.2376} | low | {name: 0.25}, **noisy), at)[0] == "promoted"
+    assert decide(ASKED, contest({"champion": 0.2374} | low | {name: 0.25}, **noisy), at)[0] == "held"
+    # every user has a hair less: that is no chance
+    assert decide(ASKED, contest({"champion": 0.249} | low | {name: 0.25}), at)[0] == "held"
 
 
-def test_the_champions_numbers_decide_and_not_those_of_its_baselines_or_of_other_versions() -> None:
-    more = [row(v, p, m, 0.99) for v in ("3", "6", "night") for p in PROTOCOLS for m in ("champion", "popularity", "item_knn")]
-    assert decide(rows() + more, "5", "4") == decide(rows(), "5", "4")
-
-
-@pytest.mark.parametrize("other", [{"split": "test"}, {"slice": "cold_items"}, {"metric": "recall@10"}, {"metric": "ndcg@20"},
-                                   {"protocol": "leave_one_out"}, {"model": "ease"}, {"model": "oracle"}])  # fmt: skip
-def test_numbers_of_the_test_and_of_anything_else_have_no_say(other: dict[str, str]) -> None:
-    alone = [r | other for r in rows()]
-    assert decide(alone, "5", "4")[0] == "held"
-    worse = [r | other | {"value": 1 - r["value"]} for r in rows()]
-    assert decide(worse + rows(), "5", "4") == decide(rows(), "5", "4") == decide(rows() + worse, "5", "4")
-
-
-def test_the_first_model_meets_popularity_alone() -> None:
-    decision, reason, numbers = decide(rows(champion=None), "5", "0")
+def test_while_popularity_serves_a_model_must_be_better_than_it() -> None:
+    equal = {"champion": 0.25, "popularity": 0.25, "item_knn": 0.1}
+    assert decide(ASKED, contest(equal), "0")[0] == "held"
+    decision, reason, numbers = decide(ASKED, contest(equal | {"champion": 0.2501}), "0")
     assert decision == "promoted"
     assert "against champion" not in reason
-    assert not any(n.endswith("/champion") for n in numbers)
+    assert "champion" not in numbers
 
 
-def test_no_number_at_all_is_held_and_every_fault_is_said_at_once() -> None:
-    decision, reason, numbers = decide([], "5", "4")
-    assert (decision, numbers) == ("held", {})
-    assert reason == "; ".join(f"{p}: no validation ndcg@10 of version 5" for p in PROTOCOLS)
-    reason = decide(rows(own=0.05), "5", "4")[1]
-    assert len(reason.split("; ")) == 6
+def test_a_baseline_in_the_versions_place_is_not_held_for_being_no_better_than_itself() -> None:
+    equal = contest({"champion": 0.2, "popularity": 0.2, "item_knn": 0.1})
+    assert decide(ASKED, equal, "0")[0] == "held"
+    decision, reason, numbers = decide(ASKED, equal, "0", own_name="popularity")
+    assert decision == "promoted"
+    assert "popularity" not in reason
+    assert "popularity" not in numbers
+    assert decide(ASKED, equal, "0", own_name="item_knn")[0] == "held"
 
 
-def guarded(metric: str, own: float | None, champion: float) -> list[Row]:
-    found = [row("4", p, "champion", champion, metric=metric) for p in PROTOCOLS]
-    return rows() + found + ([] if own is None else [row("5", p, "champion", own, metric=metric) for p in PROTOCOLS])
+@pytest.mark.parametrize("other", [{"ranker": "version_3"}, {"ranker": "ease"}, {"slice": "cold_users"}])
+def test_numbers_of_anything_else_have_no_say(other: dict[str, str]) -> None:
+    more = contest({r: 1 - v for r, v in GOOD.items()}).cases.to_pylist()
+    planted = contest()
+    mixed = replace(planted, cases=pa.concat_tables([planted.cases, pa.Table.from_pylist([r | other for r in more], Contest.ROWS)]))
+    assert decide(ASKED, mixed, "4") == decide(ASKED, planted, "4")
+
+
+def test_what_was_never_measured_or_for_too_few_is_held_and_the_gate_can_be_off() -> None:
+    assert decide(ASKED, None, "4")[:2] == ("held", "it was never measured on the days before its training")
+    decision, reason, numbers = decide(ASKED, contest(users=29), "4")
+    assert (decision, numbers) == ("held", {"cases": 29})
+    assert reason == "29 users chose something new in the 28 days before it was trained; the gate needs 30"
+    assert decide(ASKED, contest(users=30), "4")[0] == "promoted"
+    assert decide(GateConfig(on=False), None, "4")[:2] == ("promoted", "the gate is off (mmrec.toml: gate.on)")
+    assert len(decide(ASKED, contest(GOOD | {"champion": 0.05}), "4")[1].split("; ")) == 3
+
+
+def test_a_champion_that_cannot_be_asked_any_more_is_no_bar_and_is_named() -> None:
+    lost = contest({k: v for k, v in GOOD.items() if k != "version_4"})
+    decision, reason, _ = decide(ASKED, replace(lost, unmeasured={"4": "the model was altered"}), "4")
+    assert decision == "promoted"
+    assert "champion 4 can't be asked: the model was altered" in reason
 
 
 @pytest.mark.parametrize(
     ("metric", "own", "champion", "said"),
     [
         ("coverage@10", 0.2, 0.4, None), ("coverage@10", 0.199, 0.4, "it lists 19.9% of the catalogue, champion 4 40.0%"),
-        ("coverage@10", None, 0.4, "it lists 0.0% of the catalogue"), ("coverage@10", float("nan"), 0.4, "of the catalogue"),
+        ("coverage@10", float("nan"), 0.4, "of the catalogue"),
         ("popularity_bias@10", 1.0, 0.1, None), ("popularity_bias@10", 1.79, 1.2, None),
         ("popularity_bias@10", 1.81, 1.2, "its lists are 1.81 times as popular as what people choose, champion 4's 1.20"),
         ("popularity_bias@10", float("nan"), 1.2, "times as popular"),
     ],
 )  # fmt: skip
-def test_more_accurate_lists_of_the_same_few_or_the_most_popular_items_are_held(metric: str, own: float | None, champion: float, said: str | None) -> None:
-    decision, reason, numbers = decide(guarded(metric, own, champion), "5", "4")
+def test_more_accurate_lists_of_the_same_few_or_the_most_popular_items_are_held(metric: str, own: float, champion: float, said: str | None) -> None:
+    decision, reason, numbers = decide(ASKED, contest(lists={"champion": {metric: own}, "version_4": {metric: champion}}), "4")
     assert decision == ("promoted" if said is None else "held")
-    assert said is None or all(f"{p}: " in reason and said in reason for p in PROTOCOLS)
-    assert numbers[f"rolling/champion/{metric}"] == champion
+    assert said is None or said in reason
+    assert numbers[f"champion/{metric}"] == champion
 
 
-@pytest.mark.parametrize("model", ["champion", "popularity", "item_knn"])
-def test_a_number_that_is_not_one_is_held(model: str) -> None:
-    planted = changed(rows(), float("nan"), model_version="5", protocol="rolling", model=model)
-    assert decide(planted, "5", "4")[0] == "held"
+def test_worse_on_cold_items_than_the_champion_is_held_where_enough_were_asked() -> None:
+    worse = {"champion": 0.1, "version_4": 0.2}
+    decision, reason, numbers = decide(ASKED, contest(cold=worse), "4")
+    assert (decision, reason) == ("held", "cold items: -0.1000 [-0.1000, -0.1000] against champion 4, 50 users")
+    assert numbers["cold_items/cases"] == 50
+    assert decide(ASKED, contest(cold={"champion": 0.2, "version_4": 0.2}), "4")[0] == "promoted"
+    assert decide(GateConfig(least=51, on=True), contest(users=60, cold=worse), "4")[0] == "held"
+    few = contest(users=60, cold=worse)
+    some = few.cases.filter(pc.or_(pc.equal(few.cases["slice"], "all"), pc.less(few.cases["user_id"], "u029")))
+    assert decide(ASKED, replace(few, cases=some), "4")[0] == "promoted"
 
 
-def test_a_champion_that_was_never_measured_on_a_protocol_is_not_overruled_by_silence() -> None:
-    planted = changed(rows(), None, model_version="4", protocol="rolling", model="champion")
-    decision, reason, _ = decide(planted, "5", "4")
+def test_a_list_of_which_nothing_stays_is_held() -> None:
+    ten = [f"i{n}" for n in range(20)]
+    all_new = contest(shown={"champion": ten[10:], "version_4": ten[:10]})
+    assert decide(ASKED, all_new, "4")[1] == "100% of a list's first ten would be others than champion 4's"
+    one_stays = contest(shown={"champion": ten[9:19], "version_4": ten[:10]})
+    decision, _, numbers = decide(ASKED, one_stays, "4")
+    assert (decision, numbers["churn@10"]) == ("promoted", pytest.approx(0.9))
+
+
+@pytest.mark.parametrize(("name", "said"), [("ms_per_user", "it takes 0.900 ms a user, champion 4 0.200"), ("bytes", "it has 1 bytes, champion 4 0")])
+def test_what_costs_many_times_the_champion_is_held(name: str, said: str) -> None:
+    told = {"own": {name: 0.9}, "champion": {name: 0.2}}
+    decision, reason, _ = decide(ASKED, contest(), "4", costs=told)
+    assert (decision, reason) == ("held", said)
+    assert decide(ASKED, contest(), "4", costs=told | {"own": {name: 0.8}})[0] == "promoted"
+    assert decide(ASKED, contest(), "0", costs=told)[0] == "promoted"
+
+
+@pytest.mark.parametrize("ranker", ["champion", "popularity", "item_knn", "version_4"])
+def test_a_number_that_is_not_one_is_never_promoted(ranker: str) -> None:
+    with pytest.raises(InputError, match="not finite"):
+        decide(ASKED, contest(GOOD | {ranker: float("nan")}), "4")
+
+
+# a contest
+
+
+def test_a_contest_is_what_was_written_and_two_of_the_same_days_are_paired(tmp_path: Path) -> None:
+    assert Contest.load(tmp_path) is None
+    own = contest({"champion": 0.3, "popularity": 0.1}, lists={"champion": {"coverage@10": 0.7}})
+    replace(own, unmeasured={"9": "gone"}).save(tmp_path)
+    back = Contest.load(tmp_path)
+    assert back == replace(own, unmeasured={"9": "gone"})
+    paired = own.with_rows_of(contest({"champion": 0.2, "popularity": 0.1}), "version_4")
+    assert paired is not None
+    assert paired.difference("version_4") == pytest.approx((0.1, 0.1, 0.1, 50))
+    assert paired.lists["version_4"] == LISTS
+    assert own.with_rows_of(replace(own, since=SINCE + timedelta(1)), "version_4") is None
+    assert own.with_rows_of(contest(users=49), "version_4") is None
+
+
+PLANTED = {
+    "constant": (lambda s: np.ones_like(s), "against champion 4"),
+    "sign flipped": (lambda s: -s, "against champion 4"),
+    "not a number": (lambda s: np.full_like(s, np.nan), "0.0000 against popularity"),
+    "of one item": (lambda s: np.where(np.arange(s.shape[1]) < 10, s, -1e9 + 0 * s), "of the catalogue"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_challenger_is_measured_and_held(name: str) -> None:
+    items, log = random_shop(3, users=60, n=200, rows=3000)
+    fold = splits.window("gate", log, items, 80 * DAY, 100 * DAY)
+    assert fold.n_cases >= 30
+    good, popular, alike = (m.fit(items, log, fold) for m in (ItemKNN(20), Popularity(), ItemKNN(5)))
+    bend, said = PLANTED[name]
+
+    def honest(cases: slice) -> np.ndarray:  # it knows half of the truth
+        known_B = np.arange(cases.start, cases.stop) % 2
+        return (good.score(items, log, fold, cases) + 10 * known_B[:, None] * truth(items, fold, cases)).astype(np.float32)
+
+    def asked(of: Any) -> Contest:
+        rankers = {"champion": (good, of), "popularity": (popular, None), "item_knn": (alike, None), "version_4": (good, honest)}
+        return measure(items, log, fold, rankers, SINCE, UNTIL, {})
+
+    def scorer(cases: slice) -> np.ndarray:
+        return bend(honest(cases))
+
+    assert decide(ASKED, asked(honest), "4")[0] == "promoted"
+    decision, reason, _ = decide(ASKED, asked(scorer), "4")
     assert decision == "held"
-    assert "champion 4" in reason
+    assert said in reason
+    rows = {(r["slice"], r["model"], r["metric"]): r for r in asked(scorer).rows(200)}
+    assert rows["vs_version_4", "champion", "churn@10"]["value"] > 0
+    assert rows["all", "version_4", "ndcg@10"]["n"] == fold.n_cases
 
 
 # intervals

@@ -302,8 +302,14 @@ MEASURED = [
 def test_report_is_self_contained_and_hostile_text_stays_text(lake: Lake, tmp_path: Path) -> None:
     put(lake, "ops.metrics", MEASURED)
     put(lake, "ops.freshness", health.freshness(lake, lake.versions(), D2, AS_OF, 36, "run2").to_pylist(), day=D2)
+    numbers = {"cases": 40, "challenger": 0.3125, "champion": 0.25, "champion/difference": 0.0625, "champion/lo": 0.03125,
+               "champion/hi": 0.09375, "challenger/coverage@10": 0.5, "champion/coverage@10": 0.25, "churn@10": 0.375,
+               "challenger/bytes": 3000000, "champion/bytes": 1234567}  # fmt: skip
     put(lake, "ops.promotions", [{"model_version": "7", "decided_for": D1, "decision": "promoted", "reason": EVIL,
-                                  "champion_before": "6"}])  # fmt: skip
+                                  "champion_before": "6", "numbers": json.dumps(numbers)}])  # fmt: skip
+    put(lake, "ops.serving", [{"request": f"r{n}", "change": n, "action": action, "model_version": "7", "before": "6", "asked_by": EVIL, "through": "command",
+                               "why": "because", "overridden": True, "said": "said", "numbers": "{}", "asked_at": AS_OF}
+                              for n, action in ((1, "promoted"), (None, "refused"))])  # fmt: skip
     curves = [{"epoch": e, "loss": 5 / e, "val_ndcg@10": 0.01 * e} for e in range(1, 6)]
     near = [{"item_id": "b", "similarity": 0.8125, "same": False}, {"item_id": "c", "similarity": 1.0, "same": True}]
     picks = [{"item_id": "a", "kind": "popular", "users": 1, "since": D1, "near": {"image": near, "text": near[:1]}},
@@ -338,7 +344,10 @@ def test_report_is_self_contained_and_hostile_text_stays_text(lake: Lake, tmp_pa
                      "nearest by picture", "0.81", "the same content", "known to 1 user", "on offer since 2 Mar 2026",
                      "by text, 60.0% share a category with it, where of items at random 40.0% do: 20.0 points more, "
                      "95% interval 18.0 to 22.0 (90 items, drawn from 1,234; mean Jaccard index of categories 0.30",
-                     "1.0 points fewer, 95% interval −3.0 to 1.0, no clear difference from chance"):  # fmt: skip
+                     "1.0 points fewer, 95% interval −3.0 to 1.0, no clear difference from chance",
+                     "Version 7, trained for 1 Mar 2026, was promoted in place of version 6. Its ndcg@10 there is 0.3125, of 40 users",
+                     "version 6, which served", "+0.0625", "+0.0312 to +0.0938", "3,000,000", "1,234,567",
+                     "38% of a list's first ten are others than the champion's", "promoted, overruling the gate", "because. said"):  # fmt: skip
         assert expected in said, expected
     ids = {a["id"] for _, a in page.tags if "id" in a}
     assert {a["href"][1:] for t, a in page.tags if t == "a"} <= ids

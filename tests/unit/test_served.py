@@ -15,7 +15,7 @@ import pytest
 import transformers as tf
 
 from mmrec import encoding, schema, served
-from mmrec.bundle import registry
+from mmrec.bundle import registry, server
 from mmrec.bundle.bundle import seal
 from mmrec.config import Config, MaintainConfig, load
 from mmrec.content import earlier, hub, hub_export
@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("world") / "home"
     mmrec("init", "--home", str(home), "--size", "tiny")
     mmrec("steps", "world", "ingest", "validate", "--home", str(home), "--date", str(DAY))
-    registry.client(load(home)).create_experiment("t")
+    server.client(load(home)).create_experiment("t")
     return home
 
 
@@ -106,8 +106,9 @@ class Shop:
         about["encoders"] = encoders or {"text": self.version(model)}
         if named:
             about["encoder_names"] = config.encoder_names
+        about["nth"] = len(list(config.bundles.glob("*")))  # a bundle of the same digest would be the version that it was
         seal(self.home / "made", about)
-        client = registry.client(config)
+        client = server.client(config)
         run = client.create_run(client.get_experiment_by_name("t").experiment_id)
         made = registry.register(config, self.home / "made", run.info.run_id, about)
         shutil.rmtree(self.home / "made")
@@ -277,7 +278,7 @@ def test_a_version_is_opened_by_whichever_name_of_a_served_bundle_still_leads_to
     moved = home.config("moved")
     assert served.encoders(moved)[0].version == served.fed(home.config("b"))[0].version, "a folder that moves keeps its version"
     seal(home.home / "made", {"kind": "two_tower", "as_of": None, "encoders": {"text": served.encoders(moved)[0].version}, "encoder_names": moved.encoder_names})
-    client = registry.client(moved)
+    client = server.client(moved)
     run = client.create_run(client.get_experiment_by_name("t").experiment_id)
     registry.register(moved, home.home / "made", run.info.run_id, {"as_of": None})
     home.delivers()

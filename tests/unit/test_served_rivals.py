@@ -19,7 +19,6 @@ from mmrec.bundle.bundle import Bundle, load, seal
 from mmrec.bundle.graphs import check_graphs
 from mmrec.config import Config, TrainConfig
 from mmrec.errors import InputError, QualityError
-from mmrec.evaluate.gate import decide
 from mmrec.evaluate.protocols import tune
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
@@ -98,7 +97,7 @@ def bundled(world: World, name: str, folder: Path) -> tuple[Rival, Bundle]:
 
 def night(world: World, bundle: Bundle, folder: Path, batch: int = 1000, k: int = K) -> list[dict[str, Any]]:
     """A day's lists by the functions that a night calls, users in batches."""
-    side = item_side(bundle, world.offered, world.lake, world.m, device="cpu", threads=1)
+    side = item_side(bundle, world.offered, world.lake, world.m.tables, device="cpu", threads=1)
     assert (side is None) == (bundle.kind == "sparse")
     job = Job(str(bundle.folder), bundle.digest, "cpu", 1, k, "2026-03-01", "run", "7", bundle.kind)
     packed, users = str(pack(folder, job, world.offered, side)), world.users
@@ -334,17 +333,6 @@ def test_what_a_rival_cannot_do_without_is_said() -> None:
         Rival(Plan("ease"), choose=tune, ease_items=4).fit(items, log, fold)
     with pytest.raises(InputError, match="not stored as arrays"):
         stored.store(published_rivals()["sasrec"], items, log, fold)
-
-
-def test_a_baseline_in_the_challengers_place_is_not_held_for_being_no_better_than_itself() -> None:
-    rows = [{"model_version": "5", "protocol": p, "model": m, "split": "validation", "slice": "all", "metric": "ndcg@10", "value": v}
-            for p in ("rolling", "per_user") for m, v in (("champion", 0.2), ("item_knn", 0.2), ("popularity", 0.1))]  # fmt: skip
-    assert decide(rows, "5", "0")[0] == "held"
-    decision, reason, numbers = decide(rows, "5", "0", "item_knn")
-    assert decision == "promoted"
-    assert "item_knn" not in reason
-    assert set(numbers) == {f"{p}/{n}" for p in ("rolling", "per_user") for n in ("challenger", "popularity")}
-    assert decide(rows, "5", "0", "popularity")[0] == "held"
 
 
 def test_a_days_date_is_read_from_its_job(world: World, tmp_path: Path) -> None:

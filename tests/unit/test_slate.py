@@ -269,7 +269,7 @@ def test_a_planted_fault_is_refused_by_its_name_and_no_other(name: str, plant: P
 
 
 def vectors(bundle: Any, users: pa.Table, items: pa.Table, lake: Lake, m: Manifest, *, device: str, threads: int) -> Vectors | None:
-    side = item_side(bundle, items, lake, m, device=device, threads=threads)
+    side = item_side(bundle, items, lake, m.tables, device=device, threads=threads)
     if side is None:
         return None
     return Vectors(user_vectors(bundle, users, pa.array(items["item_id"].to_pylist()), side.item_in, device=device, threads=threads), side.item_vec)
@@ -343,10 +343,10 @@ def test_the_scorer_takes_the_contents_that_its_bundle_names_and_an_old_bundle_t
     folder = shutil.copytree(old.folder, tmp_path / "bundle")
     seal(folder, old.about | {"fields": {"text": "separate", "image": "first"}})
     more: dict[str, Any] = {"device": "cpu", "threads": 1}
-    trained = item_side(old, scored.day["items"], scored.day["lake"], scored.day["m"], **more)
-    pooled = item_side(load(folder), offered, lake, manifest, **more)
-    whole = item_side(old, offered, lake, manifest, **more)
-    alone = item_side(old, scored.day["items"], lake, manifest, **more)
+    trained = item_side(old, scored.day["items"], scored.day["lake"], scored.day["m"].tables, **more)
+    pooled = item_side(load(folder), offered, lake, manifest.tables, **more)
+    whole = item_side(old, offered, lake, manifest.tables, **more)
+    alone = item_side(old, scored.day["items"], lake, manifest.tables, **more)
     assert None not in (trained, pooled, whole, alone)
     np.testing.assert_allclose(pooled.item_vec, trained.item_vec, atol=1e-4 * np.abs(trained.item_vec).max())
     assert np.abs(whole.item_vec - trained.item_vec).max() > 0.01 * np.abs(trained.item_vec).max(), "it took no text's own vector"

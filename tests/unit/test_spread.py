@@ -80,7 +80,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     users = users_of([*histories, [], ["gone"], [str(i) for i in items.ids]])
     bundle = load(made)
     job = Job(str(made), bundle.digest, "cpu", 1, K, str(DAY), "run", "7")
-    side = item_side(bundle, offered, lake, m, device="cpu", threads=1)
+    side = item_side(bundle, offered, lake, m.tables, device="cpu", threads=1)
     folder = str(pack(tmp_path_factory.mktemp("packed"), job, offered, side))
     vectors = pa.Table.from_batches(vectors_of(folder, iter(users.combine_chunks().to_batches())), VECTORS)
     whole = users.append_column("vector", vectors["vector"].combine_chunks())

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mmrec import config
-from mmrec.bundle import bundle, registry
+from mmrec.bundle import bundle, registry, server
 from mmrec.context import Night
 from mmrec.lake import commit
 from mmrec.lake.content import content_hash
@@ -82,7 +82,7 @@ def test_a_served_models_encoder_that_is_gone_does_not_stop_the_night_and_is_an_
     about = {"kind": "two_tower", "as_of": None, "encoders": {"text": "gone/1"}, "encoder_names": {"text": "/no/such/model"}}
     bundle.seal(home / "made", about)
     settings = config.load(home)
-    client = registry.client(settings)
+    client = server.client(settings)
     run = client.create_run(client.create_experiment("t"))
     registry.register(settings, home / "made", run.info.run_id, about)
     night = steps(home, "embed", *NIGHT)

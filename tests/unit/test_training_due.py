@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from mmrec import dates, schema
-from mmrec.bundle import registry
+from mmrec.bundle import registry, server
 from mmrec.bundle.bundle import seal
 from mmrec.config import Config
 from mmrec.lake import commit
@@ -55,7 +55,7 @@ def crown(home: Path, blank: Path, as_of: date = DAY, **about: Any) -> None:
     (home / "made").mkdir()
     (home / "made" / "item_map.json").write_text("[]")
     seal(home / "made", told)
-    client = registry.client(config)
+    client = server.client(config)
     run = client.create_run(client.get_experiment_by_name("t").experiment_id)
     serve(config, registry.register(config, home / "made", run.info.run_id, told))
 

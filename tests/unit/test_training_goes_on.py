@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from shops import DAY, random_shop
 
@@ -21,7 +22,7 @@ from mmrec.train.fit import Champion
 from mmrec.train.recipe import RECIPES
 
 TINY = replace(RECIPES["small"], d=8, epochs=2, schedule=2, context=8, length=12, tokens=64, negatives=16, rank=12, lam=20.0)
-FITS = ["rolling-validation", "rolling-0", "per_user-validation", "per_user-0", "final"]
+FITS = ["rolling-validation", "rolling-0", "per_user-validation", "per_user-0", "gate", "final"]
 
 
 class Kill(BaseException):
@@ -32,13 +33,12 @@ class Kill(BaseException):
 def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A night whose data is read already; steps are counted by fit."""
     monkeypatch.setitem(RECIPES, "tiny", TINY)
-    monkeypatch.setattr(learn, "_log_run", lambda *_: "run")
     for search in ("blend", "blend_cold"):  # what takes the most of a small fit, and is no part of this
         monkeypatch.setattr(room, search, lambda *_: {})
     config.write(tmp_path, {"threads": 1, "train": {"recipe": "tiny"}, "evaluate": {"rolling_days": 20, "rolling_cuts": 1, "rolling_fits": 1, "min_history": 2}})
     items, log = random_shop(0, users=40, n=40, rows=900)
     made = SimpleNamespace(config=config.load(tmp_path), run_date=date(1970, 4, 11), as_of=datetime.fromtimestamp(100 * DAY / 1e6, UTC),
-                           progress=lambda *_: None, _data=Data(items, log, {}, {}, {}), steps=[], kill_at=None, again=None)  # fmt: skip
+                           progress=lambda *_: None, _data=Data(items, log, pa.table({"item_id": []}), {}, {}, {}), steps=[], kill_at=None, again=None)  # fmt: skip
     honest_fit, honest_step = Champion.fit, loop._Fit._step
 
     def fit(self: Champion, *given: Any) -> Champion:
