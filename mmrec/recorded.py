@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import mmrec
 from mmrec import schema
 from mmrec.bundle import registry, server
-from mmrec.bundle.bundle import Bundle
+from mmrec.bundle.bundle import SEAL, Bundle
 from mmrec.bundle.card import FILE
 from mmrec.config import Config
+from mmrec.errors import InputError
+from mmrec.holding import login
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,10 +56,12 @@ def watched(folder: Path, every_s: float = _EVERY_S) -> Iterator[None]:
         rows.append(row)
 
     def on() -> None:
+        monitors[0].collect_metrics()  # the processor's load is that since a thread last asked
+        monitors[0].clear_metrics()
         while not ended.wait(every_s):
             look()
+        look()
 
-    look()
     thread = threading.Thread(target=on, daemon=True)
     thread.start()
     try:
@@ -65,7 +69,6 @@ def watched(folder: Path, every_s: float = _EVERY_S) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        look()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MACHINE).write_text(json.dumps(rows))
 
@@ -89,7 +92,8 @@ def recorded(config: Config, folder: Path, bundle: Bundle, rows: Sequence[Mappin
                 client.log_figure(run, figure, f"plots/{name}.png")
         summary = (bundle.folder / FILE).read_text(encoding="utf-8")[:_DESCRIBED]
         version = registry.register(config, bundle.folder, run, bundle.about | {"summary": summary})
-        client.set_terminated(run)
+        if client.get_run(run).info.status != "FINISHED":
+            client.set_terminated(run, end_time=int((bundle.folder / SEAL).stat().st_mtime * 1000))
     return run, version
 
 
@@ -104,11 +108,19 @@ def _run(config: Config, client: MlflowClient, state: Mapping[str, Any], bundle:
     tags |= {f"encoder.{m}": v for m, v in state["encoders"].items()}
     tags |= {f"fields.{m}": v for m, v in state["fields"].items()}
     tags |= {f"left_out.{what}": str(n) for what, n in state["left_out"].items()}
+    tags |= {"mlflow.user": _user(), "mlflow.source.name": f"mmrec train --date {state['run_date']}",
+             "mlflow.source.type": "JOB"}  # fmt: skip
     tags |= {_DIGEST: bundle.digest, "mlflow.note.content": (bundle.folder / FILE).read_text(encoding="utf-8")}
     made = client.create_run(experiment, tags=tags, run_name=f"train {state['run_date']}", start_time=state["began_ms"])
     run = str(made.info.run_id)
     client.log_inputs(run, _inputs(config, state["tables"], bundle.about["as_of"]))
     return run
+
+
+def _user() -> str:
+    with suppress(InputError):  # a container's user may have no name
+        return login()
+    return "mmrec"
 
 
 def _numbers(
@@ -153,7 +165,9 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
     for protocol in sorted({r["protocol"] for r in of_it}):
         mine = [r for r in of_it if r["protocol"] == protocol]
         value = sorted((r["value"], r["model"], r["n"]) for r in mine if r["slice"] == "all")
+        place = [m for _, m, _ in value]
         ahead = [r for r in mine if r["slice"].startswith("vs_")]
+        ahead.sort(key=lambda r: place.index(r["slice"].removeprefix("vs_")))
         figure = Figure(figsize=(9, 0.7 + 0.35 * max(len(value), len(ahead))), layout="constrained")
         left, right = figure.subplots(1, 2)
         bars = left.barh([m for _, m, _ in value], [v for v, _, _ in value],
@@ -166,7 +180,8 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
             right.plot(r["value"], y, "o", color="k", markersize=4)
         right.set_yticks(range(len(ahead)), [r["slice"].removeprefix("vs_") for r in ahead])
         right.axvline(0, color="k", linewidth=0.8)
-        right.set_title("ahead of, with 95% interval", fontsize=10)
+        right.margins(y=0.15)
+        right.set_title("champion is ahead of, with 95% interval", fontsize=10)
         yield f"{protocol}-ndcg", figure
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from mmrec.errors import InputError, QualityError
 from mmrec.models.fields import USUAL
 
-_SEAL = "digest.json"
+SEAL = "digest.json"
 KINDS = ("popularity", "two_tower", "factors", "sparse")
 
 
@@ -61,7 +61,7 @@ def seal(folder: Path, about: dict[str, Any]) -> str:
     (folder / "bundle.json").write_text(json.dumps(about, sort_keys=True, indent=1))
     files = _files(folder)
     digest = _digest(files)
-    (folder / _SEAL).write_text(json.dumps({"sha256": digest, "files": files}, sort_keys=True, indent=1))
+    (folder / SEAL).write_text(json.dumps({"sha256": digest, "files": files}, sort_keys=True, indent=1))
     return digest
 
 
@@ -75,7 +75,7 @@ def load(folder: Path, expected: str | None = None, *, deep: bool = True) -> Bun
     Raises:
         QualityError: a file was changed, added or lost since it was sealed. InputError: no bundle there.
     """
-    seal_file = folder / _SEAL
+    seal_file = folder / SEAL
     if not seal_file.is_file():
         raise InputError(
             "there is no bundle here", where=str(folder), valid="a folder made by mmrec export", next="mmrec init"
@@ -92,7 +92,7 @@ def load(folder: Path, expected: str | None = None, *, deep: bool = True) -> Bun
     digest = _digest(files)
     whole = _digest(listed) == told  # a seal that contradicts itself was edited
     if not whole or digest != told or (expected is not None and digest != expected):
-        changed = sorted(n for n in {*files, *listed} if files.get(n) != listed.get(n)) if whole else [_SEAL]
+        changed = sorted(n for n in {*files, *listed} if files.get(n) != listed.get(n)) if whole else [SEAL]
         raise QualityError(
             "the model bundle was altered since it was sealed",
             where=str(folder),
@@ -125,7 +125,7 @@ def install(folder: Path, target: Path) -> Path:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    return _hashed(folder, sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / _SEAL))
+    return _hashed(folder, sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SEAL))
 
 
 def _hashed(folder: Path, paths: list[Path]) -> dict[str, str]:

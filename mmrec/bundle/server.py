@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _WAIT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING",
+          "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}  # there stands what a command answers
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its pages are those of language models
 _OURS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # what was asked is wrong: asking again does not help
 
 for _name, _value in (_WAIT | _QUIET).items():
@@ -36,11 +38,15 @@ def client(config: Config) -> MlflowClient:
 
 
 def experiment(config: Config, name: str) -> str:
-    """The id of the experiment of that name; made on first use, with its artifacts in the home."""
+    """The id of the experiment of that name; made on first use, with its artifacts in the home, or where a server keeps
+    them."""
     c = client(config)
     found = c.get_experiment_by_name(name)
-    place = (config.home / "mlartifacts").absolute().as_uri()
-    return found.experiment_id if found else c.create_experiment(name, artifact_location=place)
+    if found is not None:
+        return found.experiment_id
+    served = config.tracking.startswith(("http://", "https://"))
+    place = None if served else (config.home / "mlartifacts").absolute().as_uri()
+    return c.create_experiment(name, artifact_location=place, tags=_KIND)
 
 
 @contextmanager
