@@ -191,6 +191,7 @@ class GateConfig(_Part):
     coverage: float = Field(0.5, ge=0, description="share of the champion's coverage@10 that it must reach")
     popularity_bias: float = Field(1.5, ge=1, description="times the champion's popularity_bias@10, if above 1")
     churn: float = Field(0.95, ge=0, le=1, description="share of the champion's first ten items that users may lose")
+    canary: float = Field(0, ge=0, lt=1, description="share of users that what passes serves first; 0: it serves all")
     latency: float = Field(4, ge=1, description="times the champion's time to score a user")
     size: float = Field(4, ge=1, description="times the champion's bytes")
 

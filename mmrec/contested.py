@@ -2,7 +2,7 @@
 
 In: a training's data and settings, its stand-in, bundles on disk. Out: the window, its `Contest`, what a user costs.
 The window is the last `gate.days`; where what serves was trained within it, the days since then, so that neither knows
-any of them.
+any of them; where it was trained as of the same moment, its own window.
 Trade-off: a stand-in costs a training one fit more; what is registered could only be judged on days to come.
 """
 
@@ -20,9 +20,10 @@ import numpy as np
 from mmrec import dates
 from mmrec.bundle import registry
 from mmrec.bundle.bundle import Bundle, load
+from mmrec.bundle.serving import Serving
 from mmrec.context import Night
 from mmrec.dataset import Data
-from mmrec.errors import InputError, QualityError
+from mmrec.errors import InputError, QualityError, TransientError
 from mmrec.evaluate.contest import SELF, Contest, measure, version_named
 from mmrec.models import splits
 from mmrec.models.data import Fold
@@ -38,9 +39,15 @@ def since(night: Night) -> datetime:
         return night.again.since
     e = night.config.evaluate
     begin = night.as_of - timedelta(days=min(night.config.gate.days, e.rolling_days * e.rolling_cuts))
-    serves = None if night.again else registry.state(night.config).known_at(night.as_of)
-    known = serves.as_of if serves is not None else None
-    return known if known is not None and begin < known <= night.as_of - _LEAST else begin
+    serves = None if night.again else _serving(night).known_at(night.as_of)
+    if serves is None or serves.as_of is None or serves.as_of <= begin:
+        return begin
+    if serves.as_of <= night.as_of - _LEAST:
+        return serves.as_of
+    with suppress(InputError, QualityError):  # of the same moment: what it was measured on itself
+        theirs = Contest.load(load(night.config.bundles / serves.version, serves.sha256, deep=False).folder)
+        return theirs.since if theirs is not None and theirs.until == night.as_of else begin
+    return begin
 
 
 def window(night: Night, data: Data, begin: datetime) -> Fold:
@@ -84,7 +91,7 @@ def seconds(night: Night, data: Data, fold: Fold, bundle: Bundle) -> list[dict[s
     """Milliseconds that a user takes to score, of a bundle and of what serves, one after the other in turns; rows as of
     `Contest.rows`."""
     asked = {SELF: bundle}
-    serves = registry.state(night.config)
+    serves = _serving(night)
     if serves.stack:
         with suppress(InputError, QualityError):  # then the gate says so
             asked[version_named(serves.version)] = load(night.config.bundles / serves.version, serves.stack[-1].sha256)
@@ -92,7 +99,7 @@ def seconds(night: Night, data: Data, fold: Fold, bundle: Bundle) -> list[dict[s
     scorers: dict[str, Callable[[slice], np.ndarray]] = {}
     for name, one in asked.items() if some.stop else ():
         with suppress(InputError, QualityError):
-            scorers[name] = _asking(night, data, fold, one)
+            scorers[name] = _asking(night, data, fold, one)(fold)
     best = dict.fromkeys(scorers, float("inf"))
     for _ in range(_TURNS):
         for name, score in scorers.items():
@@ -103,7 +110,16 @@ def seconds(night: Night, data: Data, fold: Fold, bundle: Bundle) -> list[dict[s
              "n": some.stop, "lo": None, "hi": None} for name, s in best.items()]  # fmt: skip
 
 
-def _asking(night: Night, data: Data, fold: Fold, bundle: Bundle) -> Callable[[slice], np.ndarray]:
+def _serving(night: Night) -> Serving:
+    """What serves; a server that would know, and does not answer, is not waited for: then nothing is compared with."""
+    try:
+        return registry.state(night.config)
+    except TransientError:
+        return Serving()
+
+
+def _asking(night: Night, data: Data, fold: Fold, bundle: Bundle) -> Callable[[Fold], Callable[[slice], np.ndarray]]:
     config = night.config
     return asking(bundle, data.items, data.log, fold, data.rows, night.lake, data.tables,
-                  length=config.night.sequence_length, device=config.device, threads=config.threads)  # fmt: skip
+                  length=config.night.sequence_length, half_life_days=config.night.half_life_days,
+                  device=config.device, threads=config.threads)  # fmt: skip

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 import mmrec
 from mmrec import contested, dates, schema, trained
+from mmrec.bundle import registry
 from mmrec.bundle.bundle import Bundle
 from mmrec.config import Config
 from mmrec.context import Night, call, note
@@ -38,26 +39,30 @@ from mmrec.lake import commit
 from mmrec.models.data import Fold
 
 _SECOND = "second"  # folder of a training's second stage
-_SECTIONS = ("night", "content", "train", "suspects", "evaluate", "second_stage")
-_COSTS, _REGISTERED = "costs.json", "registered.json"
+_SECTIONS = ("night", "content", "train", "suspects", "evaluate", "gate", "second_stage")
+_COSTS, _REGISTERED, _DECIDED = "costs.json", "registered.json", "decided.json"  # each is there once its step ended
 _AGAIN = "again-"  # folder of a training that is repeated
 CHAIN = ("train", "evaluate", "export", "register", "promote")
 
 
 def chain(config: Config, when: date, tell: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """All five stations of `when`; returns their counts and seconds. Where MLflow does not answer, register says that
-    it waits: `caught_up` goes on."""
+    """All five stations of `when`, after what earlier ones left; returns their counts and seconds, and `waits` where
+    MLflow did not answer: `caught_up` goes on."""
     night = Night(config, when, tell)
     seconds: dict[str, float] = {}
     counts: dict[str, Any] = {}
     try:
         for name in CHAIN:
             begun = time.monotonic()
-            counts[name] = _called(name, night)
+            if name == "register" and (late := caught_up(config, tell, when)):
+                counts["caught_up"] = late
+            counts[name] = call(name, night)
             seconds[name] = round(time.monotonic() - begun, 2)
             tell(name, int(seconds[name] * 1000), -1)
-            if "waits" in counts[name]:
-                break
+    except TransientError as error:
+        if "export" not in counts:
+            raise
+        counts["waits"] = f"MLflow does not answer ({error.where}): {error.value}"
     finally:
         note(night)
     return counts | {"seconds": seconds}
@@ -131,19 +136,20 @@ def evaluate(night: Night) -> dict[str, Any]:
     from mmrec.evaluate.study import COMPARED, Study
     from mmrec.models.neighbours import ContentNN
     from mmrec.train.fit import Champion
+    from mmrec.worlds.oracle import oracle
 
     data = dataset(night)
     made = folds(night, data)
     fits = night.config.evaluate.rolling_fits
     done, total = 0, sum(len(v) + len(t) for v, t in made.values()) + 1
-    oracle = oracle_of(night, data)
+    truth = oracle(night.config.source, data.items, data.log)
     rows: list[dict[str, Any]] = []
     told: dict[str, Any] = {}
     for protocol, (validation, test) in made.items():
         best, _ = tune(data.items, data.log, validation, ease_items=night.config.evaluate.ease_items)
         baselines = [*best.values(), *([ContentNN()] if data.items.content else [])]
         again = _second(night) if protocol == "rolling" else None  # features are of one cut, which per_user has not
-        study = Study(data.items, data.log, baselines, oracle, None if _state(night)["model"] == Champion.name else (),
+        study = Study(data.items, data.log, baselines, truth, None if _state(night)["model"] == Champion.name else (),
                       None if again is None else again.scorer)  # fmt: skip
         # validation numbers are those of the fit that was chosen there: for the gate, not for a report
         groups = [("validation", "validation", validation)]
@@ -220,42 +226,50 @@ def register(night: Night) -> dict[str, Any]:
     return {"model_version": version, "sha256": bundle.digest, "mlflow_run": run}
 
 
-def caught_up(config: Config, tell: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """Register, and put before the gate, what earlier trainings could not; run_date -> what came of it."""
+def caught_up(config: Config, tell: Callable[[str, int, int], None], but: date | None = None) -> dict[str, Any]:
+    """Register, and put before the gate, what earlier trainings could not; run_date -> what came of it: register and
+    promote, `waits`: MLflow does not answer, `failed`: why it can't be handed over. None of it stops who called.
+
+    Args:
+        but: a run_date that is left alone.
+    """
     told: dict[str, Any] = {}
-    for state in sorted((config.home / "training").glob("*/state.json")):
-        ready = (state.parent / "bundle" / "digest.json").is_file() and (state.parent / _COSTS).is_file()
-        if state.parent.name.startswith(_AGAIN) or not ready or (state.parent / _REGISTERED).is_file():
+    for costs in sorted((config.home / "training").glob(f"*/{_COSTS}")):
+        name, folder = costs.parent.name, costs.parent
+        whole = (folder / "bundle" / "digest.json").is_file()
+        if not whole or (folder / _DECIDED).is_file() or name == str(but) or name.startswith(_AGAIN):
             continue
-        night = Night(config, date.fromisoformat(state.parent.name), tell)
-        told[state.parent.name] = of_it = {"register": _called("register", night)}
-        if "waits" in of_it["register"]:
+        told[name] = of_it = {}
+        try:
+            night = Night(config, date.fromisoformat(name), tell)
+            if not (folder / _REGISTERED).is_file():
+                of_it["register"] = call("register", night)
+            of_it["promote"] = call("promote", night)
+            note(night)
+        except TransientError as error:  # the next one would wait as long
+            of_it["waits"] = f"MLflow does not answer ({error.where}): {error.value}"
             break
-        of_it["promote"] = call("promote", night)
+        except Exception as error:  # whatever it is, a night goes on
+            of_it["failed"] = f"{type(error).__name__}: {error}".split("\n")[0]
     return told
-
-
-def _called(name: str, night: Night) -> dict[str, Any]:
-    """A station's counts; `waits`: register asked a server that does not answer."""
-    if name != "register":
-        return call(name, night)
-    try:
-        return call(name, night)
-    except TransientError as error:
-        return {"waits": f"MLflow does not answer ({error.where}): {error.value}"}
 
 
 def promote(night: Night) -> dict[str, Any]:
     """The gate: the challenger becomes champion, or is held with the reasons on its tags and in ops.promotions."""
     from mmrec import promotion
-    from mmrec.bundle import registry
 
-    config = night.config
+    config, folder = night.config, _folder(night)
     promotion.reconcile(config)
-    version = registry.challenger(config)
+    own = json.loads((folder / _REGISTERED).read_text()) if (folder / _REGISTERED).is_file() else {}
+    version = own.get("model_version") or registry.challenger(config)
     if version is None:
         return {"decision": "none", "reason": "no challenger waits"}
-    told = promotion.promote(config, version, by="mmrec", through="gate")
+    if said := _passed_over(config, version):
+        told = {"model_version": version, "decision": "none", "reason": said}
+        if own:
+            put(folder / _DECIDED, json.dumps(told))
+        return told
+    told = promotion.promote(config, version, by="mmrec", through="gate", share=config.gate.canary or None)
     record = {
         "model_version": version,
         "decided_for": night.run_date,
@@ -267,7 +281,21 @@ def promote(night: Night) -> dict[str, Any]:
     }
     table = pa.Table.from_pylist([record], schema.table("ops.promotions").arrow)
     commit.append(night.lake, "ops.promotions", table, f"promote-{version}")
-    return {"model_version": version, "decision": told["decision"], "reason": told["reason"]}
+    said = {"model_version": version, "decision": told["decision"], "reason": told["reason"]}
+    if own:
+        put(folder / _DECIDED, json.dumps(said))
+    return said
+
+
+def _passed_over(config: Config, version: str) -> str:
+    """Why nobody is asked whether a trained version may serve; "": somebody is."""
+    now, to = registry.state(config), registry.of_version(config, version)
+    if version in (now.version, now.trial.version if now.trial else None):
+        return "it serves already"
+    newest = now.stack[-1].as_of if now.stack else None
+    if newest is not None and to is not None and to.as_of is not None and to.as_of < newest:
+        return f"version {now.version} serves, which knows newer days"
+    return ""
 
 
 def _contest(night: Night, data: Data, baselines: dict[str, Any]) -> Contest:
@@ -321,30 +349,6 @@ def _second(night: Night) -> Any:
 
     folder = _folder(night) / _SECOND
     return Reranker.load(folder) if folder.is_dir() else None
-
-
-def oracle_of(night: Night, data: Data) -> Callable[[Fold, slice], np.ndarray] | None:
-    """The built-in world's own truth as a scorer; None for other sources."""
-    source = night.config.source
-    if source.spec != "builtin":
-        return None
-    from mmrec.worlds.builtin import World
-
-    generator = World(source.seed, source.size)
-    ids = [str(i) for i in data.items.ids]
-
-    def score(fold: Fold, cases: slice) -> np.ndarray:
-        out = np.zeros((cases.stop - cases.start, len(ids)), np.float32)
-        moments = fold.case_at_us[cases]
-        for moment in np.unique(moments):
-            rows = np.flatnonzero(moments == moment)
-            users = [str(data.log.user_ids[u]) for u in fold.case_user[cases][rows]]
-            newest = data.log.item[fold.hist_row[fold.hist_ptr[1:][cases][rows] - 1]]
-            last = [ids[i] for i in newest]
-            out[rows] = generator.oracle_scores(users, ids, datetime.fromtimestamp(moment / 1e6, UTC), last)
-        return out
-
-    return score
 
 
 def _groups(windows: list[Fold], fits: int) -> list[list[Fold]]:

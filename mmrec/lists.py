@@ -65,7 +65,8 @@ def segments(
     Raises: InputError: no such night, its model has no vectors, or no user has the attribute.
     """
     seen = _scored(config, lake, when)
-    vectors = lake.day("gold.user_vectors", seen.day, columns=["user_id", "vector"])
+    vectors = lake.day("gold.user_vectors", seen.day, columns=["user_id", "vector", "model_version"])
+    vectors = vectors.filter(pc.equal(vectors["model_version"], seen.model_version))  # not those of a canary's users
     told = lake.day("gold.user_sequences", seen.day, columns=["user_id", "attributes"])
     texts = told["attributes"].take(pc.index_in(vectors["user_id"], value_set=told["user_id"])).combine_chunks()
     texts = pc.dictionary_encode(pc.fill_null(texts, "{}"))
@@ -91,6 +92,7 @@ class _Scored:
     """A published night: its items, ascending by id, and their vectors (N, D)."""
 
     day: date
+    model_version: str
     items: pa.Table
     item_ND: np.ndarray
 
@@ -105,7 +107,7 @@ def _scored(config: Config, lake: Lake, when: date | None) -> _Scored:
         raise InputError("the model of this night has no vectors", where=f"run_date {when}",
                          value=f"version {m.model_version}, {model.kind}", valid="a two_tower or factors bundle",
                          next="mmrec promote --help")  # fmt: skip
-    return _Scored(when, items, side.item_vec)
+    return _Scored(when, m.model_version, items, side.item_vec)
 
 
 def _rows(found: TopK, items: pa.Table) -> list[list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import mmrec
-from mmrec import alike, late
-from mmrec.bundle.bundle import Bundle
-from mmrec.config import Config
+from mmrec import alike, canary, follows, late
 from mmrec.context import Night
 from mmrec.encoding import unfed
 from mmrec.errors import InputError, QualityError
@@ -113,27 +111,15 @@ def plan(night: Night) -> dict[str, Any]:
     """Pin table versions, model, settings and fences; the manifest's digest is the run_id."""
     from mmrec.bundle.registry import champion
     from mmrec.promotion import reconcile
-    from mmrec.recommend import rules, second
-    from mmrec.recommend.vary import Aims
+    from mmrec.recommend import rules
     from mmrec.review import reviewed
-    from mmrec.served import looked_at
 
     lake, config = night.lake, night.config
     pinned = [*(f"silver.{k}" for k in SILVER), GROUPS, "gold.item_embeddings"]
     followed = reconcile(config)
     bundle, version = champion(config, night.as_of)
-    chosen = bundle.fields["text"]
-    texts = {} if chosen == USUAL["text"] else {"text_fields": chosen}  # the usual choice keeps the digest it had
     ruled = [r.record() for r in reviewed(lake, rules.read(config.rules)) if r.holds(night.run_date)]
     drawn = {"explore": config.explore.model_dump() | {"ends": "places"}} if config.explore.share else {}
-    aims = config.diversity
-    looked = looked_at(config, bundle, Aims.of(aims.model_dump()).looks) if aims.on else {}
-    varied = {"diversity": aims.model_dump() | looked} if aims.on else {}
-    mixed = _mixed(config, bundle)
-    stage = config.second_stage.model_dump()
-    staged = second.asked(stage["depth"], bundle, night.run_date)
-    twice = {"second_stage": stage | {"encoders": bundle.encoders, "fields": bundle.fields}} if staged else {}
-    half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     fences = {n: commit.fence(lake, n, night.run_date) for n in TARGETS}
     for name in TARGETS:  # a fence, too, must be there after the power went
         lake.pin(name)
@@ -145,12 +131,10 @@ def plan(night: Night) -> dict[str, Any]:
         model_digest=bundle.digest,
         encoders=bundle.encoders,
         config=config.night.model_dump()
-        | texts
         | drawn
-        | varied
-        | mixed
-        | twice
-        | {"zone": config.zone, "half_life_days": half_life, "suspects": config.suspects.model_dump(), "rules": ruled,
+        | follows.of_bundle(config, bundle, night.run_date)
+        | follows.of_canary(config, night.as_of, night.run_date)
+        | {"zone": config.zone, "suspects": config.suspects.model_dump(), "rules": ruled,
            "reasons": config.reasons.model_dump(exclude={"studied"}), "wishes": config.wishes.model_dump()},
         fences=fences,
         code=mmrec.__version__,
@@ -216,20 +200,16 @@ def features(night: Night) -> dict[str, Any]:
 
 def recommend(night: Night) -> dict[str, Any]:
     """Score every user against every item on offer and stage the lists; nothing is visible yet."""
-    from mmrec.bundle import bundle as bundles
     from mmrec.recommend import generators, spread
     from mmrec.recommend.again import COLUMNS
-    from mmrec.recommend.packed import Job, opened, pack
+    from mmrec.recommend.packed import opened
     from mmrec.recommend.sane import check_model
-    from mmrec.recommend.score import item_side
-    from mmrec.recommend.sketch import sketches
     from mmrec.recommend.tally import tally
     from mmrec.recommend.wishes import COLUMN
 
     m, config, out = night.manifest, night.config, night.out
     if m.late:
         return {"late": m.late}
-    model = bundles.load(config.bundles / m.model_version, m.model_digest)
     items = out.day("gold.item_features", m.day).sort_by("item_id")
     if not items.num_rows:
         raise QualityError(
@@ -239,12 +219,8 @@ def recommend(night: Night) -> dict[str, Any]:
             valid="at least one item",
             next="mmrec tables silver.items",
         )
-    side = item_side(model, items, night.lake, m.tables, device=config.device, threads=config.threads)
-    job = Job.of(m, model, config.device, config.threads)
-    listed = twins(night)
-    groups = None if listed is None else dict(zip(*(c.to_pylist() for c in listed), strict=True))
-    folder = (night.folder / f"scoring-{night.attempt}").absolute()
-    packed = str(pack(folder, job, items, side, groups, sketches(night.lake, m, items)))
+    packed = _packed(night, items)
+    sides = [a.side.item_vec for a in opened(packed).arms if a.side is not None]
     users = out.version("gold.user_sequences")
     history = ("user_id", "item_ids", "event_types", "gap_s", "weight_micro")
     ruled = m.config.get("rules") or []
@@ -258,7 +234,7 @@ def recommend(night: Night) -> dict[str, Any]:
         return map_arrow(out, config.engine, config.spark, m.day, of, partial(fn, packed), name,
                          partial(night.progress, what))  # fmt: skip
 
-    if side is not None:
+    if sides:
         name = "gold.user_vectors"
         if commit.published_run_id(out, name, m.day) != m.run_id:  # else an attempt that was cut off got so far
             rows = made("user vectors", {"gold.user_sequences": (users, history)}, spread.vectors_of, name)
@@ -266,14 +242,15 @@ def recommend(night: Night) -> dict[str, Any]:
         sources[name] = (out.version(name), ("user_id", "vector"))
     lists = made("lists", sources, spread.lists_of, "gold.recommendations")
     staged = stage.stage(out, "gold.recommendations", lists, m.run_id)
-    counts: dict[str, Any] = tally(out, staged, m.day, m.config["k"], None if side is None else side.item_vec, sources)
+    counts: dict[str, Any] = tally(out, staged, m.day, m.config["k"], sides, sources)
     try:
-        counts["model"] = check_model(out, staged, m.day, opened(packed), sources)
+        for name, arm in zip(("model", canary.KEY), opened(packed).arms, strict=False):
+            counts[name] = check_model(out, staged, m.day, arm, sources)
     except QualityError as error:
         if not night.replayed:  # what was published is made again, whatever is thought of it by now
             staged.discard()
             raise
-        counts["model"] = error.report["measured"]
+        counts[name] = error.report["measured"]
     finally:
         shutil.rmtree(packed)
     staged.sync()  # the pointer below is on the disk for good: what it points at must be there before it
@@ -281,24 +258,32 @@ def recommend(night: Night) -> dict[str, Any]:
     return counts
 
 
-def _mixed(config: Config, bundle: Bundle) -> dict[str, Any]:
-    """What else brings candidates, as a manifest has it.
+def _packed(night: Night, items: pa.Table) -> str:
+    """The folder of what every part of the scoring shares, the canary's in it, if there is one."""
+    from mmrec.bundle import bundle as bundles
+    from mmrec.recommend.arms import CANARY
+    from mmrec.recommend.packed import Job, pack
+    from mmrec.recommend.score import item_side
+    from mmrec.recommend.sketch import sketches
 
-    Raises: InputError: the bundle can't do what a generator needs, or no encoder is named.
-    """
-    from mmrec.recommend.generators import looks
-    from mmrec.served import looked_at
+    m, config = night.manifest, night.config
+    listed = twins(night)
+    groups = None if listed is None else dict(zip(*(c.to_pylist() for c in listed), strict=True))
 
-    told = config.candidates
-    if not told.generators:
-        return {}
-    if "item_to_item" in told.generators and bundle.kind not in ("two_tower", "factors"):
-        raise InputError("the model has no vectors of items, which item_to_item compares",
-                         where="mmrec.toml: candidates.generators", value=f"a bundle of kind {bundle.kind}",
-                         valid="a two_tower or factors bundle, or generators without item_to_item",
-                         next="edit mmrec.toml")  # fmt: skip
-    looked = looked_at(config, bundle, "content" in told.generators) if looks(told.generators) else {"encoders": {}}
-    return {"candidates": told.model_dump() | looked}
+    def of(m: Manifest, rows: pa.Table, folder: Path, **more: Any) -> str:
+        model = bundles.load(config.bundles / m.model_version, m.model_digest)
+        side = item_side(model, rows, night.lake, m.tables, device=config.device, threads=config.threads)
+        job = replace(Job.of(m, model, config.device, config.threads), run_id=night.manifest.run_id, **more)
+        return str(pack(folder, job, rows, side, groups, sketches(night.lake, m, rows)))
+
+    folder = (night.folder / f"scoring-{night.attempt}").absolute()
+    trial = canary.of_manifest(m)
+    if trial is None:
+        return of(m, items, folder)
+    told = {c: m.config[canary.KEY][c] for c in ("version", "share")}
+    theirs = canary.items_for(config, night.lake, m, trial, items)
+    beside = of(trial, theirs, folder / canary.KEY, arm=CANARY, canary=told)
+    return of(m, items, folder, canary=told | {"folder": beside})
 
 
 def _asks_social(m: Manifest) -> bool:

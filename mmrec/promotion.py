@@ -25,31 +25,35 @@ from mmrec.errors import InputError, QualityError, TransientError
 from mmrec.evaluate.contest import SELF, Contest, version_named
 from mmrec.evaluate.gate import decide
 from mmrec.lake.store import Lake
+from mmrec.models.fields import pooling
 
 _KNOWN = 0.5  # share of the items on offer, as of the training, that a version's item map must know
 
 
 def promote(
     config: Config, version: str, *, by: str, through: str = "command", override: str = "", why: str = "",
-    seen: Serving | None = None,
+    share: float | None = None, seen: Serving | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Ask that a version serve; the gate decides, unless it is overruled.
 
     Args:
         by: who asks. through: gate, command or mlflow. override: why the gate is overruled; empty: it is not.
-        why: in the asker's words. seen: the state that is decided over; None: the newest.
+        why: in the asker's words. share: of the users that it is to serve first, as a canary beside what serves; None:
+            all of them. seen: the state that is decided over; None: the newest.
 
     Returns: model_version, decision (promoted or held), reason, numbers, before, change (None: none was made),
-        overruled: whether the gate had held it, and it serves.
+        overruled: whether the gate had held it, and it serves, share.
 
-    Raises: InputError: it serves already, there is no such version, or it is not on this disk. QualityError: its bundle
-        was altered since it was sealed.
+    Raises: InputError: it serves already, there is no such version, or it is not on this disk; no such share, or it
+        looks at other contents than what serves beside it. QualityError: its bundle was altered since it was sealed.
     """
     seen = registry.state(config) if seen is None else seen
     if version == seen.version:
         raise InputError("this version serves already", where="mmrec models promote", value=version,
                          valid="another version", next="mmrec models list")  # fmt: skip
     to = _registered(config, version)
+    if share is not None:
+        _beside(config, to, seen, share)
     decision, reason, numbers = _gate(config, to, seen.stack[-1] if seen.stack else None)
     told = {"asked_by": by, "through": through, "why": override or why, "said": reason,
             "numbers": json.dumps(numbers, sort_keys=True)}  # fmt: skip
@@ -57,7 +61,7 @@ def promote(
     made: int | None = None
     if decision == "promoted" or overruled:
         try:
-            now, row = registry.change(config, seen, "promoted", to, overridden=overruled, **told)
+            now, row = registry.change(config, seen, "promoted", to, overridden=overruled, share=share, **told)
             decision, made = "promoted", row["change"]
             if not registry.mirror(config, now):
                 reason += "; the registry does not answer: its aliases follow at the next reconcile"
@@ -68,11 +72,12 @@ def promote(
         registry.change(config, registry.state(config), "refused", to, **told)
     _tag(config, version, f"{decision}: {reason}" + (f" (overruled by {by}: {override})" if overruled else ""))
     return {"model_version": version, "decision": decision, "reason": reason, "numbers": numbers,
-            "before": seen.version, "change": made, "overruled": overruled and made is not None}  # fmt: skip
+            "before": seen.version, "change": made, "overruled": overruled and made is not None,
+            "share": share}  # fmt: skip
 
 
 def rollback(config: Config, *, by: str, why: str = "") -> dict[str, Any]:
-    """Let serve again what served before; as often as versions served.
+    """Let serve again what served before; as often as versions served. Where a canary serves a share, that ends first.
 
     Returns: model_version (what serves now; 0: popularity), before, change.
 
@@ -80,17 +85,18 @@ def rollback(config: Config, *, by: str, why: str = "") -> dict[str, Any]:
         Outrun: another change was made meanwhile.
     """
     seen = registry.state(config)
-    if not seen.stack:
+    if not seen.stack and seen.trial is None:
         raise InputError("nothing serves that could be rolled back", where="mmrec models rollback",
                          value="version 0, popularity", valid="a promoted version",
                          next="mmrec models list")  # fmt: skip
-    to = seen.stack[-2] if len(seen.stack) > 1 else None
-    if to is not None:
+    left = seen.stack if seen.trial is not None else seen.stack[:-1]
+    to, gone = left[-1] if left else None, seen.version if seen.trial is None else seen.trial.version
+    if to is not None and seen.trial is None:
         load(config.bundles / to.version, to.sha256)
     now, row = registry.change(config, seen, "rolled_back", to, asked_by=by, through="command", why=why)
     registry.mirror(config, now)
-    _tag(config, seen.version, f"rolled back by {by}: {why}")
-    return {"model_version": now.version, "before": seen.version, "change": row["change"]}
+    _tag(config, gone, f"rolled back by {by}: {why}")
+    return {"model_version": now.version, "before": gone, "change": row["change"]}
 
 
 def reconcile(config: Config) -> dict[str, Any]:
@@ -122,9 +128,22 @@ def reconcile(config: Config) -> dict[str, Any]:
     return {"model_version": now.version} | out
 
 
+def _beside(config: Config, to: Served, seen: Serving, share: float) -> None:
+    """Raises: InputError: it can't serve a share of the users beside what serves."""
+    if not 0 < share < 1:
+        raise InputError("no such share of the users", where="--share", value=share, valid="above 0, below 1",
+                         next=f"mmrec models promote {to.version} --share 0.1")  # fmt: skip
+    bundles = [load(config.bundles / s.version, s.sha256, deep=False) for s in (*seen.stack[-1:], to)]
+    texts = {pooling(b.fields, "text") for b in bundles}
+    if len(texts) > 1:
+        raise InputError("what serves and this version look at texts in two ways, which one night's features have not",
+                         where="bundle.json: fields", value=[b.fields["text"] for b in bundles], valid="the same",
+                         next=f"mmrec models promote {to.version}")  # fmt: skip
+
+
 def met(config: Config, bundle: Bundle, other: Served | None) -> Contest | None:
-    """What a version was measured beside before its training, another version among it, if they were asked for the same
-    days; None: nothing. `other`: None: version 0."""
+    """What a version was measured beside, another version among it, if they were asked for the same days, before the
+    training of the one or of the other; None: nothing. `other`: None: version 0."""
     contest = Contest.load(bundle.folder)
     if contest is None or other is None or version_named(other.version) in contest.rankers:
         return contest
@@ -132,8 +151,10 @@ def met(config: Config, bundle: Bundle, other: Served | None) -> Contest | None:
         theirs = Contest.load(load(config.bundles / other.version, other.sha256).folder)
     except (InputError, QualityError) as error:
         return replace(contest, unmeasured=contest.unmeasured | {other.version: error.what})
-    found = None if theirs is None else contest.with_rows_of(theirs, version_named(other.version))
-    return contest if found is None else found
+    if theirs is None:
+        return contest
+    paired = contest.with_rows_of(theirs, version_named(other.version))
+    return paired or theirs.turned(bundle.folder.name, other.version) or contest
 
 
 def _registered(config: Config, version: str) -> Served:
@@ -194,8 +215,10 @@ def _stale(config: Config, lake: Lake, to: Served) -> list[str]:
     items = lake.arrow("silver.items", columns=["item_id", "available_at"])
     offered = {i for i, at in zip(items["item_id"].to_pylist(), items["available_at"].to_pylist(), strict=True)
                if isinstance(at, datetime) and at < to.as_of}  # fmt: skip
-    share = len(offered & known) / max(1, len(offered))
-    return [f"its item map knows {share:.0%} of the {len(offered)} items that were there"] if share < _KNOWN else []
+    if len(offered & known) >= _KNOWN * len(offered):
+        return []
+    share = len(offered & known) / len(offered)
+    return [f"its item map knows {share:.0%} of the {len(offered)} items that were there"]
 
 
 def _refused(config: Config, version: str, said: str) -> None:

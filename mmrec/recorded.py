@@ -16,6 +16,8 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 import mmrec
 from mmrec import schema
 from mmrec.bundle import registry, server
@@ -82,10 +84,10 @@ def recorded(config: Config, folder: Path, bundle: Bundle, rows: Sequence[Mappin
     Raises: TransientError: the server does not answer; what it knows by then is completed by the next call.
     """
     state = json.loads((folder / "state.json").read_text())
-    with server.answering(config):
+    with FileLock(folder / "register.lock"), server.answering(config, telling=True):
         client = server.client(config)
         run = _run(config, client, state, bundle)
-        _numbers(client, run, state, folder, rows)
+        _numbers(client, run, state, folder, rows, ended_ms := int((bundle.folder / SEAL).stat().st_mtime * 1000))
         with server.patient():
             client.log_artifacts(run, str(bundle.folder), "bundle")
             for name, figure in _plots(rows):
@@ -93,7 +95,7 @@ def recorded(config: Config, folder: Path, bundle: Bundle, rows: Sequence[Mappin
         summary = (bundle.folder / FILE).read_text(encoding="utf-8")[:_DESCRIBED]
         version = registry.register(config, bundle.folder, run, bundle.about | {"summary": summary})
         if client.get_run(run).info.status != "FINISHED":
-            client.set_terminated(run, end_time=int((bundle.folder / SEAL).stat().st_mtime * 1000))
+            client.set_terminated(run, end_time=ended_ms)
     return run, version
 
 
@@ -101,7 +103,10 @@ def _run(config: Config, client: MlflowClient, state: Mapping[str, Any], bundle:
     """The run of this bundle, made on first use."""
     experiment = server.experiment(config, "mmrec/train")
     found = client.search_runs([experiment], f"tags.`{_DIGEST}` = '{bundle.digest}'")
+    inputs = _inputs(config, state["tables"], bundle.about["as_of"])
     if found:
+        if not found[0].inputs.dataset_inputs:
+            client.log_inputs(found[0].info.run_id, inputs)
         return str(found[0].info.run_id)
     tags = {"run_date": state["run_date"], "as_of": bundle.about["as_of"], "mmrec": mmrec.__version__}
     tags |= {f"table.{n}": str(v) for n, v in state["tables"].items()}
@@ -111,9 +116,10 @@ def _run(config: Config, client: MlflowClient, state: Mapping[str, Any], bundle:
     tags |= {"mlflow.user": _user(), "mlflow.source.name": f"mmrec train --date {state['run_date']}",
              "mlflow.source.type": "JOB"}  # fmt: skip
     tags |= {_DIGEST: bundle.digest, "mlflow.note.content": (bundle.folder / FILE).read_text(encoding="utf-8")}
-    made = client.create_run(experiment, tags=tags, run_name=f"train {state['run_date']}", start_time=state["began_ms"])
-    run = str(made.info.run_id)
-    client.log_inputs(run, _inputs(config, state["tables"], bundle.about["as_of"]))
+    name = f"train {state['run_date']}"
+    with server.patient():  # an answer that came too late would be asked for once more
+        run = str(client.create_run(experiment, tags=tags, run_name=name, start_time=state["began_ms"]).info.run_id)
+    client.log_inputs(run, inputs)
     return run
 
 
@@ -124,17 +130,18 @@ def _user() -> str:
 
 
 def _numbers(
-    client: MlflowClient, run: str, state: Mapping[str, Any], folder: Path, rows: Sequence[Mapping[str, Any]]
-) -> None:
+    client: MlflowClient, run: str, state: Mapping[str, Any], folder: Path, rows: Sequence[Mapping[str, Any]],
+    at_ms: int,
+) -> None:  # fmt: skip
+    """Told twice it is the same: a number's moment is that of the bundle's seal."""
     from mlflow.entities import Metric, Param
 
     settings = state["settings"]["recipe"] | {f"chosen.{k}": v for k, v in state["chosen"]["rolling"].items()}
     settings |= {"seed": state["settings"]["train"]["seed"], "model": state["model"]}
     client.log_batch(run, params=[Param(k, str(v)) for k, v in sorted(settings.items())])
-    now = int(time() * 1000)
-    told = [Metric(key, row[key], now, row["epoch"]) for row in state["curves"] for key in ("loss", "tokens_per_s")]
+    told = [Metric(key, row[key], at_ms, row["epoch"]) for row in state["curves"] for key in ("loss", "tokens_per_s")]
     shown = [r for r in rows if r["split"] in ("test", "gate") and "@" in r["metric"] and r["slice"] == "all"]
-    told += [Metric(f"{r['protocol']}/{r['model']}/{r['metric'].replace('@', '_at_')}", r["value"], now, 0)
+    told += [Metric(f"{r['protocol']}/{r['model']}/{r['metric'].replace('@', '_at_')}", r["value"], at_ms, 0)
              for r in shown]  # fmt: skip
     watch = json.loads((folder / _MACHINE).read_text()) if (folder / _MACHINE).is_file() else []
     told += [Metric(f"system/{name}", value, int(row["at_ms"]), step)

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmrec import canary
 from mmrec.bundle import bundle as bundles
 from mmrec.config import Config
 from mmrec.context import published
@@ -25,6 +26,7 @@ from mmrec.errors import InputError
 from mmrec.lake import commit
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.store import Lake
+from mmrec.recommend.arms import CANARY, MAIN, served_by
 from mmrec.recommend.packed import Job, Packed, opened, pack
 from mmrec.recommend.rules import Rule
 from mmrec.recommend.score import item_side
@@ -35,16 +37,18 @@ _GROUPS = "silver.item_groups"
 
 @dataclass(frozen=True)
 class Remade:
-    """A night of which lists can be made again.
+    """A night of which lists can be made again, for the users of one arm.
 
     Attributes:
-        users: gold.user_sequences ascending by user_id, with a column `vector` where the model has vectors. items:
-            gold.item_features ascending by item_id.
+        run_id: of the night. manifest: of a canary's arm, as if it served everybody. users: gold.user_sequences
+            ascending by user_id, with a column `vector` where the model has vectors. items: gold.item_features
+            ascending by item_id.
     """
 
     config: Config
     lake: Lake
     day: date
+    run_id: str
     manifest: Manifest
     model: bundles.Bundle
     users: pa.Table
@@ -69,7 +73,7 @@ class Remade:
                 m = replace(m, config=m.config | {name: given})
         side = item_side(self.model, self.items, self.lake, m.tables, device=config.device, threads=config.threads)
         job = Job.of(m, self.model, config.device, config.threads)
-        job = replace(job, run_id=self.manifest.run_id, rules=[r.record() for r in rules])
+        job = replace(job, run_id=self.run_id, rules=[r.record() for r in rules])
         sketch_NV = sketches(self.lake, m, self.items)
         with tempfile.TemporaryDirectory() as folder:
             yield opened(str(pack(Path(folder), job, self.items, side, self._groups(), sketch_NV)))
@@ -82,13 +86,20 @@ class Remade:
         return dict(zip(*(c.to_pylist() for c in found.columns), strict=True))
 
 
-def remade(config: Config, lake: Lake, when: date | None = None) -> Remade:
+def remade(config: Config, lake: Lake, when: date | None = None, user: str | None = None) -> Remade:
     """The night of a published date; None: the newest.
+
+    Args:
+        user: whose arm; None: of the main arm.
 
     Raises: InputError: no such night, or one of before there were rules.
     """
-    m = published(lake, when)
-    when, run_id = m.day, m.run_id
+    m = night = published(lake, when)
+    when, run_id, split = m.day, m.run_id, m.config.get(canary.KEY)
+    trial = canary.of_manifest(m)
+    arm = CANARY if trial is not None and user is not None and served_by(CANARY, split, [user])[0] else MAIN
+    if trial is not None and arm == CANARY:
+        m = trial
     if "rules" not in m.config:
         raise InputError("this night is of before there were rules", where=f"run_date {when}", value=m.run_id,
                          valid="a night of this version of mmrec", next=f"mmrec run --date {when} --force")  # fmt: skip
@@ -99,9 +110,12 @@ def remade(config: Config, lake: Lake, when: date | None = None) -> Remade:
                              next=f"mmrec run --date {when} --force")  # fmt: skip
     model = bundles.load(config.bundles / m.model_version, m.model_digest)
     users = lake.day("gold.user_sequences", when).sort_by("user_id")
+    users = users.filter(pa.array(served_by(arm, split, users["user_id"].to_pylist())))
     if model.kind in ("two_tower", "factors"):
         vectors = lake.day("gold.user_vectors", when, columns=["user_id", "vector"]).combine_chunks()
         at = pc.index_in(users["user_id"], value_set=vectors["user_id"].combine_chunks())
         users = users.append_column("vector", vectors["vector"].take(at))
     items = lake.day("gold.item_features", when).sort_by("item_id")
-    return Remade(config, lake, when, m, model, users, items)
+    if m is not night:
+        items = canary.items_for(config, lake, night, m, items)
+    return Remade(config, lake, when, run_id, m, model, users, items)

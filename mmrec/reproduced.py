@@ -66,7 +66,8 @@ def reproduce(config: Config, version: str, tell: Callable[[str, int, int], None
     for station in (learn.train, learn.evaluate, learn.export):
         station(night)
     made = load(folder / "bundle")
-    out = {"version": version} | _apart(config, version, json.loads((folder / "metrics.json").read_text()))
+    rows = [r for r in json.loads((folder / "metrics.json").read_text()) if contest or r["protocol"] != "gate"]
+    out = {"version": version} | _apart(config, version, rows)
     files, others = (json.loads((b.folder / "digest.json").read_text())["files"] for b in (bundle, made))
     out["same_files"] = sorted(n for n in files if files[n] == others.get(n))
     out["other_files"] = sorted(n for n in {*files, *others} if files.get(n) != others.get(n))

@@ -33,6 +33,7 @@ from mmrec.lake.store import Lake
 from mmrec.learn import caught_up
 from mmrec.memory import Peak
 from mmrec.night import due
+from mmrec.recommend.arms import MAIN
 from mmrec.steps import step
 
 Tell = Callable[[str, int, int], None]
@@ -292,10 +293,11 @@ def _summary(
     night: Night, run_id: str, counts: dict[str, Any], seconds: dict[str, float], peak: Peak
 ) -> dict[str, Any]:
     lake, day = night.lake, night.run_date
-    lists = lake.day("gold.recommendations", day, columns=["user_id", "model_version"])
+    lists = lake.day("gold.recommendations", day, columns=["user_id", "arm", "model_version"])
+    ran = lists.filter(pc.equal(lists["arm"], MAIN))["model_version"]
     return {
         "run_date": str(day), "run_id": run_id, "published": False,
-        "model_version": lists["model_version"][0].as_py() if lists.num_rows else None,
+        "model_version": ran[0].as_py() if len(ran) else None,
         "users": lake.day("gold.user_sequences", day, columns=["user_id"]).num_rows,
         "items": lake.day("gold.item_features", day, columns=["item_id"]).num_rows,
         "lists": pc.count_distinct(lists["user_id"]).as_py(), **metrics_of(lake, day),

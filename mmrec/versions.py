@@ -74,10 +74,10 @@ def shown(config: Config, lake: Lake, version: str) -> dict[str, Any]:
 
 
 def compared(config: Config, lake: Lake, one: str, other: str) -> dict[str, Any]:
-    """How two versions differ: versions; same_days: by how much one is ahead of the other on days that neither was
-    fitted on (since, until, ahead, of, difference, lo, hi, cases, churn), None where there are none; same_windows
-    (whether their test numbers are of the same cases, by protocol); metrics: rows of protocol, metric, model, one,
-    other, difference; differs: field of bundle.json -> both values, of mappings what differs.
+    """How two versions differ: versions; same_days: by how much one is ahead of the other on days that they, or their
+    stand-ins, did not know (since, until, ahead, of, difference, lo, hi, cases, churn), None where there are none;
+    same_windows (whether their test numbers are of the same cases, by protocol); metrics: rows of protocol, metric,
+    model, one, other, difference; differs: field of bundle.json -> both values, of mappings what differs.
 
     Raises: InputError: no such version, or not on this disk.
     """

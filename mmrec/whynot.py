@@ -43,7 +43,7 @@ def why_not(config: Config, lake: Lake, user: str, item: str, when: date | None 
 
     Raises: InputError: no such night, user, or item.
     """
-    made = remade(config, lake, when)
+    made = remade(config, lake, when, user)
     row = made.users.filter(pc.equal(made.users["user_id"], user))
     if not row.num_rows:
         raise InputError("this user has no list", where=f"gold.user_sequences run_date={made.day}", value=user,
@@ -66,7 +66,7 @@ def why_not(config: Config, lake: Lake, user: str, item: str, when: date | None 
         again = pairs(row, Ruling(force, made.items, made.manifest.moment))
         if item not in again["item_id"].to_pylist():
             return told | {"fell": "seen", "says": _seen(row, item, force)}
-    if item in _taken_out(lake, made.manifest.run_id):
+    if item in _taken_out(lake, made.run_id):
         return told | {"fell": "withdrawn", "says": "it left the shop after the lists were made and before they were"
                                                     " published"}  # fmt: skip
     hides = _asked_for(made, row, at, "hide")

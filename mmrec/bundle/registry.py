@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrec.bundle.bundle import Bundle, install, load, seal
-from mmrec.bundle.server import answering, client
+from mmrec.bundle.server import answering, client, patient
 from mmrec.bundle.serving import ZERO, Served, Serving, ask, serving
 from mmrec.config import Config
 from mmrec.errors import InputError, TransientError
@@ -72,16 +72,22 @@ def champion(config: Config, as_of: datetime | None = None) -> tuple[Bundle, str
 
 
 def served(config: Config, *, alone: bool = False) -> list[tuple[str, str]]:
-    """Version and digest of the bundles that serve, served before, or wait: challenger, previous, champion, in this
-    order; each once.
+    """Version and digest of the bundles that serve, served before, or wait: challenger, canary, previous, champion, in
+    this order; each once.
 
     Args:
-        alone: leave the challenger out where the registry does not answer.
+        alone: leave out what the registry knows where it does not answer.
 
     Raises: TransientError: the registry does not answer.
     """
-    now = state(config)
-    found = {s.version: s.sha256 for s in (*now.stack[-1:], *now.stack[-2:-1])}
+    try:
+        now = state(config)
+    except TransientError:
+        if not alone:
+            raise
+        return []
+    tried = () if now.trial is None else (now.trial,)
+    found = {s.version: s.sha256 for s in (*now.stack[-1:], *now.stack[-2:-1], *tried)}
     try:
         waits = challenger(config)
         if waits is not None and waits not in found:
@@ -99,7 +105,8 @@ def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -
 
     Returns: the version's number, also the name of its folder under `<home>/bundles`.
 
-    Raises: QualityError: it was altered since it was sealed, or a graph holds what none should (graphs.py).
+    Raises: QualityError: it was altered since it was sealed, or a graph holds what none should (graphs.py). InputError:
+        another registry gave its number to a bundle on this disk.
     """
     from mmrec.bundle.graphs import check_graphs
 
@@ -110,12 +117,18 @@ def register(config: Config, folder: Path, run_id: str, about: dict[str, Any]) -
         c.create_registered_model(NAME, description=_ABOUT)
     tags = {"sha256": bundle.digest, "kind": bundle.kind} | ({"as_of": about["as_of"]} if about["as_of"] else {})
     found = c.search_model_versions(f"name = '{NAME}' and tags.sha256 = '{bundle.digest}'")
-    made = found[0] if found else c.create_model_version(
-        NAME, source=f"runs:/{run_id}/bundle", run_id=run_id, tags=tags, description=about.get("summary", "")
-    )  # fmt: skip
+    with patient():  # an answer that came too late would be asked for once more
+        made = found[0] if found else c.create_model_version(
+            NAME, source=f"runs:/{run_id}/bundle", run_id=run_id, tags=tags, description=about.get("summary", "")
+        )  # fmt: skip
     version = str(made.version)
     if not (config.bundles / version).is_dir():
         install(folder, config.bundles / version)
+    elif (there := load(config.bundles / version, deep=False).digest) != bundle.digest:
+        c.delete_model_version(NAME, version)
+        raise InputError("the registry counts versions anew: this home has another bundle of this number",
+                         where=str(config.bundles / version), value=f"{bundle.digest[:12]} for version {version}",
+                         valid=there[:12], next="the registry's own database, or a home without bundles")  # fmt: skip
     if version != state(config).version:
         c.set_registered_model_alias(NAME, "challenger", version)
     return version

@@ -23,7 +23,7 @@ _WAIT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES":
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING",
           "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}  # there stands what a command answers
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its pages are those of language models
-_OURS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # what was asked is wrong: asking again does not help
+_OURS = "INVALID_PARAMETER_VALUE"  # what was told is wrong: telling it again does not help
 
 for _name, _value in (_WAIT | _QUIET).items():
     os.environ.setdefault(_name, _value)
@@ -62,8 +62,9 @@ def patient() -> Iterator[None]:
 
 
 @contextmanager
-def answering(config: Config) -> Iterator[None]:
-    """Raises: TransientError: in place of MLflow's own, where the server does not answer."""
+def answering(config: Config, *, telling: bool = False) -> Iterator[None]:
+    """Raises: TransientError: in place of MLflow's own, where the server does not answer. `telling`: what it refuses
+    as wrong is let through as it is."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
@@ -71,7 +72,7 @@ def answering(config: Config) -> Iterator[None]:
         yield
     except (MlflowException, RequestException) as error:
         code = getattr(error, "error_code", type(error).__name__)
-        if code in _OURS:
+        if telling and code == _OURS:
             raise
         raise TransientError(
             "the registry does not say which models are served",

@@ -44,10 +44,13 @@ class Served:
 @dataclass(frozen=True)
 class Serving:
     """What serves after `change` changes, 0: none was made. `stack`: what serves last, under it what served before it,
-    down to the first; what was rolled back is not there."""
+    down to the first; what was rolled back is not there. `trial`: what serves a `share` of the users in its place;
+    None: nothing does."""
 
     change: int = 0
     stack: tuple[Served, ...] = ()
+    trial: Served | None = None
+    share: float = 0.0
 
     @property
     def version(self) -> str:
@@ -73,12 +76,19 @@ def serving(lake: Lake, change: int | None = None) -> Serving:
         return Serving()
     rows = [r for r in lake.arrow(_NAME).to_pylist() if 0 < (r["change"] or 0) <= (change or r["change"])]
     stack: list[Served] = []
+    trial: Served | None = None
+    share = 0.0
     for row in sorted(rows, key=lambda r: r["change"]):
-        if row["action"] == "rolled_back":
+        to = Served(row["model_version"], row["sha256"], row["trained_as_of"])
+        if row["share"] is not None:
+            trial, share = to, row["share"]
+            continue
+        if row["action"] != "rolled_back":
+            stack.append(to)
+        elif trial is None:
             stack.pop()
-        else:
-            stack.append(Served(row["model_version"], row["sha256"], row["trained_as_of"]))
-    return Serving(len(rows), tuple(stack))
+        trial, share = None, 0.0
+    return Serving(len(rows), tuple(stack), trial, share)
 
 
 def ask(lake: Lake, seen: Serving, action: str, to: Served | None, **about: Any) -> dict[str, Any]:
@@ -86,7 +96,7 @@ def ask(lake: Lake, seen: Serving, action: str, to: Served | None, **about: Any)
 
     Args:
         seen: the state that it was decided over. action: promoted, rolled_back or refused. to: what serves from then
-            on, or what was asked for; None: version 0. about: asked_by, through; why, overridden, said, numbers.
+            on, or what was asked for; None: version 0. about: asked_by, through; why, overridden, said, numbers, share.
 
     Returns: the row of ops.serving.
 
@@ -95,7 +105,7 @@ def ask(lake: Lake, seen: Serving, action: str, to: Served | None, **about: Any)
     version = Served(ZERO, "", None) if to is None else to
     row = {"request": uuid4().hex, "change": None if action == "refused" else seen.change + 1, "action": action,
            "model_version": version.version, "before": seen.version, "sha256": version.sha256,
-           "trained_as_of": version.as_of, "why": "", "overridden": False, "said": "", "numbers": "{}",
+           "trained_as_of": version.as_of, "why": "", "overridden": False, "said": "", "numbers": "{}", "share": None,
            "asked_at": datetime.now(UTC)} | about  # fmt: skip
     lake = Lake(lake.root)  # what is read here is no input of the caller's work
     lake.create(_NAME)

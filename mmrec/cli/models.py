@@ -22,6 +22,7 @@ app.add_typer(group, name="models", rich_help_panel="The models")
 Version = Annotated[str, typer.Argument(help="a version, or its alias")]
 Override = Annotated[str, typer.Option("--override", help="why the gate is overruled; goes on record")]
 Why = Annotated[str, typer.Option("--why", help="for people who look it up")]
+Share = Annotated[float | None, typer.Option("--share", help="of the users that it serves first, as a canary")]
 By = Annotated[str | None, typer.Option("--by", help="who asks; else who is logged in")]
 
 
@@ -98,8 +99,8 @@ def compare(one: Version, other: Version, home: Home = HOME, as_json: Json = Fal
         out.print(cell(f"there are no test numbers that versions {first} and {second} both have"))
     if told["same_days"]:
         d = told["same_days"]
-        out.print(cell(f"on the days from {d['since'][:10]} to {d['until'][:10]}, which neither was fitted on: ndcg@10 "
-                       f"of version {d['ahead']} less that of {d['of']} is {d['difference']:+.4f} "
+        out.print(cell(f"asked about the days from {d['since'][:10]} to {d['until'][:10]} without knowing them: "
+                       f"ndcg@10 of version {d['ahead']} less that of {d['of']} is {d['difference']:+.4f} "
                        f"[{d['lo']:+.4f}, {d['hi']:+.4f}] over {d['cases']} users; {d['churn']:.0%} of the first ten "
                        "items differ"), soft_wrap=True)  # fmt: skip
     else:
@@ -115,21 +116,25 @@ def compare(one: Version, other: Version, home: Home = HOME, as_json: Json = Fal
 
 @group.command()
 def promote(
-    version: Version, home: Home = HOME, override: Override = "", why: Why = "", by: By = None, as_json: Json = False
-) -> None:
-    """Ask that a version serve: the gate decides, and --override says why it is overruled. Exit 3 where it is held."""
+    version: Version, home: Home = HOME, override: Override = "", why: Why = "", by: By = None, share: Share = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Ask that a version serve: the gate decides, and --override says why it is overruled. Exit 3 where it is held.
+    With --share it first serves a part of the users, beside what serves."""
     from mmrec import promotion, versions
     from mmrec.holding import login
 
     lake_of(home)
     config = settings.load(home)
-    told = promotion.promote(config, versions.numbered(config, version), by=by or login(), override=override, why=why)
+    told = promotion.promote(config, versions.numbered(config, version), by=by or login(), override=override, why=why,
+                             share=share)  # fmt: skip
     if as_json:
         show_json(told)
     elif told["decision"] == "promoted":
         said = "the gate is overruled: " if told["overruled"] else ""
-        out.print(cell(f"version {told['model_version']} serves from the next planned night on, in place of version "
-                       f"{told['before']}; {said}{told['reason']}"), soft_wrap=True)  # fmt: skip
+        whom = "" if share is None else f" {share:.0%} of the users"
+        out.print(cell(f"version {told['model_version']} serves{whom} from the next planned night on, in place of "
+                       f"version {told['before']}; {said}{told['reason']}"), soft_wrap=True)  # fmt: skip
     if told["decision"] != "promoted":
         raise QualityError(f"version {told['model_version']} is held: {told['reason']}", where="the gate",
                            value=f"version {told['before']} goes on serving",
@@ -178,6 +183,27 @@ def reconcile(home: Home = HOME, as_json: Json = False) -> None:
     out.print(cell(f"version {told['model_version']} serves"))
 
 
+@group.command("canary")
+def canary_of(home: Home = HOME, as_json: Json = False) -> None:
+    """What users chose of the lists of the version that serves a share of them, beside the others'."""
+    from mmrec import chosen
+
+    told = chosen.compared(lake_of(home))
+    if as_json:
+        show_json(told)
+        return
+    grid = Table("arm", "users who chose something new", "ndcg@10", "with a hit in the first ten")
+    for arm, values in told["arms"].items():
+        hits = "" if values["hits"] is None else f"{values['hits']:.1%}"
+        grid.add_row(*map(cell, (arm, str(values["users"]), _number(values["ndcg@10"]), hits)))
+    out.print(grid)
+    ahead = "" if told["difference"] is None else (f": canary less main {told['difference']:+.4f} "
+                                                   f"[{told['lo']:+.4f}, {told['hi']:+.4f}]")  # fmt: skip
+    out.print(cell(f"version {told['version']} serves {told['share']:.0%} of the users, {told['nights']} nights so far"
+                   f"{ahead}; next: mmrec models promote {told['version']}, or mmrec models rollback"),
+              soft_wrap=True)  # fmt: skip
+
+
 @group.command()
 def reproduce(version: Version, home: Home = HOME, as_json: Json = False) -> None:
     """Train a version again from recorded tables, settings and seed, and compare numbers and files; exit 3 where they
@@ -204,9 +230,10 @@ def reproduce(version: Version, home: Home = HOME, as_json: Json = False) -> Non
 
 def _handed(told: dict[str, Any]) -> str:
     """What came of a training that had waited for MLflow."""
-    if "waits" in told["register"]:
-        return str(told["register"]["waits"])
-    return f"version {told['register']['model_version']}, {told['promote']['decision']}: {told['promote']['reason']}"
+    for name in ("waits", "failed"):
+        if name in told:
+            return str(told[name])
+    return f"version {told['promote']['model_version']}, {told['promote']['decision']}: {told['promote']['reason']}"
 
 
 def _number(value: float | None) -> str:

@@ -14,7 +14,7 @@ Shape legend: C cases.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmrec.evaluate.protocols import Scorer, evaluate_parts, restrict
+from mmrec.evaluate.protocols import Scorer, evaluate, evaluate_parts, restrict
 from mmrec.evaluate.significance import paired_bootstrap
 from mmrec.models.data import Fold, Items, Log
 
@@ -88,6 +88,16 @@ class Contest:
         lists = self.lists | {name: other.lists[SELF]}
         return replace(self, cases=pa.concat_tables([self.cases, named]), lists=lists)
 
+    def turned(self, version: str, own: str) -> Contest | None:
+        """The same as `version` sees it, which was asked beside this one, `own`; None: it was not."""
+        names = {version_named(version): SELF, SELF: version_named(own)}
+        if version_named(version) not in self.lists:
+            return None
+        lists = {names.get(r, r): told for r, told in self.lists.items()}
+        rankers = pa.array([names.get(r, r) for r in self.cases["ranker"].to_pylist()], pa.string())
+        return replace(self, cases=self.cases.set_column(0, "ranker", rankers),
+                       lists={SELF: lists.pop(SELF)} | lists)  # fmt: skip
+
     def difference(self, ranker: str, part: str = "all", samples: int = 2000) -> tuple[float, float, float, int] | None:
         """ndcg@10 of the version less that of another ranker: mean, 95% interval, cases; None: not a case, or one of
         the two was not asked."""
@@ -126,20 +136,25 @@ class Contest:
 
 
 def measure(
-    items: Items, log: Log, fold: Fold, rankers: Mapping[str, tuple[Any, Scorer | None]], since: datetime,
-    until: datetime, unmeasured: dict[str, str],
+    items: Items, log: Log, fold: Fold, rankers: Mapping[str, tuple[Any, Callable[[Fold], Scorer] | None]],
+    since: datetime, until: datetime, unmeasured: dict[str, str],
 ) -> Contest:  # fmt: skip
     """Ask every ranker for every case of a window, once.
 
     Args:
-        rankers: name -> a fitted model, and the scorer in its place, if one is; the version itself first, as `SELF`.
+        rankers: name -> a fitted model, and what scores a fold in its place, if anything does; the version itself
+            first, as `SELF`.
     """
     cold = fold.cold_items(items, log)
     part = restrict(fold, cold, cold)
     parts = {"cold_items": part} if part.n_cases else {}
     tables, lists = [Contest.ROWS.empty_table()], {}
-    for name, (model, scorer) in rankers.items():
-        found = evaluate_parts(model, items, log, fold, parts, scorer=scorer)
+    for name, (model, of) in rankers.items():
+        if of is None:
+            found = evaluate_parts(model, items, log, fold, parts)
+        else:  # it says what is best of a catalogue, so it is asked for each
+            found = {"all": evaluate(model, items, log, fold, scorer=of(fold))}
+            found |= {at: evaluate(model, items, log, f, scorer=of(f), lists=False) for at, f in parts.items()}
         lists[name] = found["all"].lists
         for where, result in found.items():
             shown = [[str(items.ids[i]) for i in row if i >= 0] for row in result.ranked[:, :K]]

@@ -132,20 +132,24 @@ def _rows(lake: Lake, name: str, where: ds.Expression | None = None) -> list[dic
 
 def _night(lake: Lake, run_date: date) -> dict[str, Any]:
     """Size and identity of the published lists."""
-    lists = lake.day("gold.recommendations", run_date, columns=["user_id", "model_version", "run_id", "rank"])
+    lists = lake.day("gold.recommendations", run_date, columns=["user_id", "arm", "model_version", "run_id", "rank"])
+    ran = lists.filter(pc.equal(lists["arm"], "main"))["model_version"]
     found: dict[str, Any] = {"lists": 0, "rows": lists.num_rows, "model_version": None, "run_id": None, "k": 0,
-                             "items": 0, "known": 0, "finished_at": None, "content_hash": None,
+                             "items": 0, "known": 0, "finished_at": None, "content_hash": None, "canary": None,
+                             "tried": 0,
                              "served": max((d for d in lake.run_dates() if d < run_date), default=None)}  # fmt: skip
     if not lists.num_rows:
         return found
     run_id = lists["run_id"][0].as_py()
     found |= {"lists": pc.count_distinct(lists["user_id"]).as_py(), "run_id": run_id,
-              "model_version": lists["model_version"][0].as_py(), "k": pc.max(lists["rank"]).as_py(),
+              "model_version": ran[0].as_py() if len(ran) else None, "k": pc.max(lists["rank"]).as_py(),
+              "tried": pc.count_distinct(lists.filter(pc.equal(lists["arm"], "canary"))["user_id"]).as_py(),
               "items": lake.day("gold.item_features", run_date, columns=["run_date"]).num_rows,
               "known": lake.day("gold.user_sequences", run_date, columns=["run_date"]).num_rows}  # fmt: skip
     for record in _rows(lake, "ops.runs", ds.field("run_id") == run_id):
         found |= {"finished_at": record["finished_at"], "content_hash": record["content_hash"]}
-        found["k"] = json.loads(record["manifest"]).get("config", {}).get("k", found["k"])
+        config = json.loads(record["manifest"]).get("config", {})
+        found |= {"k": config.get("k", found["k"]), "canary": config.get("canary")}
     return found
 
 

@@ -25,6 +25,7 @@ from mmrec.dates import micros
 from mmrec.lake.manifest import Manifest
 from mmrec.models.data import group_codes
 from mmrec.models.pairs import COLUMNS as PAIRS
+from mmrec.recommend.arms import MAIN, served_by
 from mmrec.recommend.contributions import Tower
 from mmrec.recommend.explore import Exploration
 from mmrec.recommend.generators import Generators
@@ -52,7 +53,8 @@ class Job:
     drawn; `diversity`: of vary.py, None: rankings stay as they are; `candidates`: of generators.py, None: the model
     brings everything; `reasons`: language, and how many rows of a list have numbers, None: of a night before there were
     any; `wishes`: places that a user's wish moves an item, None: of a night before users had any;
-    `second_stage`: depth and the contents it looks at, None: there is none."""
+    `second_stage`: depth and the contents it looks at, None: there is none; `arm`: whose users these are; `canary`:
+    version and share, and for the main arm the canary's folder, None: there is none."""
 
     bundle: str
     digest: str
@@ -72,6 +74,8 @@ class Job:
     candidates: dict[str, Any] | None = None
     as_of: str | None = None
     second_stage: dict[str, Any] | None = None
+    arm: str = MAIN
+    canary: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, m: Manifest, model: bundles.Bundle, device: str, threads: int) -> Job:
@@ -205,6 +209,18 @@ class Packed:
         places = self.job.wishes["places"]
         return Wishes(self.items, places, 2 * self.job.k + places)
 
+    @property
+    def arms(self) -> list[Packed]:
+        """Itself, and its canary, if it has one."""
+        folder = (self.job.canary or {}).get("folder")
+        return [self] if folder is None else [self, opened(folder)]
+
+    def mine(self, users: pa.Table) -> pa.Table:
+        """The users of its arm."""
+        if self.job.canary is None:
+            return users
+        return users.filter(pa.array(served_by(self.job.arm, self.job.canary, users["user_id"].to_pylist())))
+
     def scored(self, users: pa.Table) -> Vectors | Sums | None:
         """What rows of gold.user_sequences, with a column `vector` where the bundle has vectors, are scored with; None:
         a popularity bundle, or nobody."""
@@ -232,7 +248,7 @@ class Packed:
         return sums_over(self.bundle, self.items)
 
 
-@lru_cache(maxsize=1)  # of one night: a backfill has many
+@lru_cache(maxsize=2)  # of one night and its canary: a backfill has many
 def opened(folder: str) -> Packed:
     """The folder that `pack` wrote."""
     return Packed(Path(folder))

@@ -50,10 +50,10 @@ Sources = Mapping[str, tuple[int, Sequence[str]]]
 
 
 def check_model(lake: Lake, staged: Stage, run_date: date, shared: Packed, sources: Sources) -> dict[str, float]:
-    """Check the model that staged lists were made with.
+    """Check the model that an arm's staged lists were made with.
 
     Args:
-        shared: what every part of the scoring shared.
+        shared: what every part of that arm's scoring shared.
         sources: table -> (version, columns) that the lists were made from.
 
     Returns: nan_users, nan_items, constant, one_item (shares), one_item_place (that item's among the popular), auc,
@@ -86,7 +86,7 @@ def _walked(lake: Lake, run_date: date, shared: Packed, sources: Sources) -> tup
     asked = {name: (at, [c for c in columns if c in _READ]) for name, (at, columns) in sources.items()}
     ids, known_N, spoken, silent, drawn = shared.items["item_id"].combine_chunks(), _known(shared), 0, 0, _NOBODY
     for batch in joined(lake, run_date, asked, None):
-        users = pa.Table.from_batches([batch])
+        users = shared.mine(pa.Table.from_batches([batch]))
         history = rows_of(users["item_ids"], ids)
         known_B = np.diff(history.kept((history.at >= 0) & known_N[history.at]).ptr)
         if shared.side is not None:
@@ -132,9 +132,11 @@ def _listed(staged: Stage, shared: Packed) -> dict[str, float]:
             """SELECT first, count(*) AS n, sum(count(*)) OVER (), sum(count(*) FILTER (WHERE same)) OVER ()
                FROM (SELECT min_by(item_id, rank) AS first,
                             max(score) - min(score) <= $equal * greatest(abs(max(score)), abs(min(score))) AS same
-                     FROM lists WHERE source = $model AND rule IS NULL GROUP BY arm, user_id HAVING count(*) >= $least)
+                     FROM lists WHERE source = $model AND rule IS NULL AND arm = $arm
+                     GROUP BY user_id HAVING count(*) >= $least)
                GROUP BY first ORDER BY n DESC, first LIMIT 1""",
-            {"equal": _EQUAL, "model": MODEL, "least": max(2, shown / 2)}).fetchall()  # fmt: skip
+            {"equal": _EQUAL, "model": MODEL, "arm": shared.job.arm,
+             "least": max(2, shown / 2)}).fetchall()  # fmt: skip
     first, most, users, same = rows[0] if rows else ("", 0, 0, 0)
     found = {"constant": int(same) / int(users)} if users >= _FEWEST else {}
     if users >= _ONE_ITEM_USERS:

@@ -14,40 +14,49 @@ import numpy as np
 import pyarrow as pa
 
 from mmrec import schema
-from mmrec.recommend.packed import opened
+from mmrec.recommend.packed import Job, opened
 from mmrec.recommend.score import user_vectors
 from mmrec.recommend.slate import Stamp, slates
 
 
 def vectors_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Rows of gold.user_sequences -> rows of gold.user_vectors."""
-    shared = opened(folder)
-    job, side = shared.job, shared.side
-    assert side is not None
-    ids = shared.items["item_id"].combine_chunks()
-    arrow = schema.table("gold.user_vectors").arrow
+    arms = [a for a in opened(folder).arms if a.side is not None]
+    assert arms
+    ids = arms[0].items["item_id"].combine_chunks()
     for batch in batches:
-        users = pa.Table.from_batches([batch])
-        found = user_vectors(shared.bundle, users, ids, side.item_in, device=job.device, threads=job.threads)
-        n = batch.num_rows
-        same = {"run_date": date.fromisoformat(job.run_date), "model_version": job.model_version, "run_id": job.run_id}
-        values = {"user_id": batch.column("user_id"), "vector": _lists(found)}
-        columns = [pa.repeat(pa.scalar(same[f.name], f.type), n) if f.name in same else values[f.name].cast(f.type)
-                   for f in arrow]  # fmt: skip
-        yield pa.RecordBatch.from_arrays(columns, schema=arrow)
+        for shared in arms:
+            users = shared.mine(pa.Table.from_batches([batch]))
+            job, side = shared.job, shared.side
+            if batch.num_rows and not users.num_rows:
+                continue
+            assert side is not None
+            found = user_vectors(shared.bundle, users, ids, side.item_in, device=job.device, threads=job.threads)
+            yield _rows(job, users["user_id"].combine_chunks(), found)
+
+
+def _rows(job: Job, user_ids: pa.Array, found_UD: np.ndarray) -> pa.RecordBatch:
+    arrow = schema.table("gold.user_vectors").arrow
+    same = {"run_date": date.fromisoformat(job.run_date), "model_version": job.model_version, "run_id": job.run_id}
+    values = {"user_id": user_ids, "vector": _lists(found_UD)}
+    columns = [pa.repeat(pa.scalar(same[f.name], f.type), len(found_UD)) if f.name in same
+               else values[f.name].cast(f.type) for f in arrow]  # fmt: skip
+    return pa.RecordBatch.from_arrays(columns, schema=arrow)
 
 
 def lists_of(folder: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Rows of gold.user_sequences, with a column `vector` where the bundle has vectors and `attributes` where there are
     rules -> gold.recommendations."""
-    shared = opened(folder)
-    job = shared.job
-    stamp = Stamp(date.fromisoformat(job.run_date), job.run_id, job.model_version)
+    arms = opened(folder).arms
     for batch in batches:
-        users = pa.Table.from_batches([batch])
-        yield from slates(users, shared.items, shared.scored(users), job.k, stamp, {}, shared.group_N, shared.ruling,
-                          shared.draws, shared.variety, shared.reasons, shared.wishes, shared.others,
-                          shared.second)  # fmt: skip
+        for shared in arms:
+            users, job = shared.mine(pa.Table.from_batches([batch])), shared.job
+            if batch.num_rows and not users.num_rows:
+                continue
+            stamp = Stamp(date.fromisoformat(job.run_date), job.run_id, job.model_version, job.arm)
+            yield from slates(users, shared.items, shared.scored(users), job.k, stamp, {}, shared.group_N,
+                              shared.ruling, shared.draws, shared.variety, shared.reasons, shared.wishes, shared.others,
+                              shared.second)  # fmt: skip
 
 
 def _lists(found_UD: np.ndarray) -> pa.Array:

@@ -6,14 +6,17 @@ Trade-off: two columns of every staged file are read once more; in exchange a co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from mmrec.lake.bounded import bounded
 from mmrec.lake.stage import Stage
 from mmrec.lake.store import Lake
+from mmrec.recommend.histories import flat
 
 
 def tally(
@@ -21,14 +24,14 @@ def tally(
     staged: Stage,
     run_date: date,
     k: int,
-    item_vec: np.ndarray | None,
+    sides: Sequence[np.ndarray],
     sources: dict[str, tuple[int, tuple[str, ...]]],
 ) -> dict[str, int]:
     """Count lists, rows and who was dropped.
 
     Args:
         k: length of a full list.
-        item_vec: (items, dim) float, the vectors that were scored, users' being as long; None where no model was.
+        sides: (items, dim) float of each model with vectors, the items' that were scored.
         sources: table -> (version, columns) that the lists were made from.
 
     Returns: users, rows, fallback_rows, short_lists (users with fewer than k), dropped_users and dropped_items (a
@@ -47,10 +50,11 @@ def tally(
                    FROM (SELECT count(*) AS n, count(*) FILTER (WHERE starts_with(source, 'fallback')) AS other
                          FROM lists GROUP BY user_id)""", {"k": k}).fetchall()[0]  # fmt: skip
         counts |= {"rows": rows, "fallback_rows": fallback, "short_lists": users - full}
-    if item_vec is not None:
+    if sides:
         version = sources["gold.user_vectors"][0]
         for batch in lake.batches("gold.user_vectors", version, columns=["vector"], where=day):
-            flat = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, item_vec.shape[1])
-            counts["dropped_users"] += int((~np.isfinite(flat).all(1)).sum())
-        counts["dropped_items"] = int((~np.isfinite(item_vec).all(1)).sum())
+            ptr, values = flat(pa.chunked_array([batch["vector"]]))
+            odd = np.flatnonzero(~np.isfinite(values.to_numpy(zero_copy_only=False)))
+            counts["dropped_users"] += len(np.unique(np.searchsorted(ptr, odd, "right")))
+        counts["dropped_items"] = sum(int((~np.isfinite(item_ND).all(1)).sum()) for item_ND in sides)
     return counts

@@ -211,6 +211,8 @@ OPS = (
             _c("said", _STR, "the gate's words; of a refusal, why"),
             _c("numbers", _STR, "JSON of the metrics compared"),
             _c("asked_at", _TS, "when, UTC"),
+            _c("share", "DOUBLE", "share of the users that the version serves first, as a canary; null: all, or none",
+               nullable=True),
         ),
         {"action_known": "action IN ('promoted', 'rolled_back', 'refused')", "asker_named": "asked_by <> ''"},
     ),

@@ -64,8 +64,9 @@ def home(lived: Lived, server: Server, tmp_path_factory: pytest.TempPathFactory)
     shutil.copytree(lived.home, home, symlinks=True)
     (home / "mlflow.db").unlink()
     shutil.rmtree(home / "mlartifacts")
-    for told in (home / "training").glob("*/registered.json"):
-        told.unlink()
+    for name in ("registered", "decided"):
+        for told in (home / "training").glob(f"*/{name}.json"):
+            told.unlink()
     text = (home / "mmrec.toml").read_text()
     (home / "mmrec.toml").write_text(text.replace("# mlflow_uri = ", f'mlflow_uri = "{server.url}"'))
     return home

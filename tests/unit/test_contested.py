@@ -24,7 +24,8 @@ from mmrec.bundle.bundle import Bundle, load, seal
 from mmrec.bundle.serving import Served, Serving
 from mmrec.config import Config, EvaluateConfig, GateConfig
 from mmrec.context import Again
-from mmrec.errors import QualityError
+from mmrec.errors import QualityError, TransientError
+from mmrec.evaluate.contest import SELF, Contest, measure
 from mmrec.evaluate.protocols import evaluate
 from mmrec.lake.store import Lake
 from mmrec.models import splits
@@ -62,7 +63,7 @@ def sealed(model: Any, place: Place, folder: Path, encoders: dict[str, str]) -> 
 
 
 def asked(bundle: Bundle, place: Place) -> Callable[[slice], np.ndarray]:
-    return asking(bundle, *place, length=64, device="cpu", threads=1)
+    return asking(bundle, *place, length=64, half_life_days=30, device="cpu", threads=1)(place[2])
 
 
 def same_lists(model: Any, bundle: Bundle, place: Place, score: Callable[[slice], np.ndarray] | None = None) -> None:
@@ -96,6 +97,27 @@ def test_the_main_models_bundle_asked_for_cases_ranks_as_the_model_does(place: P
     same_lists(model, sealed(model, place, tmp_path / "bundle", {"text": "toy-1"}), place)
 
 
+def test_the_same_model_as_a_bundle_and_as_a_stand_in_is_ahead_of_itself_nowhere(place: Place, tmp_path: Path) -> None:
+    """On cold items too, which are few and far down in a list of everything."""
+    items, log, fold = place[:3]
+    cold_N = np.arange(items.n) % 3 == 0
+    train = fold.train & ~cold_N[log.item]
+    fold = splits.window("gate", log, items, 70 * DAY, 100 * DAY)
+    fold = replace(fold, train=train, catalogue=fold.catalogue & items.present["text"])
+    recipe = replace(RECIPES["small"], d=8, epochs=1, schedule=1, context=16, length=64, tokens=256, negatives=32, rank=16,
+                     popularity=0.7, content=0.5, content_cold=0.5, cold_offset=3.0)  # fmt: skip
+    model = Champion(recipe, seed=1).fit(items, log, fold)
+    here: Place = (items, log, fold, *place[3:])
+    bundle = sealed(model, here, tmp_path / "bundle", {"text": "toy-1"})
+    asked_for = asking(bundle, *here, length=64, half_life_days=30, device="cpu", threads=1)
+    found = measure(items, log, fold, {SELF: (model, None), "version_1": (model, asked_for)}, END, END, {})
+    for part in ("all", "cold_items"):
+        assert found.of(SELF, part).num_rows >= 30
+        # graphs and torch part in some places of some lists
+        assert found.difference("version_1", part, 200)[0] == pytest.approx(0, abs=0.01), part  # type: ignore[index]
+    assert found.of("version_1", "cold_items")["ndcg@10"].to_numpy().mean() > 0.02
+
+
 def test_a_bundle_of_another_encoder_or_other_features_says_so(place: Place, tmp_path: Path) -> None:
     items, log, fold = place[:3]
     model = Rival(Plan("content_nn", {}), seed=3).fit(items, log, fold)
@@ -111,6 +133,26 @@ def test_a_bundle_of_another_encoder_or_other_features_says_so(place: Place, tmp
 
 def night(config: Config, again: Again | None = None) -> Any:
     return SimpleNamespace(config=config, as_of=END, again=again)
+
+
+def test_a_second_training_of_the_moment_asks_for_the_window_of_what_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(home=tmp_path)
+    folder = config.bundles / "1"
+    folder.mkdir(parents=True)
+    for until, days in ((END, 7), (END - timedelta(days=1), 28)):
+        Contest(END - timedelta(days=7), until, Contest.ROWS.empty_table(), {}).save(folder)
+        digest = seal(folder, {"kind": "two_tower"})
+        monkeypatch.setattr(registry, "state", lambda _, d=digest: Serving(1, (Served("1", d, END),)))
+        assert contested.since(night(config)) == END - timedelta(days=days)
+
+
+def test_a_server_that_does_not_answer_leaves_the_whole_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config = Config(home=tmp_path, mlflow_uri="http://127.0.0.1:9")
+    assert contested.since(night(config)) == END - timedelta(days=28)
+    assert registry.served(config, alone=True) == []
+    with pytest.raises(TransientError):
+        registry.served(config)
 
 
 @pytest.mark.parametrize(

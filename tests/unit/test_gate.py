@@ -177,13 +177,17 @@ def test_a_list_of_which_nothing_stays_is_held() -> None:
     assert (decision, numbers["churn@10"]) == ("promoted", pytest.approx(0.9))
 
 
-@pytest.mark.parametrize(("name", "said"), [("ms_per_user", "it takes 0.900 ms a user, champion 4 0.200"), ("bytes", "it has 1 bytes, champion 4 0")])
-def test_what_costs_many_times_the_champion_is_held(name: str, said: str) -> None:
-    told = {"own": {name: 0.9}, "champion": {name: 0.2}}
-    decision, reason, _ = decide(ASKED, contest(), "4", costs=told)
+@pytest.mark.parametrize(("name", "most", "said"), [("ms_per_user", 5.0, "it takes 9.0 ms a user, champion 4 2.0"),
+                                                    ("bytes", 1e8, "it has 180000000 bytes, champion 4 40000000")])  # fmt: skip
+def test_what_costs_many_times_the_champion_is_held_but_for_what_costs_nothing(name: str, most: float, said: str) -> None:
+    def told(own: float, champion: float) -> dict[str, dict[str, float]]:
+        return {"own": {name: own * most}, "champion": {name: champion * most}}
+
+    decision, reason, _ = decide(ASKED, contest(), "4", costs=told(1.8, 0.4))
     assert (decision, reason) == ("held", said)
-    assert decide(ASKED, contest(), "4", costs=told | {"own": {name: 0.8}})[0] == "promoted"
-    assert decide(ASKED, contest(), "0", costs=told)[0] == "promoted"
+    assert decide(ASKED, contest(), "4", costs=told(1.6, 0.4))[0] == "promoted"
+    assert decide(ASKED, contest(), "4", costs=told(1.0, 0.001))[0] == "promoted"
+    assert decide(ASKED, contest(), "0", costs=told(1.8, 0.4))[0] == "promoted"
 
 
 @pytest.mark.parametrize("ranker", ["champion", "popularity", "item_knn", "version_4"])
@@ -209,6 +213,17 @@ def test_a_contest_is_what_was_written_and_two_of_the_same_days_are_paired(tmp_p
     assert own.with_rows_of(contest(users=49), "version_4") is None
 
 
+def test_what_one_was_measured_beside_is_seen_from_either_side() -> None:
+    own = contest()
+    turned = own.turned("4", "5")
+    assert turned is not None
+    assert turned.rankers == ["champion", "version_5", "popularity", "item_knn"]
+    assert turned.difference("version_5") == pytest.approx((-0.05, -0.05, -0.05, 50))
+    assert turned.difference("item_knn")[0] == pytest.approx(0.05)  # type: ignore[index]
+    assert turned.turned("5", "4").cases.sort_by("ranker") == own.cases.sort_by("ranker")  # type: ignore[union-attr]
+    assert own.turned("3", "5") is None
+
+
 PLANTED = {
     "constant": (lambda s: np.ones_like(s), "against champion 4"),
     "sign flipped": (lambda s: -s, "against champion 4"),
@@ -229,8 +244,9 @@ def test_a_planted_challenger_is_measured_and_held(name: str) -> None:
         known_B = np.arange(cases.start, cases.stop) % 2
         return (good.score(items, log, fold, cases) + 10 * known_B[:, None] * truth(items, fold, cases)).astype(np.float32)
 
-    def asked(of: Any) -> Contest:
-        rankers = {"champion": (good, of), "popularity": (popular, None), "item_knn": (alike, None), "version_4": (good, honest)}
+    def asked(score: Any) -> Contest:
+        rankers = {"champion": (good, lambda _: score), "popularity": (popular, None), "item_knn": (alike, None),
+                   "version_4": (good, lambda _: honest)}  # fmt: skip
         return measure(items, log, fold, rankers, SINCE, UNTIL, {})
 
     def scorer(cases: slice) -> np.ndarray:

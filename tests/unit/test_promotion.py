@@ -173,6 +173,47 @@ def test_an_override_serves_what_the_gate_held_and_says_who_and_why(shop: Shop) 
     assert "overruled by ann: a new shop" in shop.tag(weak)
 
 
+def test_a_canary_serves_a_share_until_it_is_promoted_to_all_or_taken_back(shop: Shop) -> None:
+    first, second, third = (shop.trained(GOOD | {"champion": 0.3 + n / 100}) for n in range(3))
+    shop.promote(first)
+    told = shop.promote(second, share=0.1)
+    assert (told["decision"], told["share"], told["before"]) == ("promoted", 0.1, first)
+    now = registry.state(shop.config)
+    assert (now.version, now.trial and now.trial.version, now.share) == (first, second, 0.1)
+    assert shop.aliases == {"champion": first, "challenger": third}
+    assert [v for v, _ in registry.served(shop.config)] == [third, second, first]
+    # one more canary takes the place of the first
+    shop.promote(third, share=0.2)
+    assert registry.state(shop.config).trial.version == third  # type: ignore[union-attr]
+    back = promotion.rollback(shop.config, by="ann", why="it sells less")
+    assert (back["model_version"], back["before"]) == (first, third)
+    now = registry.state(shop.config)
+    assert (now.version, now.trial, now.previous) == (first, None, ZERO)
+    assert "it sells less" in shop.tag(third)
+    shop.promote(second, share=0.1)
+    shop.promote(second)
+    now = registry.state(shop.config)
+    assert (now.version, now.trial, now.previous) == (second, None, first)
+    assert [(r["model_version"], r["share"]) for r in shop.asked] == [
+        (first, None), (second, 0.1), (third, 0.2), (first, None), (second, 0.1), (second, None)]  # fmt: skip
+    assert shop.aliases["champion"] == second
+
+
+def test_the_gate_holds_a_canary_too_and_no_share_is_all_or_nobody(shop: Shop) -> None:
+    first, weak = shop.trained(), shop.trained(GOOD | {"champion": 0.15})
+    assert shop.promote(first, share=0.5)["change"] == 1, "beside popularity"
+    assert promotion.rollback(shop.config, by="ann")["model_version"] == ZERO
+    shop.promote(first)
+    assert shop.promote(weak, share=0.1)["decision"] == "held"
+    assert registry.state(shop.config).trial is None
+    for share in (0.0, 1.0, -0.1, 1.5):
+        with pytest.raises(InputError, match="no such share"):
+            shop.promote(weak, share=share)
+    other = shop.trained(fields={"text": "separate"})
+    with pytest.raises(InputError, match="two ways"):
+        shop.promote(other, share=0.1)
+
+
 def test_what_was_altered_is_not_promoted_whatever_anybody_says(shop: Shop) -> None:
     version = shop.trained()
     (shop.config.bundles / version / "item_map.json").write_text("[]")

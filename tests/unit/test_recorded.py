@@ -16,12 +16,12 @@ import pytest
 from mlflow.exceptions import MlflowException
 from shops import random_shop
 
-from mmrec import learn, recorded, schema
+from mmrec import learn, promotion, recorded, schema
 from mmrec.bundle import registry, server
 from mmrec.bundle.bundle import Bundle, load, seal
 from mmrec.bundle.mlmodel import describe
 from mmrec.config import Config
-from mmrec.errors import TransientError
+from mmrec.errors import InputError, TransientError
 from mmrec.evaluate.contest import Contest
 from mmrec.holding import login
 from mmrec.lake.store import Lake
@@ -30,6 +30,7 @@ from mmrec.ort import session
 from mmrec.train.export import export
 from mmrec.train.fit import Champion
 from mmrec.train.recipe import RECIPES
+from tests.conftest import serve
 
 DAY = date(2026, 3, 10)
 AS_OF = datetime(2026, 3, 10, tzinfo=UTC)
@@ -117,7 +118,7 @@ def test_a_run_holds_settings_tables_curves_numbers_load_plots_and_the_bundle(co
     assert load(Path(client.download_artifacts(run_id, "bundle")), bundle.digest).about == bundle.about
 
 
-@pytest.mark.parametrize("at", ["log_batch", "log_artifacts", "log_figure", "create_model_version", "set_registered_model_alias", "set_terminated"])
+@pytest.mark.parametrize("at", ["log_inputs", "log_batch", "log_artifacts", "log_figure", "create_model_version", "set_registered_model_alias", "set_terminated"])
 def test_cut_off_anywhere_it_is_completed_to_one_run_and_one_version(config: Config, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     folder = trained(config)
     bundle = load(folder / "bundle")
@@ -137,6 +138,8 @@ def test_cut_off_anywhere_it_is_completed_to_one_run_and_one_version(config: Con
     assert client.get_run(run_id).info.status == "FINISHED"
     assert registry.challenger(config) == version
     assert load(config.bundles / version).digest == bundle.digest
+    assert len(client.get_run(run_id).inputs.dataset_inputs) == 1
+    assert [m.step for m in client.get_metric_history(run_id, "loss")] == [1, 2, 3], "told twice, it is the same"
 
 
 def test_what_is_wrong_with_what_is_told_is_not_called_silence(config: Config) -> None:
@@ -155,16 +158,72 @@ def test_trainings_that_a_server_did_not_answer_wait_and_are_handed_over_oldest_
     dead = config.model_copy(update={"mlflow_uri": NOWHERE})
     told = learn.caught_up(dead, silent)
     assert list(told) == [str(DAY)], "who does not answer once is not asked again"
-    assert told[str(DAY)]["register"]["waits"].startswith(f"MLflow does not answer ({NOWHERE})")
+    assert told[str(DAY)]["waits"].startswith(f"MLflow does not answer ({NOWHERE})")
     assert versions(config) == {}
-    told = learn.caught_up(config, silent)
-    assert [(d, t["register"]["model_version"]) for d, t in told.items()] == [(str(DAY), "1"), ("2026-03-17", "2")]
-    assert [t["promote"]["decision"] for t in told.values()] == ["held", "held"]
+    assert list(learn.caught_up(config, silent, DAY)) == ["2026-03-17"]
+    assert list(told := learn.caught_up(config, silent)) == [str(DAY)]
+    assert told[str(DAY)]["register"]["model_version"] == "2"
+    assert told[str(DAY)]["promote"]["decision"] == "held"
     rows = Lake(config.lake).arrow("ops.metrics").to_pylist()
     assert {r["model_version"] for r in rows} == {"1", "2"}
     assert sum(r["metric"] == "ms_per_user" for r in rows) == 2
     assert learn.caught_up(config, silent) == {}
     assert learn.caught_up(dead, silent) == {}
+
+
+def test_a_training_that_was_registered_and_then_cut_off_is_put_before_the_gate_by_the_next(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(config)
+
+    def cut(*_: Any, **__: Any) -> None:
+        raise TransientError("gone", where="here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "reconcile", cut)
+        told = learn.caught_up(config, silent)[str(DAY)]
+    assert (told["register"]["model_version"], "promote" in told, "waits" in told) == ("1", False, True)
+    # a later one has the alias by then
+    trained(config, date(2026, 3, 17))
+    assert learn.caught_up(config, silent, DAY)["2026-03-17"]["promote"]["model_version"] == "2"
+    told = learn.caught_up(config, silent)[str(DAY)]
+    assert set(told) == {"promote"}
+    assert (told["promote"]["model_version"], told["promote"]["decision"]) == ("1", "held")
+    assert {r["model_version"] for r in Lake(config.lake).arrow("ops.promotions").to_pylist()} == {"1", "2"}
+
+
+def test_what_serves_and_what_knows_fewer_days_is_not_asked_to_serve(config: Config) -> None:
+    trained(config, date(2026, 3, 17))
+    learn.caught_up(config, silent)
+    serve(config, "1")
+    trained(config)
+    assert learn.caught_up(config, silent)[str(DAY)]["promote"] == {
+        "model_version": "2", "decision": "none", "reason": "version 1 serves, which knows newer days"}  # fmt: skip
+    (config.home / "training" / "2026-03-17" / "decided.json").unlink()
+    told = learn.caught_up(config, silent)["2026-03-17"]["promote"]
+    assert (told["decision"], told["reason"]) == ("none", "it serves already")
+
+
+def test_one_that_cannot_be_handed_over_says_so_and_holds_up_nobody(config: Config) -> None:
+    broken = trained(config)
+    (broken / "bundle" / "item_map.json").write_text("[1]")
+    trained(config, date(2026, 3, 17))
+    (config.home / "training" / "notes").mkdir()
+    (config.home / "training" / "notes" / "costs.json").write_text("[]")
+    told = learn.caught_up(config, silent)
+    assert "item_map.json" in told[str(DAY)]["failed"] or "altered" in told[str(DAY)]["failed"]
+    assert told["2026-03-17"]["promote"]["decision"] == "held"
+    assert set(told) == {str(DAY), "2026-03-17"}
+
+
+def test_a_registry_that_counts_anew_is_refused_and_left_as_it_was(config: Config, blank: Path) -> None:
+    folder = trained(config)
+    recorded.recorded(config, folder, load(folder / "bundle"), ROWS)
+    before = load(config.bundles / "1").digest
+    shutil.copy(blank, config.home / "mlflow.db")
+    other = trained(config, date(2026, 3, 17))
+    with pytest.raises(InputError, match="counts versions anew"):
+        recorded.recorded(config, other, load(other / "bundle"), ROWS)
+    assert load(config.bundles / "1").digest == before
+    assert versions(config) == {}
 
 
 def test_what_is_not_ready_or_of_an_earlier_release_or_a_repeated_training_is_left_alone(config: Config) -> None:

@@ -46,25 +46,31 @@ def test_a_home_without_the_table_has_made_no_change_and_the_first_makes_it(tmp_
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(["1", "2", "3", "back", "refused"]), max_size=7))
+@given(st.lists(st.sampled_from(["1", "2", "3", "try", "back", "refused"]), max_size=7))
 def test_the_state_is_that_of_a_stack_and_a_rollback_goes_back_as_far_as_there_were_versions(bare: Path, tmp_path: Path, asked: list[str]) -> None:
     shutil.rmtree(tmp_path / "lake", ignore_errors=True)
     shutil.copytree(bare, tmp_path / "lake")
-    lake, stack, states = Lake(tmp_path / "lake"), [], [Serving()]
+    lake, stack, states, trial = Lake(tmp_path / "lake"), [], [Serving()], None
     for word in asked:
         now = serving(lake)
         if word == "refused":
             assert ask(lake, now, "refused", made("9"), said="no", **WHO)["change"] is None
             continue
-        if word == "back":
-            if not stack:
+        if word == "try":
+            trial = made("8", 8)
+            ask(lake, now, "promoted", trial, share=0.25, **WHO)
+        elif word == "back":
+            if not stack and trial is None:
                 continue
-            stack.pop()
+            if trial is None:
+                stack.pop()
+            trial = None
             ask(lake, now, "rolled_back", stack[-1] if stack else None, **WHO)
         else:
+            trial = None
             stack.append(made(word, int(word)))
             ask(lake, now, "promoted", stack[-1], **WHO)
-        states.append(Serving(len(states), tuple(stack)))
+        states.append(Serving(len(states), tuple(stack), trial, 0.0 if trial is None else 0.25))
         assert serving(lake) == states[-1]
         assert (serving(lake).version, serving(lake).previous) == tuple(([ZERO, ZERO] + [s.version for s in stack])[:-3:-1])
     assert [serving(lake, n) for n in range(len(states))] == states

@@ -199,10 +199,10 @@ def filled(name: str, rows: list[dict[str, Any]]) -> pa.Table:
     return pa.table({c.name: pa.array(values[c.name], c.arrow.type) for c in t.columns}, schema=t.arrow)
 
 
-def put(lake: Lake, name: str, rows: list[dict[str, Any]], day: date = DAY) -> int:
+def put(lake: Lake, name: str, rows: list[dict[str, Any]], day: date = DAY, run_id: str = "r") -> int:
     lake.create(name)
     table = filled(name, [r | {"run_date": day} for r in rows])
-    return commit.write(lake, name, table, run_id="r", pinned=commit.fence(lake, name, day), partition=day).version
+    return commit.write(lake, name, table, run_id=run_id, pinned=commit.fence(lake, name, day), partition=day).version
 
 
 def mapped(lake: Lake, sources: dict[str, tuple[int, tuple[str, ...]]]) -> list[pa.RecordBatch]:
@@ -278,8 +278,14 @@ def test_what_was_staged_is_counted_as_one_would_by_hand(tmp_path: Path, seed: i
     want = {"users": 12, "rows": len(rows), "fallback_rows": sum(r["source"] == FALLBACK for r in rows),
             "short_lists": sum(length[u] < k for u in users), "dropped_users": sum(not all(map(np.isfinite, v)) for v in vector),
             "dropped_items": sum(not all(map(np.isfinite, v)) for v in items)}  # fmt: skip
-    assert tally(night.lake, staged, DAY, night.manifest.config["k"], items, sources) == want
-    assert tally(night.lake, staged, DAY, night.manifest.config["k"], None, sources) == want | {"dropped_users": 0, "dropped_items": 0}
+    assert tally(night.lake, staged, DAY, night.manifest.config["k"], [items], sources) == want
+    # those of a canary's users may be of another length
+    longer = [[*v.tolist(), 1.0] if n % 3 else v.tolist() for n, v in enumerate(vector)]
+    known = put(night.lake, "gold.user_vectors", [{"user_id": u, "vector": v} for u, v in zip(users, longer, strict=True)], run_id="r2")
+    mixed = sources | {"gold.user_vectors": (known, ("user_id", "vector"))}
+    twice = want | {"dropped_items": 2 * want["dropped_items"]}
+    assert tally(night.lake, staged, DAY, night.manifest.config["k"], [items, items], mixed) == twice
+    assert tally(night.lake, staged, DAY, night.manifest.config["k"], [], sources) == want | {"dropped_users": 0, "dropped_items": 0}
 
 
 def test_nothing_staged_counts_every_user_as_short(tmp_path: Path) -> None:
@@ -287,7 +293,7 @@ def test_nothing_staged_counts_every_user_as_short(tmp_path: Path) -> None:
     night = Night(Config(home=tmp_path), DAY, replayed=Manifest(str(DAY), "", {}, "7", "", {}, {"k": 3}, {}, ""))
     put(night.lake, "gold.user_sequences", [{"user_id": u} for u in "ab"])
     staged = stage.stage(night.lake, "gold.recommendations", iter([]), "r")
-    assert tally(night.lake, staged, DAY, night.manifest.config["k"], None, {}) == {"users": 2, "rows": 0, "fallback_rows": 0, "short_lists": 2, "dropped_users": 0,
+    assert tally(night.lake, staged, DAY, night.manifest.config["k"], [], {}) == {"users": 2, "rows": 0, "fallback_rows": 0, "short_lists": 2, "dropped_users": 0,
                                                "dropped_items": 0}  # fmt: skip
 
 
