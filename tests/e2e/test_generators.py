@@ -17,8 +17,8 @@ from mmrec import config
 from mmrec.bundle import registry
 from mmrec.dates import micros
 from mmrec.errors import InputError
+from mmrec.follows import of_bundle
 from mmrec.lake.store import Lake
-from mmrec.night import _mixed
 from mmrec.recommend.generators import NAMES
 from mmrec.recommend.slate import FALLBACK, MODEL
 from mmrec.remade import remade
@@ -137,10 +137,10 @@ def _seen(row: Any, packed: Any) -> Any:
 def test_what_a_model_can_not_bring_is_refused_before_the_night(lived: Lived, tmp_path: Path) -> None:
     cfg = config.load(lived.home, candidates={"generators": ["item_to_item"]})
     bundle, _ = registry.champion(cfg)
-    assert _mixed(cfg, bundle)["candidates"]["generators"] == ("item_to_item",)
+    assert of_bundle(cfg, bundle, date(2026, 3, 6))["candidates"]["generators"] == ("item_to_item",)
     plain = type(bundle)(bundle.folder, bundle.digest, bundle.about | {"kind": "sparse"})
     with pytest.raises(InputError, match="no vectors of items") as caught:
-        _mixed(cfg, plain)
+        of_bundle(cfg, plain, date(2026, 3, 6))
     assert "candidates.generators" in str(caught.value.where)
     with pytest.raises(InputError, match="named twice"):
         config.load(tmp_path, candidates={"generators": ["new", "new"]})
