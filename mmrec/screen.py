@@ -56,11 +56,23 @@ def print_run(out: Console, result: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    failed = result["counts"].get("training", {}).get("failed")
-    if failed:
-        out.print(f"[yellow]training failed (exit {failed}); the lists are the champion's[/]")
+    training = result["counts"].get("training", {})
+    if training.get("failed"):
+        out.print(f"[yellow]training failed (exit {training['failed']}); the lists are the champion's[/]")
+    earlier = result["counts"].get("caught_up", {}) | training.get("caught_up", {})
+    for day, told in (earlier | ({result["run_date"]: training} if "waits" in training else {})).items():
+        out.print(Text(f"the training of {day}: {handed_over(told)}"), soft_wrap=True)
     spent = "  ".join(f"{k} {v:.1f}" for k, v in result["seconds"].items())
     out.print(f"  seconds: {spent}; peak memory {result['peak_memory_mb']} MB", highlight=False)
+
+
+def handed_over(told: dict[str, Any]) -> str:
+    """What came of a training that MLflow did not answer, or of handing it over later."""
+    if "waits" in told:
+        return f"{told['waits']}; it waits for the next run, or mmrec models reconcile"
+    if "failed" in told:
+        return f"can't be handed over: {told['failed']}"
+    return f"version {told['promote']['model_version']}, {told['promote']['decision']}: {told['promote']['reason']}"
 
 
 def print_metrics(out: Console, result: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from mmrec import config as settings
 from mmrec.cli.common import HOME, Home, Json, app, cell, err, lake_of, out, show_json
 from mmrec.errors import QualityError
-from mmrec.screen import progress
+from mmrec.screen import handed_over, progress
 
 group = typer.Typer(no_args_is_help=True, help="Model versions: numbers, decisions, what each was made of.")
 app.add_typer(group, name="models", rich_help_panel="The models")
@@ -171,7 +171,7 @@ def reconcile(home: Home = HOME, as_json: Json = False) -> None:
         show_json(told | ({"caught_up": late} if late else {}))
         return
     for day, of_it in late.items():
-        out.print(cell(f"the training of {day}: {_handed(of_it)}"), soft_wrap=True)
+        out.print(cell(f"the training of {day}: {handed_over(of_it)}"), soft_wrap=True)
     if "asked" in told:
         asked = told["asked"]
         out.print(cell(f"version {asked['model_version']} was given the alias champion in MLflow: {asked['decision']}: "
@@ -226,14 +226,6 @@ def reproduce(version: Version, home: Home = HOME, as_json: Json = False) -> Non
                            value=f"{told['largest']:.2e}, {told['missing']} numbers that one alone has",
                            valid=f"differences to {reproduced.WITHIN}, the same numbers",
                            next=f"mmrec models show {told['version']}")  # fmt: skip
-
-
-def _handed(told: dict[str, Any]) -> str:
-    """What came of a training that had waited for MLflow."""
-    for name in ("waits", "failed"):
-        if name in told:
-            return str(told[name])
-    return f"version {told['promote']['model_version']}, {told['promote']['decision']}: {told['promote']['reason']}"
 
 
 def _number(value: float | None) -> str:

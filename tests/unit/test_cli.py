@@ -305,3 +305,23 @@ def test_the_real_process_keeps_streams_and_codes_apart(home: Path) -> None:
     assert done.stdout == ""
     assert "not planned yet" in done.stderr
     assert "next:  mmrec plan --date 2026-03-02" in done.stderr
+
+
+def test_a_night_says_which_trainings_wait_for_mlflow_and_what_came_of_earlier_ones() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from mmrec import screen
+
+    said = StringIO()
+    about = {"run_date": "2026-03-06", "published": True, "lists": 3, "items": 4, "model_version": "1", "run_id": "r", "seconds": {}, "peak_memory_mb": 3}
+    earlier = {"2026-03-01": {"failed": "QualityError: altered"}, "2026-03-02": {"promote": {"model_version": "4", "decision": "held", "reason": "[x] worse"}}}
+    counts = {"training": {"waits": "MLflow does not answer (http://m): INTERNAL_ERROR"}, "caught_up": earlier}
+    screen.print_run(Console(file=said, width=200), about | {"counts": counts})
+    lines = said.getvalue().splitlines()[1:4]
+    assert lines == [
+        "the training of 2026-03-01: can't be handed over: QualityError: altered",
+        "the training of 2026-03-02: version 4, held: [x] worse",
+        "the training of 2026-03-06: MLflow does not answer (http://m): INTERNAL_ERROR; it waits for the next run, or mmrec models reconcile",
+    ]
