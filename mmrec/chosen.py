@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmrec.bundle.serving import serving
+from mmrec.bundle.serving import Serving, serving
 from mmrec.canary import KEY
 from mmrec.errors import InputError
+from mmrec.lake import commit
 from mmrec.lake.bounded import bounded
 from mmrec.lake.manifest import Manifest
 from mmrec.lake.sql import connect
@@ -42,7 +43,7 @@ def compared(lake: Lake) -> dict[str, Any]:
         raise InputError("no version serves a share of the users", where="ops.serving",
                          value=f"version {now.version} serves all of them", valid="a version promoted with --share",
                          next="mmrec models promote 3 --share 0.1")  # fmt: skip
-    nights = _nights(lake, now.trial.version)
+    nights = _nights(lake, now)
     if not nights:
         raise InputError("no published night has served this canary yet", where="gold.recommendations",
                          value=f"version {now.trial.version}", valid="a night after it was promoted",
@@ -60,14 +61,18 @@ def compared(lake: Lake) -> dict[str, Any]:
             **_difference(values)}  # fmt: skip
 
 
-def _nights(lake: Lake, version: str) -> list[tuple[str, datetime, datetime]]:
-    """run_date, and from when until when its lists were the newest, of published nights that a canary was part of."""
-    manifests = [Manifest.from_json(r["manifest"]) for r in lake.arrow("ops.runs", columns=["manifest"]).to_pylist()]
-    newest = {m.day: m for m in manifests}
-    days = [newest[d] for d in lake.run_dates() if d in newest]
+def _nights(lake: Lake, now: Serving) -> list[tuple[str, datetime, datetime]]:
+    """run_date, and from when until when its lists were the newest, of published nights of the two versions of now, at
+    the share of now: with another, users would have been in both arms."""
+    runs = {r["run_id"]: r["manifest"] for r in lake.arrow("ops.runs", columns=["run_id", "manifest"]).to_pylist()}
+    found = [runs.get(commit.published_run_id(lake, "gold.recommendations", d) or "") for d in lake.run_dates()]
+    days = [Manifest.from_json(text) for text in found if text is not None]
+    trial = now.trial
+    assert trial is not None
+    wanted = (now.version, trial.version, now.share)
     ends = [m.moment for m in days[1:]] + ([days[-1].moment + _LAST] if days else [])
     return [(m.run_date, m.moment, end) for m, end in zip(days, ends, strict=True)
-            if m.config.get(KEY, {}).get("version") == version]  # fmt: skip
+            if (m.model_version, *(m.config.get(KEY, {}).get(c) for c in ("version", "share"))) == wanted]  # fmt: skip
 
 
 def _chosen(lake: Lake, nights: list[tuple[str, datetime, datetime]]) -> pa.Table:

@@ -133,9 +133,10 @@ def studied(config: Config, lake: Lake, m: Manifest) -> pa.Table:
 
 
 def _offered(made: Remade, packed: Packed) -> dict[str, np.ndarray]:
-    """User id -> places in the day's items of the rows that are looked at."""
+    """User id -> places in the day's items of the rows that are looked at, of the arm's users."""
     where = (ds.field("source") == MODEL) & (ds.field("rank") <= _TOP)
     rows = made.lake.day(_NAME, made.day, columns=["user_id", "item_id", "rank", "source"]).filter(where)
+    rows = rows.filter(pc.is_in(rows["user_id"], value_set=made.users["user_id"].combine_chunks()))
     at = pc.index_in(rows["item_id"], value_set=packed.items["item_id"].combine_chunks()).to_numpy()
     found: dict[str, list[int]] = {}
     for user, place in zip(rows["user_id"].to_pylist(), at.tolist(), strict=True):

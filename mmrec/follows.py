@@ -14,7 +14,7 @@ from mmrec.bundle.bundle import Bundle
 from mmrec.bundle.registry import state
 from mmrec.canary import KEY
 from mmrec.config import Config
-from mmrec.errors import InputError
+from mmrec.errors import InputError, QualityError
 from mmrec.models.fields import USUAL
 from mmrec.recommend import second
 from mmrec.recommend.generators import looks
@@ -41,14 +41,23 @@ def of_bundle(config: Config, bundle: Bundle, day: date) -> dict[str, Any]:
 
 
 def of_canary(config: Config, as_of: datetime, day: date) -> dict[str, Any]:
-    """The version that serves a share of the users, unless it knows what lies after the night: `canary`, or nothing."""
+    """The version that serves a share of the users, unless it knows what lies after the night: `canary`, or nothing.
+
+    Raises: InputError, QualityError: it can't score this night; what ends it is said.
+    """
     now = state(config)
     trial = now.trial
     if trial is None or (trial.as_of is not None and trial.as_of > as_of):
         return {}
-    bundle = bundles.load(config.bundles / trial.version, trial.sha256)
+    try:
+        bundle = bundles.load(config.bundles / trial.version, trial.sha256)
+        told = of_bundle(config, bundle, day)
+    except (InputError, QualityError) as error:
+        raise type(error)(f"version {trial.version}, which serves a share of the users, can't score: {error.what}",
+                          where=error.where, value=error.value, valid=error.valid,
+                          next="mmrec models rollback") from error  # fmt: skip
     return {KEY: {"version": trial.version, "digest": trial.sha256, "share": now.share, "encoders": bundle.encoders,
-                  "config": of_bundle(config, bundle, day)}}  # fmt: skip
+                  "config": told}}  # fmt: skip
 
 
 def _mixed(config: Config, bundle: Bundle) -> dict[str, Any]:

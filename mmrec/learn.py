@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 import mmrec
 from mmrec import contested, dates, schema, trained
@@ -36,6 +37,7 @@ from mmrec.evaluate.contest import Contest
 from mmrec.evaluate.gate import BASELINES
 from mmrec.files import put
 from mmrec.lake import commit
+from mmrec.lake.store import Lake
 from mmrec.models.data import Fold
 
 _SECOND = "second"  # folder of a training's second stage
@@ -62,7 +64,7 @@ def chain(config: Config, when: date, tell: Callable[[str, int, int], None]) -> 
     except TransientError as error:
         if "export" not in counts:
             raise
-        counts["waits"] = f"MLflow does not answer ({error.where}): {error.value}"
+        counts["waits"] = f"{error.what} ({error.where}): {error.value}"
     finally:
         note(night)
     return counts | {"seconds": seconds}
@@ -242,12 +244,14 @@ def caught_up(config: Config, tell: Callable[[str, int, int], None], but: date |
         told[name] = of_it = {}
         try:
             night = Night(config, date.fromisoformat(name), tell)
-            if not (folder / _REGISTERED).is_file():
-                of_it["register"] = call("register", night)
-            of_it["promote"] = call("promote", night)
-            note(night)
+            try:
+                if not (folder / _REGISTERED).is_file():
+                    of_it["register"] = call("register", night)
+                of_it["promote"] = call("promote", night)
+            finally:
+                note(night)
         except TransientError as error:  # the next one would wait as long
-            of_it["waits"] = f"MLflow does not answer ({error.where}): {error.value}"
+            of_it["waits"] = f"{error.what} ({error.where}): {error.value}"
             break
         except Exception as error:  # whatever it is, a night goes on
             of_it["failed"] = f"{type(error).__name__}: {error}".split("\n")[0]
@@ -264,27 +268,37 @@ def promote(night: Night) -> dict[str, Any]:
     version = own.get("model_version") or registry.challenger(config)
     if version is None:
         return {"decision": "none", "reason": "no challenger waits"}
-    if said := _passed_over(config, version):
+    told = _decided(night, version) if own else None
+    if told is None and (said := _passed_over(config, version)):
         told = {"model_version": version, "decision": "none", "reason": said}
         if own:
             put(folder / _DECIDED, json.dumps(told))
         return told
-    told = promotion.promote(config, version, by="mmrec", through="gate", share=config.gate.canary or None)
-    record = {
-        "model_version": version,
-        "decided_for": night.run_date,
-        "decision": told["decision"],
-        "reason": told["reason"],
-        "champion_before": told["before"],
-        "numbers": json.dumps(told["numbers"], sort_keys=True),
-        "decided_at": datetime.now(UTC),
-    }
+    share = config.gate.canary or None
+    told = told or promotion.promote(config, version, by="mmrec", through="gate", share=share)
+    record = {"model_version": version, "decided_for": night.run_date, "decision": told["decision"],
+              "reason": told["reason"], "champion_before": told["before"],
+              "numbers": json.dumps(told["numbers"], sort_keys=True), "decided_at": datetime.now(UTC)}  # fmt: skip
     table = pa.Table.from_pylist([record], schema.table("ops.promotions").arrow)
     commit.append(night.lake, "ops.promotions", table, f"promote-{version}")
     said = {"model_version": version, "decision": told["decision"], "reason": told["reason"]}
+    said |= {"share": told["share"]} if told["share"] else {}
     if own:
         put(folder / _DECIDED, json.dumps(said))
     return said
+
+
+def _decided(night: Night, version: str) -> dict[str, Any] | None:
+    """What the gate decided of a training before it was cut off, as of `promotion.promote`; None: nothing."""
+    lake = Lake(night.config.lake)  # what is read here is no input of a training
+    if not lake.exists("ops.serving"):
+        return None
+    rows = lake.arrow("ops.serving", where=(ds.field("model_version") == version) & (ds.field("through") == "gate"))
+    if not rows.num_rows:
+        return None
+    row = rows.sort_by("asked_at").to_pylist()[0]
+    return {"decision": "held" if row["action"] == "refused" else "promoted", "reason": row["said"],
+            "before": row["before"], "numbers": json.loads(row["numbers"]), "share": row["share"]}  # fmt: skip
 
 
 def _passed_over(config: Config, version: str) -> str:

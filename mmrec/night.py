@@ -176,7 +176,7 @@ def features(night: Night) -> dict[str, Any]:
             m.moment,
             m.config["half_life_days"],
             m.run_id,
-            m.config.get("text_fields", USUAL["text"]),
+            _text_fields(m),
             attributes="rules" in m.config,
         ),
     }
@@ -202,6 +202,7 @@ def recommend(night: Night) -> dict[str, Any]:
     """Score every user against every item on offer and stage the lists; nothing is visible yet."""
     from mmrec.recommend import generators, spread
     from mmrec.recommend.again import COLUMNS
+    from mmrec.recommend.arms import MAIN
     from mmrec.recommend.packed import opened
     from mmrec.recommend.sane import check_model
     from mmrec.recommend.tally import tally
@@ -220,7 +221,10 @@ def recommend(night: Night) -> dict[str, Any]:
             next="mmrec tables silver.items",
         )
     packed = _packed(night, items)
-    sides = [a.side.item_vec for a in opened(packed).arms if a.side is not None]
+    people = out.day("gold.user_sequences", m.day, columns=["user_id"])
+    # a share of few users may be nobody
+    arms = [a for a in opened(packed).arms if a.job.canary is None or a.mine(people).num_rows]
+    sides = [a.side.item_vec for a in arms if a.side is not None]
     users = out.version("gold.user_sequences")
     history = ("user_id", "item_ids", "event_types", "gap_s", "weight_micro")
     ruled = m.config.get("rules") or []
@@ -244,7 +248,8 @@ def recommend(night: Night) -> dict[str, Any]:
     staged = stage.stage(out, "gold.recommendations", lists, m.run_id)
     counts: dict[str, Any] = tally(out, staged, m.day, m.config["k"], sides, sources)
     try:
-        for name, arm in zip(("model", canary.KEY), opened(packed).arms, strict=False):
+        for arm in arms:
+            name = "model" if arm.job.arm == MAIN else canary.KEY
             counts[name] = check_model(out, staged, m.day, arm, sources)
     except QualityError as error:
         if not night.replayed:  # what was published is made again, whatever is thought of it by now
@@ -284,6 +289,14 @@ def _packed(night: Night, items: pa.Table) -> str:
     theirs = canary.items_for(config, night.lake, m, trial, items)
     beside = of(trial, theirs, folder / canary.KEY, arm=CANARY, canary=told)
     return of(m, items, folder, canary=told | {"folder": beside})
+
+
+def _text_fields(m: Manifest) -> str:
+    """Which texts have keys in features: "separate" where the model or its canary looks at them so; the other passes
+    over what it does not ask for."""
+    trial = canary.of_manifest(m)
+    told = {x.config.get("text_fields", USUAL["text"]) for x in (m, *([] if trial is None else [trial]))}
+    return max(told, key=lambda fields: fields != USUAL["text"])
 
 
 def _asks_social(m: Manifest) -> bool:

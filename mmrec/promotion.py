@@ -25,7 +25,6 @@ from mmrec.errors import InputError, QualityError, TransientError
 from mmrec.evaluate.contest import SELF, Contest, version_named
 from mmrec.evaluate.gate import decide
 from mmrec.lake.store import Lake
-from mmrec.models.fields import pooling
 
 _KNOWN = 0.5  # share of the items on offer, as of the training, that a version's item map must know
 
@@ -44,16 +43,17 @@ def promote(
     Returns: model_version, decision (promoted or held), reason, numbers, before, change (None: none was made),
         overruled: whether the gate had held it, and it serves, share.
 
-    Raises: InputError: it serves already, there is no such version, or it is not on this disk; no such share, or it
-        looks at other contents than what serves beside it. QualityError: its bundle was altered since it was sealed.
+    Raises: InputError: it serves already, there is no such version or share, or it is not on this disk. QualityError:
+        its bundle was altered since it was sealed.
     """
     seen = registry.state(config) if seen is None else seen
     if version == seen.version:
         raise InputError("this version serves already", where="mmrec models promote", value=version,
                          valid="another version", next="mmrec models list")  # fmt: skip
     to = _registered(config, version)
-    if share is not None:
-        _beside(config, to, seen, share)
+    if share is not None and not 0 < share < 1:
+        raise InputError("no such share of the users", where="--share", value=share, valid="above 0, below 1",
+                         next=f"mmrec models promote {version} --share 0.1")  # fmt: skip
     decision, reason, numbers = _gate(config, to, seen.stack[-1] if seen.stack else None)
     told = {"asked_by": by, "through": through, "why": override or why, "said": reason,
             "numbers": json.dumps(numbers, sort_keys=True)}  # fmt: skip
@@ -93,7 +93,8 @@ def rollback(config: Config, *, by: str, why: str = "") -> dict[str, Any]:
     to, gone = left[-1] if left else None, seen.version if seen.trial is None else seen.trial.version
     if to is not None and seen.trial is None:
         load(config.bundles / to.version, to.sha256)
-    now, row = registry.change(config, seen, "rolled_back", to, asked_by=by, through="command", why=why)
+    told = {"asked_by": by, "through": "command", "why": why, "before": gone}
+    now, row = registry.change(config, seen, "rolled_back", to, **told)
     registry.mirror(config, now)
     _tag(config, gone, f"rolled back by {by}: {why}")
     return {"model_version": now.version, "before": gone, "change": row["change"]}
@@ -126,19 +127,6 @@ def reconcile(config: Config) -> dict[str, Any]:
     if now.change:
         out["answers"] = registry.mirror(config, now)
     return {"model_version": now.version} | out
-
-
-def _beside(config: Config, to: Served, seen: Serving, share: float) -> None:
-    """Raises: InputError: it can't serve a share of the users beside what serves."""
-    if not 0 < share < 1:
-        raise InputError("no such share of the users", where="--share", value=share, valid="above 0, below 1",
-                         next=f"mmrec models promote {to.version} --share 0.1")  # fmt: skip
-    bundles = [load(config.bundles / s.version, s.sha256, deep=False) for s in (*seen.stack[-1:], to)]
-    texts = {pooling(b.fields, "text") for b in bundles}
-    if len(texts) > 1:
-        raise InputError("what serves and this version look at texts in two ways, which one night's features have not",
-                         where="bundle.json: fields", value=[b.fields["text"] for b in bundles], valid="the same",
-                         next=f"mmrec models promote {to.version}")  # fmt: skip
 
 
 def met(config: Config, bundle: Bundle, other: Served | None) -> Contest | None:

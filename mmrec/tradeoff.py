@@ -64,7 +64,8 @@ def _measured(case: Case, aims: Sequence[Aims], tell: Tell = _quiet, samples: in
     ids, rules = night.items["item_id"].combine_chunks(), of_records(night.manifest.config["rules"])
     history = rows_of(case.users["item_ids"], ids)
     history = history.kept(history.at >= 0)
-    known_N, who = night.items["n_users"].to_numpy(), pc.sum(pc.greater(night.users["n_interactions"], 0)).as_py()
+    everybody = night.lake.day("gold.user_sequences", night.day, columns=["n_interactions"])  # of all arms
+    known_N, who = night.items["n_users"].to_numpy(), pc.sum(pc.greater(everybody["n_interactions"], 0)).as_py()
     look = Aims(strength=0.1 if looked["encoders"] else 0, calibration=0.1)
     with night.packed(rules, asdict(look) | looked) as packed:
         scored, sketch_NV = packed.scored(case.users), packed.sketch_NV

@@ -29,10 +29,12 @@ _DIFFER = ("name", "kind", "as_of", "config", "encoders", "fields", "features", 
 
 
 def listed(config: Config, lake: Lake) -> list[dict[str, Any]]:
-    """All registered versions and version 0, the newest first: version, serves (as the lake says), aliases, name, kind,
-    as_of, sha256, on_disk, ndcg@10 (of rolling test windows; None where it was not measured), gate (its newest
-    decision), nights (published with it), last_night."""
-    registered, now = _registered(config), registry.state(config).version
+    """All registered versions and version 0, the newest first: version, serves (as the lake says), share (of the users
+    that it serves as a canary; None: it is none), aliases, name, kind, as_of, sha256, on_disk, ndcg@10 (of rolling test
+    windows; None where it was not measured), gate (its newest decision), nights (published with it, for all users),
+    last_night."""
+    registered, state = _registered(config), registry.state(config)
+    now, trial = state.version, None if state.trial is None else state.trial.version
     nights: dict[str, list[str]] = {}
     for row in lake.arrow("ops.runs", columns=["model_version", "run_date"]).to_pylist():
         nights.setdefault(row["model_version"], []).append(str(row["run_date"]))
@@ -46,7 +48,8 @@ def listed(config: Config, lake: Lake) -> list[dict[str, Any]]:
         digest = tags.get("sha256") or (bundle.digest if bundle else None)
         about = bundle.about if bundle else {}
         rows.append({
-            "version": version, "serves": version == now, "aliases": aliases, "name": about.get("name"),
+            "version": version, "serves": version == now, "share": state.share if version == trial else None,
+            "aliases": aliases, "name": about.get("name"),
             "kind": about.get("kind", tags.get("kind")), "as_of": about.get("as_of"), "sha256": digest,
             "on_disk": bundle is not None, "ndcg@10": ndcg.get(version),
             "gate": decided.get(version, {}).get("decision"), "nights": len(nights.get(version, [])),

@@ -75,9 +75,9 @@ def answering(config: Config, *, telling: bool = False) -> Iterator[None]:
         if telling and code == _OURS:
             raise
         raise TransientError(
-            "the registry does not say which models are served",
+            "MLflow does not answer",
             where=config.tracking.split("@")[-1],  # without a password
             value=code,
-            valid="a registry that answers",
+            valid="a server that answers",
             next="run it again once it does",
         ) from error

@@ -38,6 +38,7 @@ def listed(home: Home = HOME, as_json: Json = False) -> None:
     grid = Table("version", "alias", "model", "as of", "ndcg@10", "gate", "nights")
     for r in rows:
         called = r["aliases"] + ["serves"] * (r["serves"] and "champion" not in r["aliases"])
+        called += [] if r["share"] is None else [f"canary {r['share']:.0%}"]
         grid.add_row(*map(cell, (r["version"], ", ".join(called), r["name"] or r["kind"] or "",
                                  (r["as_of"] or "")[:10], _number(r["ndcg@10"]), r["gate"] or "",
                                  str(r["nights"]))))  # fmt: skip

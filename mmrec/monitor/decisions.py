@@ -27,12 +27,13 @@ _BESIDE = {
 
 
 def decisions(lake: Lake, run_date: date) -> dict[str, Any]:
-    """`requests`: the newest first: asked_at, action, model_version, before, by, why, said; `gate`: of the newest
-    decision with numbers up to a night, or None: model_version, before, decision, cases, rivals (name, value,
+    """`requests`: the newest first: asked_at, action, model_version, before, by, why, said, share; `gate`: of the
+    newest decision with numbers up to a night, or None: model_version, before, decision, cases, rivals (name, value,
     difference, interval, verdict), beside (name, about, own, champion), also: name -> number in words."""
     rows = lake.arrow("ops.serving").to_pylist() if lake.exists("ops.serving") else []
     rows.sort(key=lambda r: r["asked_at"], reverse=True)
-    requests = [{c: r[c] for c in ("asked_at", "action", "model_version", "before", "why", "said", "overridden")}
+    requests = [{c: r[c] for c in ("asked_at", "action", "model_version", "before", "why", "said", "overridden",
+                                   "share")}
                 | {"by": f"{r['asked_by']}, {r['through']}"} for r in rows[:_NEWEST]]  # fmt: skip
     where = ds.field("decided_for") <= run_date
     decided = lake.arrow("ops.promotions", where=where).to_pylist() if lake.exists("ops.promotions") else []

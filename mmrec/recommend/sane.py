@@ -87,6 +87,8 @@ def _walked(lake: Lake, run_date: date, shared: Packed, sources: Sources) -> tup
     ids, known_N, spoken, silent, drawn = shared.items["item_id"].combine_chunks(), _known(shared), 0, 0, _NOBODY
     for batch in joined(lake, run_date, asked, None):
         users = shared.mine(pa.Table.from_batches([batch]))
+        if not users.num_rows:
+            continue
         history = rows_of(users["item_ids"], ids)
         known_B = np.diff(history.kept((history.at >= 0) & known_N[history.at]).ptr)
         if shared.side is not None:

@@ -113,7 +113,7 @@ def known_weigher(bundle: Bundle, items: pa.Table) -> Weigher | None:
     return None if stored.name == "popularity" else Factors(stored, _places(stored, items))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # of a night and its canary
 def _stored(folder: Path, digest: str) -> Stored:
     return Stored.load(folder)
 

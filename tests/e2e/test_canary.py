@@ -123,6 +123,12 @@ def test_a_users_row_is_explained_by_the_version_that_made_it(home: Path, alone:
     assert sum(s["users"] for s in segments) <= sum(arm_of(u) == "1" for u in alone["1"])
 
 
+def test_reasons_are_studied_on_the_users_of_the_main_arm(home: Path) -> None:
+    told = json.loads(mmrec("explain", "--users", "40", "--date", DAY, "--home", str(home), "--json").stdout)
+    assert told["model_version"] == "1"
+    assert 0 < told["users"] <= sum(arm_of(u) == "1" for u in rows(home, DAY))
+
+
 def naive(home: Path, days: list[str]) -> dict[str, list[tuple[str, float, float]]]:
     """Arm -> (user, ndcg@10, hit) of who chose something new, by loops."""
     lake = Lake(home / "lake")
@@ -167,6 +173,17 @@ def test_arms_are_compared_by_what_their_users_chose_and_the_canary_ends_in_one_
     assert "no version serves a share" in mmrec("models", "canary", "--home", str(home), ok=(2,)).stderr
     planned = json.loads(mmrec("plan", "--home", str(home), "--date", "2026-03-08", "--json").stdout)
     assert "canary" not in planned.get("plan", planned)["config"]
+    # a share of few users may be nobody, which is no fault
+    mmrec("models", "promote", "2", "--share", "0.000001", "--override", "a test", "--home", str(home))
+    said = mmrec("models", "list", "--home", str(home)).stdout
+    assert "canary 0%" in said
+    told = night(home, "2026-03-08")
+    assert told["published"]
+    assert told["counts"]["recommend"].keys() & {"model", "canary"} == {"model"}
+    (home / "bundles" / "2" / "item_map.json").write_text("[]")
+    stopped = " ".join(mmrec("plan", "--home", str(home), "--date", "2026-03-09", ok=(3,)).stderr.split())
+    assert "version 2, which serves a share of the users, can't score" in stopped
+    assert "mmrec models rollback" in stopped
 
 
 def test_a_canary_no_night_has_served_says_so(made: Path, lived: Lived) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmrec.canary import of_manifest
+from mmrec.lake.manifest import Manifest
+from mmrec.night import _text_fields
 from mmrec.recommend.arms import CANARY, MAIN, served_by
 
 USERS = [f"u{n}" for n in range(20_000)]
@@ -29,3 +33,17 @@ def test_shares_are_right_and_grow_and_another_version_has_other_users() -> None
     other = served_by(CANARY, {"version": "4", "share": 0.5}, USERS)
     assert abs((other & half).mean() - 0.25) < 0.0153
     assert not served_by(CANARY, {"version": "3", "share": 0.0}, USERS).any()
+
+
+@pytest.mark.parametrize(("main", "canary", "want"), [(None, None, "joined"), ("separate", None, "separate"), (None, "separate", "separate"), ("separate", "separate", "separate")])
+def test_features_have_the_texts_that_either_model_looks_at(main: str | None, canary: str | None, want: str) -> None:
+    own, theirs = ({"half_life_days": 30.0} | ({"text_fields": f} if f else {}) for f in (main, canary))
+    plain = Manifest("2026-03-01", "", {}, "1", "d1", {}, own | {"k": 3}, {}, "")
+    assert of_manifest(plain) is None
+    assert _text_fields(plain) == (main or "joined")
+    both = Manifest("2026-03-01", "", {}, "1", "d1", {}, own | {"k": 3, "canary": {"version": "2", "digest": "d2", "share": 0.1, "encoders": {"text": "t"}, "config": theirs}}, {}, "")
+    assert _text_fields(both) == want
+    trial = of_manifest(both)
+    assert trial is not None
+    assert (trial.model_version, trial.model_digest, trial.encoders) == ("2", "d2", {"text": "t"})
+    assert trial.config == theirs | {"k": 3}

@@ -128,7 +128,7 @@ def test_cut_off_anywhere_it_is_completed_to_one_run_and_one_version(config: Con
 
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, at, cut)
-        with pytest.raises(TransientError, match="registry"):
+        with pytest.raises(TransientError, match="MLflow does not answer"):
             recorded.recorded(config, folder, bundle, ROWS)
     run_id, version = recorded.recorded(config, folder, bundle, ROWS)
     assert recorded.recorded(config, folder, bundle, ROWS) == (run_id, version)
@@ -187,6 +187,11 @@ def test_a_training_that_was_registered_and_then_cut_off_is_put_before_the_gate_
     told = learn.caught_up(config, silent)[str(DAY)]
     assert set(told) == {"promote"}
     assert (told["promote"]["model_version"], told["promote"]["decision"]) == ("1", "held")
+    # cut off behind the decision: it is written down, not made once more
+    (config.home / "training" / str(DAY) / "decided.json").unlink()
+    assert learn.caught_up(config, silent)[str(DAY)]["promote"] == told["promote"]
+    asked = Lake(config.lake).arrow("ops.serving").to_pylist()
+    assert [r["model_version"] for r in sorted(asked, key=lambda r: r["asked_at"])] == ["2", "1"]
     assert {r["model_version"] for r in Lake(config.lake).arrow("ops.promotions").to_pylist()} == {"1", "2"}
 
 
@@ -197,8 +202,11 @@ def test_what_serves_and_what_knows_fewer_days_is_not_asked_to_serve(config: Con
     trained(config)
     assert learn.caught_up(config, silent)[str(DAY)]["promote"] == {
         "model_version": "2", "decision": "none", "reason": "version 1 serves, which knows newer days"}  # fmt: skip
-    (config.home / "training" / "2026-03-17" / "decided.json").unlink()
-    told = learn.caught_up(config, silent)["2026-03-17"]["promote"]
+    newer = trained(config, date(2026, 3, 24))
+    run, version = recorded.recorded(config, newer, load(newer / "bundle"), ROWS)
+    (newer / "registered.json").write_text(json.dumps({"model_version": version, "mlflow_run": run}))
+    serve(config, version)  # somebody was faster
+    told = learn.caught_up(config, silent)["2026-03-24"]["promote"]
     assert (told["decision"], told["reason"]) == ("none", "it serves already")
 
 
