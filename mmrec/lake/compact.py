@@ -190,8 +190,11 @@ def _swap(
         )
     except BaseException as error:
         if _landed(folder, app, seen, made, group) is None:  # else the answer was lost, not the commit
-            # a maintenance to whose clock the stage was old and nobody's; nothing is changed then
-            taken = isinstance(error, FileNotFoundError) and not made.is_dir()
+            # by a maintenance to whose clock the stage was old and nobody's, or that replaced what was read; then
+            # nothing is changed
+            live = {path for path, *_ in _files(lake.handle(t.name), t.partition)}
+            gone_meanwhile = not made.is_dir() or not out.keys() <= live
+            taken = isinstance(error, FileNotFoundError | duckdb.IOException) and gone_meanwhile
             shutil.rmtree(made, ignore_errors=True)
             if taken or isinstance(error, CommitFailedError):
                 return None
