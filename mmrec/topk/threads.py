@@ -33,7 +33,7 @@ def share(n: int, few: int, work: Callable[[slice], _T], most: int | None = None
     """
     threads = cores()
     each = max(few, -(-n // threads))
-    if most is not None and each > most:
+    if n and most is not None and each > most:
         each = -(-n // (threads * -(-n // (threads * most))))  # so many turns that threads end together
     parts = [slice(start, min(start + each, n)) for start in range(0, n, each)]
     if len(parts) < 2:
