@@ -30,9 +30,7 @@ class SourceConfig(_Part):
     size: str = Field("small", description="size of the built-in world: tiny or small")
     earliest: str = Field("1990-01-01", description="events before this day are quarantined")
     max_bad_share: float = Field(0.5, description="a delivery with a larger share of bad rows stops the night")
-    min_share: float = Field(
-        0.1, description="a delivery below this share of the median of at least three stops the night"
-    )
+    min_share: float = Field(0.1, description="a delivery below this share of the median of three stops the night")
     gone: tuple[str, ...] = Field((), description="columns that the source delivers no more, as items.text")
     media_hosts: tuple[str, ...] = Field(
         (), description="hosts whose media are fetched by URL: cdn.shop.com, *.shop.com, cdn.shop.com:8443"
@@ -56,9 +54,7 @@ class NightConfig(_Part):
 class ExploreConfig(_Part):
     share: float = Field(0, ge=0, le=0.5, description="of a list's places, drawn so that the shop learns; 0: none")
     pool: int = Field(10, ge=2, description="candidates behind the list for each such place, less what rules pass over")
-    by: Literal["uniform", "uncertainty"] = Field(
-        "uniform", description="uniform: all alike; uncertainty: the more, the less is known of them"
-    )
+    by: Literal["uniform", "uncertainty"] = Field("uniform", description="all alike, or the more, the less is known")
 
 
 class DiversityConfig(_Part):
@@ -113,9 +109,7 @@ class WishesConfig(_Part):
 
 
 class ReasonsConfig(_Part):
-    language: Literal["en", "de", "nl", "fr", "es"] = Field(
-        "en", description="of the words why an item is in a list: en, de, nl, fr, es"
-    )
+    language: Literal["en", "de", "nl", "fr", "es"] = Field("en", description="of reasons: en, de, nl, fr, es")
     rows: int = Field(10, ge=0, description="the first rows of a list that say what of the history and of the model")
     studied: int = Field(500, ge=0, description="users on whom it is measured, once a model, whether reasons are true")
 
@@ -209,9 +203,7 @@ class MaintainConfig(_Part):
     min_files: int = Field(8, ge=2, description="small files of a partition from which on that is worth it")
     checkpoint_every: int = Field(10, ge=1, description="commits of a table after which its log gets a checkpoint")
     grace_days: float = Field(7, ge=1, description="nothing that is younger is ever deleted, days")
-    drop_days: dict[str, int] = Field(
-        {}, description="table -> days after which its run_dates are dropped; empty: they are kept"
-    )
+    drop_days: dict[str, int] = Field({}, description="table -> days until its run_dates are dropped; empty: never")
 
 
 class AirflowConfig(_Part):

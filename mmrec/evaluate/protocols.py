@@ -157,18 +157,13 @@ def restrict(fold: Fold, keep_target: np.ndarray, catalogue: np.ndarray | None =
     keep = keep_target[fold.target_item]
     case = np.repeat(np.arange(fold.n_cases), np.diff(fold.target_ptr))
     count = np.bincount(case[keep], minlength=fold.n_cases)
-    stay = count > 0
-    size = np.diff(fold.hist_ptr)
-    return replace(
+    kept = replace(
         fold,
-        case_user=fold.case_user[stay],
-        case_at_us=fold.case_at_us[stay],
-        hist_ptr=np.concatenate([[0], np.cumsum(size[stay])]).astype(np.int64),
-        hist_row=fold.hist_row[np.repeat(stay, size)],
-        target_ptr=np.concatenate([[0], np.cumsum(count[stay])]).astype(np.int64),
+        target_ptr=np.concatenate([[0], np.cumsum(count)]).astype(np.int64),
         target_item=fold.target_item[keep],
         catalogue=fold.catalogue if catalogue is None else catalogue,
     )
+    return kept.some(count > 0)
 
 
 def tune(
