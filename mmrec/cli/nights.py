@@ -108,7 +108,8 @@ def bench(
                                         "embed: encoders beside sentence-transformers and torch; "
                                         "train: training beside RecTools; topk: exact top K beside four "
                                         "libraries; recommend: a night's scoring, part by part; "
-                                        "slate: what rules, diversity and draws cost beside the search")],
+                                        "slate: what rules, diversity and draws cost beside the search; "
+                                        "features: the feature job beside SQL by hand in DuckDB")],
     rounds: Annotated[int, typer.Option(min=1, help="of each side, interleaved; bench recommend has one")] = 3,
     rows: Annotated[int, typer.Option(min=1, help="rows of a commit, of bench lake")] = 1_000_000,
     source: Annotated[Path | None, typer.Option(help="films as MovieLens has them, of bench embed; Amazon sequences, "
@@ -126,7 +127,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure a hot path beside its peers, after a check that all give the same answer."""
-    from mmrec.bench import embed, jvm, lake, recommend, slate, topk, train
+    from mmrec.bench import embed, features, jvm, lake, recommend, slate, topk, train
 
     films = {"source": source, "texts": texts, "pictures": pictures, "threads": threads}
     timed = {"source": source, "threads": threads, "seconds": seconds, "minutes": minutes,
@@ -135,7 +136,7 @@ def bench(
              "train": partial(train.bench, **timed),
              "topk": partial(topk.bench, users=users or 8192, items=items, threads=threads),
              "recommend": lambda _, tell: recommend.bench(tell, users=users or 100_000, items=items, threads=threads),
-             "slate": partial(slate.bench, users=users or 100_000, items=items),
+             "slate": partial(slate.bench, users=users or 100_000, items=items), "features": features.bench,
              }  # fmt: skip
     if name not in rooms:
         raise InputError("no such benchmark", where="bench", value=name, valid=list(rooms), next="mmrec bench jvm")
