@@ -32,9 +32,7 @@ class SourceConfig(_Part):
     max_bad_share: float = Field(0.5, description="a delivery with a larger share of bad rows stops the night")
     min_share: float = Field(0.1, description="a delivery below this share of the median of three stops the night")
     gone: tuple[str, ...] = Field((), description="columns that the source delivers no more, as items.text")
-    media_hosts: tuple[str, ...] = Field(
-        (), description="hosts whose media are fetched by URL: cdn.shop.com, *.shop.com, cdn.shop.com:8443"
-    )
+    media_hosts: tuple[str, ...] = Field((), description="hosts whose media are fetched: a.com, *.a.com, a.com:8443")
     media_minutes: float = Field(60, gt=0, description="of a night that go into fetching; the rest waits, minutes")
     expect: tuple[str, ...] = Field(
         (), description="files that a night under Airflow waits for, below root; {day}: the last day before run_date"
@@ -119,6 +117,7 @@ class ContentConfig(_Part):
     text_fields: Literal["joined", "separate"] = Field(
         "joined", description="joined: title, categories and text are one text; separate: two, and their mean"
     )
+    knowledge: int = Field(0, ge=0, description="size of vectors of what silver.relations say of items; 0: none")
     images: Literal["first", "mean"] = Field(
         "first", description="what stands for an item with several pictures: the first that is good, or their mean"
     )

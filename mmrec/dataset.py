@@ -19,8 +19,11 @@ from mmrec.errors import QualityError
 from mmrec.lake.session import session
 from mmrec.models import splits
 from mmrec.models.data import Fold, Items, Log
+from mmrec.models.knowledge import Knowledge
 from mmrec.models.tables import items_from, log_from
 from mmrec.served import encoders
+
+_RELATIONS = "silver.relations"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Data:
     """What is learned from: dense views as of a run_date, and where they came from.
 
     Attributes:
-        rows: of the items, in their order: item_id, and the keys of their contents.
+        rows: of the items, in their order: item_id, the keys of their contents, and their entities.
+        knowledge: of their entities; None: the settings ask for none, or nothing is known.
         fields: modality -> which of an item's contents are its own, see models/fields.py.
         left_out: suspects and interactions that `train.exclude_suspects` kept out; empty where it is off.
     """
@@ -39,6 +43,7 @@ class Data:
     tables: dict[str, int]
     encoders: dict[str, str]
     fields: dict[str, str]
+    knowledge: Knowledge | None = None
     left_out: dict[str, int] = field(default_factory=dict)
 
 
@@ -50,8 +55,10 @@ def dataset(night: Night) -> Data:
         from mmrec.lake.content import text_key
 
         lake, spark, as_of = night.lake, session(night.config.engine, night.config.spark), night.as_of
-        names = ("silver.interactions", "silver.items", "silver.item_groups", "gold.item_embeddings")
-        tables = {n: lake.pin(n) for n in names} if night.again is None else {n: night.again.tables[n] for n in names}
+        names = ("silver.interactions", "silver.items", "silver.item_groups", "gold.item_embeddings", _RELATIONS)
+        # one that is made again may be of before models knew entities
+        tables = {n: lake.pin(n) for n in names} if night.again is None else {
+            n: night.again.tables[n] for n in names if n != _RELATIONS or n in night.again.tables}  # fmt: skip
         seen = asof.interactions(lake.frame(spark, "silver.interactions", tables["silver.interactions"]), as_of)
         rows, left_out = seen.toArrow(), {}
         if night.config.train.exclude_suspects:
@@ -64,6 +71,13 @@ def dataset(night: Night) -> Data:
                         "interactions": rows.num_rows - kept.num_rows}  # fmt: skip
             rows = kept
         known = asof.items(lake.frame(spark, "silver.items", tables["silver.items"]), as_of, on_offer=False).toArrow()
+        entities: dict[str, list[str]] = {}
+        if _RELATIONS in tables:
+            linked = asof.entities(lake.frame(spark, _RELATIONS, tables[_RELATIONS]), as_of).toArrow()
+            entities = dict(zip(*(linked[c].to_pylist() for c in ("item_id", "entities")), strict=True))
+        own = [entities.get(i) for i in known["item_id"].to_pylist()]
+        known = known.append_column("entities", pa.array(own, pa.list_(pa.string())))
+        knowledge = Knowledge.fit(own, night.config.content.knowledge)
         texts = list(zip(*(known[c].to_pylist() for c in ("title", "categories", "text")), strict=True))
         whole = pa.array([text_key(content_text(*t)) for t in texts], pa.string())
         apart = pa.array([[text_key(f) for f in fields_of(*t)] or None for t in texts], pa.list_(pa.string()))
@@ -77,10 +91,10 @@ def dataset(night: Night) -> Data:
         versions = {m: v for m, v in versions.items() if v in set(vectors["encoder_version"].unique().to_pylist())}
         twins = lake.arrow("silver.item_groups", tables["silver.item_groups"], columns=["item_id", "group_id"])
         groups, fields = dict(zip(*(c.to_pylist() for c in twins), strict=True)), night.config.content.fields
-        items = items_from(known, vectors, versions, groups, fields)
-        keys = [c for c in known.column_names if c == "item_id" or c.endswith("_sha256")]
+        items = items_from(known, vectors, versions, groups, fields, knowledge)
+        keys = [c for c in known.column_names if c in ("item_id", "entities") or c.endswith("_sha256")]
         about = known.select(keys).sort_by("item_id")
-        night._data = Data(items, log_from(rows, items), about, tables, versions, fields, left_out)  # type: ignore[attr-defined]
+        night._data = Data(items, log_from(rows, items), about, tables, versions, fields, knowledge, left_out)  # type: ignore[attr-defined]
     return night._data  # type: ignore[attr-defined]
 
 

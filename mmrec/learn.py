@@ -189,7 +189,7 @@ def export(night: Night) -> dict[str, Any]:
     bundle = folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
     length = night.config.night.sequence_length
-    spec = trained.exported(model, data.items, data.log, served(data, night), bundle, length)
+    spec = trained.exported(model, data.items, data.log, served(data, night), bundle, length, data.knowledge)
     again = _second(night)
     staged = {} if again is None else {"second_stage": again.export(bundle)}
     used = {m: v for m, v in data.encoders.items() if m in spec.get("content_dims", {})}

@@ -134,7 +134,7 @@ def plan(night: Night) -> dict[str, Any]:
         | drawn
         | follows.of_bundle(config, bundle, night.run_date)
         | follows.of_canary(config, night.as_of, night.run_date)
-        | {"zone": config.zone, "suspects": config.suspects.model_dump(), "rules": ruled,
+        | {"zone": config.zone, "entities": True, "suspects": config.suspects.model_dump(), "rules": ruled,
            "reasons": config.reasons.model_dump(exclude={"studied"}), "wishes": config.wishes.model_dump()},
         fences=fences,
         code=mmrec.__version__,
@@ -147,39 +147,19 @@ def plan(night: Night) -> dict[str, Any]:
 
 def features(night: Night) -> dict[str, Any]:
     """Write the day's user_sequences and item_features from the pinned silver tables, and who is suspect."""
-    from mmrec.features import asof, sequences, suspects, windows
+    from mmrec.features import fused, suspects
 
     m, lake = night.manifest, night.lake
     if m.late:
         return {"late": m.late}
     spark = session(night.config.engine, night.config.spark)
-    frames = {k: lake.frame(spark, f"silver.{k}", m.tables[f"silver.{k}"]) for k in ("interactions", "items", "users")}
-    interactions = asof.interactions(frames["interactions"], m.moment)
-    items = asof.items(frames["items"], m.moment)
-    users, left = (asof.users(frames["users"], m.moment, here=here) for here in (True, False))
-    asked, wishes = m.tables.get("silver.wishes"), None
-    if asked is not None:  # a manifest of an earlier release pins none
-        wishes = asof.wishes(lake.frame(spark, "silver.wishes", asked), m.moment)
-    theirs = interactions.join(left.select("user_id"), "user_id", "left_anti")  # who left gets no list
-    social = None
-    if _asks_social(m):
-        edges = asof.edges(lake.frame(spark, "silver.relations", m.tables["silver.relations"]), m.moment)
-        social = sequences.social(theirs, edges, m.moment, m.config["candidates"])
-    made = {
-        "gold.user_sequences": sequences.user_sequences(
-            theirs, users, m.day, m.moment, m.config["sequence_length"], m.run_id, wishes, social
-        ),
-        "gold.item_features": windows.item_features(
-            interactions,
-            items,
-            m.day,
-            m.moment,
-            m.config["half_life_days"],
-            m.run_id,
-            _text_fields(m),
-            attributes="rules" in m.config,
-        ),
-    }
+    kinds = ["interactions", "items", "users"]
+    if _asks_social(m) or m.config.get("entities"):
+        kinds.append("relations")
+    if "silver.wishes" in m.tables:  # a manifest of an earlier release pins none
+        kinds.append("wishes")
+    silver = {k: lake.frame(spark, f"silver.{k}", m.tables[f"silver.{k}"]) for k in kinds}
+    made, interactions = fused.fused(silver, m.day, m.moment, m.config, m.run_id, _text_fields(m))
     counts = {
         name: commit.write(
             night.out,

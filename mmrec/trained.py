@@ -17,6 +17,7 @@ from typing import Any
 
 from mmrec.config import Config
 from mmrec.models.data import Fold, Items, Log
+from mmrec.models.knowledge import KNOWLEDGE, Knowledge
 
 
 def new(config: Config) -> Callable[[dict[str, Any]], Any]:
@@ -55,11 +56,14 @@ def kept(folder: Path) -> Any:
     return (Rival if rival else Champion).load(folder)
 
 
-def exported(model: Any, items: Items, log: Log, fold: Fold, folder: Path, length: int) -> dict[str, Any]:
+def exported(
+    model: Any, items: Items, log: Log, fold: Fold, folder: Path, length: int, knowledge: Knowledge | None = None
+) -> dict[str, Any]:
     """Write a model's files of a bundle.
 
     Args:
         fold: cases whose histories graphs are compared on. length: events of a history that a night keeps.
+        knowledge: what items' vectors of that modality were made by.
 
     Returns: fields for bundle.json, `kind` among them.
 
@@ -69,8 +73,11 @@ def exported(model: Any, items: Items, log: Log, fold: Fold, folder: Path, lengt
     from mmrec.train.export_rival import export_rival
     from mmrec.train.fit import Champion
 
-    if not isinstance(model, Champion):
-        return export_rival(model, items, log, fold, folder, length)
-    spec = export(model, items, log, fold, folder)
-    (folder / "curves.json").write_text(json.dumps(model.curves))
-    return {"kind": "two_tower"} | spec
+    if isinstance(model, Champion):
+        spec = {"kind": "two_tower"} | export(model, items, log, fold, folder)
+        (folder / "curves.json").write_text(json.dumps(model.curves))
+    else:
+        spec = export_rival(model, items, log, fold, folder, length)
+    if knowledge is not None and KNOWLEDGE in spec.get("content_dims", {}):
+        knowledge.save(folder)
+    return spec

@@ -59,6 +59,14 @@ def edges(df: DataFrame, as_of: datetime) -> DataFrame:
     return known.select("subject_id", "object_id").distinct()
 
 
+def entities(df: DataFrame, as_of: datetime) -> DataFrame:
+    """item_id and entities, what was known of an item before `as_of`: `relation=entity`, ascending, each once."""
+    known = df.where((F.col("kind") == "item") & (F.col("available_at") < F.lit(as_of)))
+    entity = F.concat(F.col("relation"), F.lit("="), F.col("object_id"))
+    own = known.groupBy(F.col("subject_id").alias("item_id"))
+    return own.agg(F.sort_array(F.collect_set(entity)).alias("entities"))
+
+
 def _newest(df: DataFrame, *key: str, then: tuple[str, ...] = ()) -> DataFrame:
     order = Window.partitionBy(*key).orderBy(*(F.col(c).desc() for c in ("available_at", *then, "row_hash")))
     return df.withColumn("_n", F.row_number().over(order)).where(F.col("_n") == 1).drop("_n")

@@ -56,7 +56,7 @@ def _fields() -> Column:
 
 def item_features(
     interactions: DataFrame, items: DataFrame, run_date: date, as_of: datetime, half_life_days: float, run_id: str,
-    text_fields: str = "joined", attributes: bool = False,
+    text_fields: str = "joined", attributes: bool = False, entities: DataFrame | None = None,
 ) -> DataFrame:  # fmt: skip
     """Rows of gold.item_features.
 
@@ -65,6 +65,7 @@ def item_features(
         as_of: aware instant, exclusive. half_life_days: days after which an event counts half.
         text_fields: "separate": the keys of two texts too. "joined": texts_sha256 is null.
         attributes: whether items' attributes are kept; else they are null, as before there were rules.
+        entities: what asof.entities gives; None: the column is null, as before models knew of them.
 
     Returns: one row an item of `items`, unordered; popularity_micro sums floor(1e6 * 2^(-whole days / half-life))
         over the item's users, each by their latest event; windows are `[as_of - n days, as_of)`.
@@ -72,26 +73,30 @@ def item_features(
     now = F.lit(micros(as_of)).cast("bigint")
     events = interactions.select("user_id", "item_id", F.unix_micros("event_ts").alias("us"))
     age = now - F.col("us")
-    counts = events.groupBy("item_id").agg(
-        F.count(F.lit(1)).alias("n_interactions"),
-        F.count_distinct("user_id").alias("n_users"),
-        *(F.count(F.when(age <= days * _DAY, F.lit(1))).alias(f"n_{days}d") for days in (7, 30, 90)),
+    ago = {f"n_{days}d": F.count(F.when(age <= days * _DAY, F.lit(1))) for days in (7, 30, 90)}
+    # a row a user and item first: who had it, when last, and how often come out of one pass
+    pairs = events.groupBy("user_id", "item_id").agg(
+        F.max("us").alias("us"), F.count(F.lit(1)).alias("n_interactions"), *(n.alias(c) for c, n in ago.items())
     )
-    latest = events.groupBy("user_id", "item_id").agg(F.max("us").alias("us"))
     # beyond the table a weight is below half a millionth of a user
     reach = int(half_life_days * 21) + 2
     weights = F.lit([int(1e6 * 0.5 ** (d / half_life_days)) for d in range(reach)])
     # integer division: as doubles, a microsecond before midnight rounds up to the next day on old events
     day = F.expr(f"age_us div {_DAY}")
-    decayed = latest.withColumn("age_us", age).select(
+    decayed = pairs.withColumn("age_us", age).select(
         "item_id",
+        "n_interactions",
+        *ago,
         F.when(day < reach - 1, F.element_at(weights, F.least(day, F.lit(reach - 1)).cast("int") + 1))
         .otherwise(F.lit(0))
         .cast("bigint")
-        .alias("w"),
+        .alias("popularity_micro"),
     )
-    popularity = decayed.groupBy("item_id").agg(F.sum("w").alias("popularity_micro"))
-    rows = items.join(counts, "item_id", "left").join(popularity, "item_id", "left")
+    summed = ("n_interactions", *ago, "popularity_micro")
+    counts = decayed.groupBy("item_id").agg(F.count(F.lit(1)).alias("n_users"), *(F.sum(c).alias(c) for c in summed))
+    rows = items.join(counts, "item_id", "left")
+    if entities is not None:
+        rows = rows.join(entities, "item_id", "left")
     zero = ("n_interactions", "n_users", "n_7d", "n_30d", "n_90d", "popularity_micro")
     made = rows.select(
         F.lit(run_date).alias("run_date"),
@@ -104,6 +109,7 @@ def item_features(
         "image_sha256",
         "images_sha256",
         "audio_sha256",
+        (F.lit(None) if entities is None else F.col("entities")).cast("array<string>").alias("entities"),
         *(F.coalesce(F.col(c), F.lit(0)).alias(c) for c in zero),
         F.unix_micros("valid_from").alias("available_us"),
         F.lit(run_id).alias("run_id"),

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from mmrec.models.data import Items, Log, group_codes
 from mmrec.models.fields import USUAL, contents, pool_fields, pooling
+from mmrec.models.knowledge import KNOWLEDGE, Knowledge
 
 NEVER = np.iinfo(np.int64).max
 
@@ -56,16 +57,19 @@ def _keys(rows: pa.Table, modality: str, fields: Mapping[str, str]) -> list[list
 
 def items_from(
     rows: pa.Table, embeddings: pa.Table, versions: Mapping[str, str], groups: Mapping[str, str] | None = None,
-    fields: Mapping[str, str] = USUAL,
+    fields: Mapping[str, str] = USUAL, knowledge: Knowledge | None = None,
 ) -> Items:  # fmt: skip
     """`Items` of rows with item_id, categories, available_us, withdrawn_us and the columns of `content_of`.
 
     Args:
         fields: as of `content_of`.
         groups: item id -> group id of items that are listed twice; None: not known.
+        knowledge: gives the modality of that name, of a column `entities`; None: there is none.
     """
     rows = rows.sort_by("item_id")
     content, present = content_of(embeddings, versions, rows, fields)
+    if knowledge is not None:
+        content[KNOWLEDGE], present[KNOWLEDGE] = knowledge.vectors(rows["entities"].to_pylist())
     category = np.array([(c or [""])[0] for c in rows["categories"].to_pylist()], object)
     ids = rows["item_id"].to_pylist()
     return Items(

@@ -28,6 +28,7 @@ from mmrec import schema
 from mmrec.bundle.bundle import Bundle
 from mmrec.errors import QualityError
 from mmrec.lake.store import Lake
+from mmrec.models.knowledge import KNOWLEDGE, Knowledge
 from mmrec.models.stored import Stored
 from mmrec.models.tables import content_of, latest
 from mmrec.ort import session
@@ -145,6 +146,8 @@ def _items(
     )
     content, present = content_of(rows, versions, items, bundle.fields)
     dims: dict[str, int] = bundle.about["content_dims"]
+    if KNOWLEDGE in dims:
+        content[KNOWLEDGE], present[KNOWLEDGE] = Knowledge.load(bundle.folder).vectors(items["entities"].to_pylist())
     known = {item: i + 1 for i, item in enumerate(json.loads((bundle.folder / "item_map.json").read_text()))}
     feeds: dict[str, np.ndarray] = {
         "id_index": np.array([known.get(i, 0) for i in items["item_id"].to_pylist()], np.int64),
@@ -159,7 +162,7 @@ def _items(
                 valid=str(dim),
                 next="mmrec train --date D",
             )
-        if items[f"{k}_sha256"].null_count < items.num_rows and not present[k].any():
+        if k in versions and items[f"{k}_sha256"].null_count < items.num_rows and not present[k].any():
             there = lake.arrow("gold.item_embeddings", tables["gold.item_embeddings"], columns=["encoder_version"],
                                where=ds.field("modality") == k)  # fmt: skip
             found = sorted(set(there["encoder_version"].to_pylist()))

@@ -19,7 +19,7 @@ from mmrec.schema.silver import SILVER
 
 __all__ = ["DELIVERED", "TABLES", "Column", "Mode", "Rule", "Table", "features_fingerprint", "rules", "table"]
 
-_LATER = ("texts_sha256", "images_sha256", "attributes", "wishes", "social_item_ids")
+_LATER = ("texts_sha256", "images_sha256", "attributes", "wishes", "social_item_ids", "entities")
 TABLES: dict[str, Table] = {t.name: t for t in (*BRONZE, *SILVER, *GOLD, *OPS)}
 # the kinds of rows that sources deliver: each is bronze.<kind> and silver.<kind>
 DELIVERED = tuple(t.name.removeprefix("silver.") for t in SILVER if t.step == "validate")
@@ -50,9 +50,9 @@ def rules(name: str) -> list[tuple[Column, Rule]]:
 def features_fingerprint() -> str:
     """Digest of the definitions that training and scoring share: names and types of the feature tables.
 
-    Nullable columns that came later are left out: which keys of several contents a model takes stands in its bundle,
-    and one that was trained before they came takes none; no model reads an item's attributes, a user's wishes or what
-    friends had.
+    Nullable columns that came later are left out: which keys of several contents a model takes, and whether it knows
+    entities, stands in its bundle, and one that was trained before they came takes none; no model reads an item's
+    attributes, a user's wishes or what friends had.
     """
     tables = [table(n) for n in ("gold.user_sequences", "gold.item_features", "gold.item_embeddings")]
     early = [[c for c in t.columns if c.name not in _LATER or not c.nullable] for t in tables]

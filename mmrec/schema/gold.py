@@ -77,6 +77,8 @@ GOLD = (
             _c("images_sha256", "ARRAY<STRING>",
                "content keys of its pictures, in order, null where not found; null: it has but one", nullable=True),
             _c("audio_sha256", _STR, "content key of the sound", nullable=True),
+            _c("entities", "ARRAY<STRING>", "what silver.relations links it to as of run_date, relation=entity,"
+               " ascending; null: nothing, or before models knew of it", nullable=True),
             _c("n_interactions", "BIGINT", "events in the whole history"),
             _c("n_users", "BIGINT", "distinct users in the whole history"),
             _c("n_7d", "BIGINT", "events in the 7 days before as_of"),

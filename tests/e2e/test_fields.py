@@ -1,5 +1,5 @@
-"""Nights over a tiny world in which items have several pictures and texts are taken apart: what a model was trained on is
-what its nights are scored with, whatever the settings say since."""
+"""Nights over a tiny world in which items have several pictures, texts are taken apart and makers are known: what a model was
+trained on is what its nights are scored with, whatever the settings say since."""
 
 import json
 import shutil
@@ -36,10 +36,12 @@ def test_a_model_of_pooled_fields_serves_nights_that_replay_after_the_settings_m
     planted = plant(history)
     usual = (home / "mmrec.toml").read_text()
     chosen = usual.replace('# text_fields = "joined"', 'text_fields = "separate"').replace('# images = "first"', 'images = "mean"')
+    chosen = chosen.replace("# knowledge = 0", "knowledge = 8")
     (home / "mmrec.toml").write_text(chosen)
     first = json.loads(mmrec("run", "--home", str(home), "--date", FIRST, "--json", "--train").stdout)
     version = first["counts"]["training"]["register"]["model_version"]
     assert load(home / "bundles" / version).fields == load(home / "bundles" / version).about["fields"] == CHOSEN
+    assert load(home / "bundles" / version).about["content_dims"]["knowledge"] == 8
     lived = Lived(home, [first])
     assert lived.sql("select count(*) n from ops_quarantine where rule = 'image_missing' and occurrence = 2")[0]["n"] == planted
     item = lived.sql("select item_id from items where images_sha256 is not null order by 1 limit 1")[0]["item_id"]
@@ -56,6 +58,9 @@ def test_a_model_of_pooled_fields_serves_nights_that_replay_after_the_settings_m
     assert sum(r["images_sha256"] is not None for r in rows) > 0
     vectors = lake.arrow("gold.item_embeddings", columns=["content_sha256"])["content_sha256"].to_pylist()
     assert apart | {sha for r in rows for sha in r["images_sha256"] or () if sha} <= set(vectors)
+    assert sum(r["entities"] is not None for r in rows) == len(rows) > 0
+    made_of = {p for r in lake.day("gold.recommendations", date.fromisoformat(SECOND))["parts"].to_pylist() for p in r or ()}
+    assert made_of == {"behaviour", "text", "image", "audio", "knowledge", "popularity"}
     told = lived.json("run", "--date", SECOND, "--replay")
     assert told["content_hash"] == night["counts"]["publish"]["content_hash"]
     assert lived.json("verify")["ok"]

@@ -149,7 +149,7 @@ def naive_sequences(interactions, users):
     return made
 
 
-def naive_item_features(interactions, items):
+def naive_item_features(interactions, items, entities=None):
     made = []
     for item in sorted(items, key=lambda r: r["item_id"]):
         own = [r for r in interactions if r["item_id"] == item["item_id"]]
@@ -161,6 +161,7 @@ def naive_item_features(interactions, items):
         made.append({
             "run_date": DAY, "item_id": item["item_id"], "title": item["title"], "categories": item["categories"],
             "attributes": item["attributes"], "texts_sha256": None, "images_sha256": item.get("images_sha256"),
+            "entities": (entities or {}).get(item["item_id"]),
             "text_sha256": text and hashlib.sha256(text.encode()).hexdigest(), "image_sha256": item["image_sha256"],
             "audio_sha256": item["audio_sha256"], "n_interactions": len(own), "n_users": len(latest),
             "n_7d": within(own, 7), "n_30d": within(own, 30), "n_90d": within(own, 90),
@@ -206,6 +207,18 @@ def test_features_are_those_of_a_loop(spark, seed):
     assert any(r["n_interactions"] > LENGTH for r in made_users)
     assert any(not r["n_interactions"] for r in made_items)
     assert any(r["popularity_micro"] for r in made_items)
+
+
+def test_what_is_known_of_an_item_stands_beside_it_and_changes_nothing_else(spark):
+    interactions, items, _ = shop(7)
+    rng = random.Random(7)
+    known = {i: sorted({f"maker={rng.randrange(3)}", f"genre={rng.choice(NASTY)}"}, key=lambda e: e.encode()) for i in [*(r["item_id"] for r in naive_items(items)[::2]), "nowhere"]}
+    entities = spark.createDataFrame(pa.table({"item_id": list(known), "entities": list(known.values())}))
+    seen, offered = (read(frame(spark, f"silver.{n}", rows), NOW) for n, read, rows in (("interactions", asof.interactions, interactions), ("items", asof.items, items)))
+    made = windows.item_features(seen, offered, DAY, NOW, HALF_LIFE, "r", attributes=True, entities=entities)
+    want = naive_item_features(naive_interactions(interactions), naive_items(items), known)
+    assert rows_of("gold.item_features", made, "item_id") == want
+    assert 0 < sum(r["entities"] is not None for r in want) < len(want)
 
 
 SOON = st.sampled_from([NOW - timedelta(days=7), NOW - timedelta(days=7) - US, NOW - US, NOW, EPOCH, EPOCH - US, EPOCH - timedelta(days=1, microseconds=3)])
