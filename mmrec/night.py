@@ -147,34 +147,37 @@ def plan(night: Night) -> dict[str, Any]:
 
 def features(night: Night) -> dict[str, Any]:
     """Write the day's user_sequences and item_features from the pinned silver tables, and who is suspect."""
-    from mmrec.features import fused, suspects
+    from mmrec.features import asof, fused, suspects
+    from mmrec.lake.scratch import kept
 
     m, lake = night.manifest, night.lake
     if m.late:
         return {"late": m.late}
     spark = session(night.config.engine, night.config.spark)
-    kinds = ["interactions", "items", "users"]
+    kinds = ["items", "users"]
     if _asks_social(m) or m.config.get("entities"):
         kinds.append("relations")
     if "silver.wishes" in m.tables:  # a manifest of an earlier release pins none
         kinds.append("wishes")
     silver = {k: lake.frame(spark, f"silver.{k}", m.tables[f"silver.{k}"]) for k in kinds}
-    made, interactions = fused.fused(silver, m.day, m.moment, m.config, m.run_id, _text_fields(m))
-    counts = {
-        name: commit.write(
-            night.out,
-            name,
-            frame,
-            run_id=m.run_id,
-            pinned=night.fence(name),
-            partition=m.day,
-        ).rows
-        for name, frame in made.items()
-    }
-    if "suspects" in m.config:  # a manifest of an earlier release has no bounds
-        found = suspects.suspects(interactions, m.config["suspects"], m.day, m.run_id).toArrow()
-        commit.append(night.out, "ops.suspects", found, m.run_id)
-        counts["ops.suspects"] = found.num_rows
+    delivered = lake.frame(spark, "silver.interactions", m.tables["silver.interactions"])
+    with kept(night.out, "gold.user_sequences", asof.events(delivered, m.moment), m.run_id) as events:
+        made = fused.fused(events, silver, m.day, m.moment, m.config, m.run_id, _text_fields(m))
+        counts = {
+            name: commit.write(
+                night.out,
+                name,
+                frame,
+                run_id=m.run_id,
+                pinned=night.fence(name),
+                partition=m.day,
+            ).rows
+            for name, frame in made.items()
+        }
+        if "suspects" in m.config:  # a manifest of an earlier release has no bounds
+            found = suspects.suspects(events, m.config["suspects"], m.day, m.run_id).toArrow()
+            commit.append(night.out, "ops.suspects", found, m.run_id)
+            counts["ops.suspects"] = found.num_rows
     return counts
 
 

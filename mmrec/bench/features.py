@@ -260,11 +260,14 @@ def main(side: str, folder: str) -> None:
 
 def by_frames(spark: SparkSession, lake: Lake, out: Lake) -> list[stage.Stage]:
     """mmrec's side: the night's own frames, staged in `out`."""
+    from mmrec.features import asof
     from mmrec.features.fused import fused
+    from mmrec.lake.scratch import kept
 
     silver = {k: lake.frame(spark, f"silver.{k}", lake.version(f"silver.{k}")) for k in _KINDS}
-    made, _ = fused(silver, DAY, NOW, SETTINGS, "bench")
-    return [stage.stage(out, name, frame, "bench") for name, frame in made.items()]
+    with kept(out, _TARGETS[0], asof.events(silver["interactions"], NOW), "bench") as events:
+        made = fused(events, silver, DAY, NOW, SETTINGS, "bench")
+        return [stage.stage(out, name, frame, "bench") for name, frame in made.items()]
 
 
 def hashes(found: list[stage.Stage] | Path) -> dict[str, str]:

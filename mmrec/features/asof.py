@@ -11,15 +11,45 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
+
+_MANY = 1_000_000  # hashes, 8 bytes each, that every executor may be sent
+_EVENT = ("user_id", "item_id", "event_type", "event_ts")
 
 
 def interactions(df: DataFrame, as_of: datetime) -> DataFrame:
     """silver.interactions that happened and were delivered before `as_of`, one row an event."""
+    return _newest(_visible(df, as_of), *_EVENT)
+
+
+def events(df: DataFrame, as_of: datetime) -> DataFrame:
+    """user_id, item_id, event_type, event_ts and weight of `interactions`.
+
+    Nearly every event was delivered once. Which were not is found by counting hashes, at once, and only these, and what
+    shares a hash with them, are moved and ranked; where they are many, all are.
+    """
+    columns = (*_EVENT, "weight")
+    visible = _visible(df, as_of).select(*columns, "available_at", "row_hash")
+    counted = visible.select(_hash().alias("_key")).groupBy("_key").agg(F.count(F.lit(1)).alias("_n"))
+    again = counted.where(F.col("_n") > 1).select("_key").limit(_MANY + 1).toArrow()
+    if again.num_rows > _MANY:
+        return _newest(visible, *_EVENT).select(*columns)
+    if not again.num_rows:
+        return visible.select(*columns)
+    some, keyed = F.broadcast(df.sparkSession.createDataFrame(again)), visible.withColumn("_key", _hash())
+    once = keyed.join(some, "_key", "left_anti")
+    newest = _newest(keyed.join(some, "_key", "left_semi"), *_EVENT)
+    return once.select(*columns).unionByName(newest.select(*columns))
+
+
+def _hash() -> Column:
+    return F.xxhash64("user_id", "item_id", "event_type", F.unix_micros("event_ts"))
+
+
+def _visible(df: DataFrame, as_of: datetime) -> DataFrame:
     moment = F.lit(as_of)
-    visible = df.where((F.col("event_ts") < moment) & (F.col("available_at") < moment))
-    return _newest(visible, "user_id", "item_id", "event_type", "event_ts")
+    return df.where((F.col("event_ts") < moment) & (F.col("available_at") < moment))
 
 
 def items(df: DataFrame, as_of: datetime, on_offer: bool = True) -> DataFrame:

@@ -69,7 +69,7 @@ def written(folder: Path, kind: str, hot: int) -> pa.Table:
 
 def frames(spark: Any, folder: Path) -> dict[str, Any]:
     read = {n: spark.read.parquet(str(folder / f"{n}.parquet")) for n in ("interactions", "users", "items")}
-    events = asof.interactions(read["interactions"], NOW)
+    events = asof.events(read["interactions"], NOW)
     return {"user": sequences.user_sequences(events, read["users"], DAY, NOW, LENGTH, "r"),
             "item": windows.item_features(events, read["items"], DAY, NOW, HALF_LIFE, "r")}  # fmt: skip
 

@@ -173,12 +173,19 @@ def naive_item_features(interactions, items, entities=None):
 
 def build(spark, interactions, items, users, now=NOW):
     """Both tables the way a night makes them, as sorted rows."""
-    seen = asof.interactions(frame(spark, "silver.interactions", interactions), now)
+    seen = asof.events(frame(spark, "silver.interactions", interactions), now)
     offered = asof.items(frame(spark, "silver.items", items), now)
     known = asof.users(frame(spark, "silver.users", users), now)
     made = sequences.user_sequences(seen, known, DAY, now, LENGTH, "r")
     about = windows.item_features(seen, offered, DAY, now, HALF_LIFE, "r", attributes=True)
     return rows_of("gold.user_sequences", made, "user_id"), rows_of("gold.item_features", about, "item_id")
+
+
+EVENT_KEY = ("user_id", "item_id", "event_type", "event_ts")
+
+
+def values(row):
+    return tuple(row[c] for c in (*EVENT_KEY, "weight"))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -193,6 +200,26 @@ def test_asof_reader_keeps_what_a_loop_keeps(spark, seed):
     ):  # fmt: skip
         assert 0 < len(want) < len({"interactions": interactions, "items": items, "users": users}[name])
         assert rows_of(f"silver.{name}", made, "row_hash") == sorted(want, key=lambda r: r["row_hash"])
+
+
+def collide():
+    return F.pmod(F.xxhash64("user_id", "item_id", "event_type", F.unix_micros("event_ts")), F.lit(7))
+
+
+@pytest.mark.parametrize("how", ["as it is", "hashes collide", "too many to send", "no event comes twice"])
+def test_events_are_those_of_a_loop_whoever_was_delivered_again(spark, monkeypatch, how):
+    interactions, _, _ = shop(8)
+    if how == "no event comes twice":
+        interactions = list({tuple(r[c] for c in EVENT_KEY): r for r in interactions}.values())
+    if how == "hashes collide":
+        monkeypatch.setattr(asof, "_hash", collide)
+    if how == "too many to send":
+        monkeypatch.setattr(asof, "_MANY", 3)
+    events = asof.events(frame(spark, "silver.interactions", interactions), NOW).toArrow()
+    assert events.column_names == [*EVENT_KEY, "weight"]
+    want = naive_interactions(interactions)
+    assert sorted(map(values, events.to_pylist())) == sorted(map(values, want))
+    assert 0 < len(want) < len(interactions)
 
 
 @pytest.mark.parametrize("seed", [2, 3, 4])
