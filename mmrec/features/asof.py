@@ -3,8 +3,8 @@
 In: frames of silver tables, a moment (exclusive). Out: frames with one row an event, an item, a user, a wish.
 A later delivery of the same event, item or user is a newer version; the newest that was available wins, by
 (available_at, row_hash), so the order in which files arrived changes nothing.
-Trade-off: versions are resolved at every read with one window; keeping a resolved copy would be faster and could
-not answer for a day in the past.
+Trade-off: versions are resolved at every read; keeping a resolved copy would be faster and could not answer for a day
+in the past. Events, of which there are most, are ranked only where one was delivered twice.
 """
 
 from __future__ import annotations
