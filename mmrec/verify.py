@@ -54,7 +54,7 @@ def verify(config: Config, *, deep: bool = False) -> list[dict[str, Any]]:
     con = connect(lake)
     try:
         _rows(con, files, note)
-        _conserved(con, [k for k in schema.DELIVERED if {f"bronze.{k}", f"silver.{k}"} <= files.keys()], note)
+        _conserved(con, lake, [k for k in schema.DELIVERED if {f"bronze.{k}", f"silver.{k}"} <= files.keys()], note)
         _lists(con, lake, note)
     finally:
         con.close()
@@ -161,18 +161,22 @@ def _rows(con: duckdb.DuckDBPyConnection, files: dict[str, set[str]], note: Note
         note(f"rows of {t.name}", not broken, f"{rows:,} rows" if not broken else "; ".join(broken))
 
 
-def _conserved(con: duckdb.DuckDBPyConnection, kinds: list[str], note: Note) -> None:
-    """A delivered row is kept, or held with its reason; one that was brought back is both, and counts as kept."""
+def _conserved(con: duckdb.DuckDBPyConnection, lake: Lake, kinds: list[str], note: Note) -> None:
+    """A delivered row is kept, or held with its reason; one that was brought back is both, and counts as kept. A row
+    that came after the last validation waits for the next."""
     for kind in kinds:
-        raw, kept, held = con.execute(f"""
-            SELECT (SELECT count(*) FROM bronze_{kind}), (SELECT count(*) FROM {kind}),
-              (SELECT count(*) FROM bronze_{kind} b
-               WHERE NOT (b.occurrence = 0 AND EXISTS (SELECT 1 FROM {kind} s WHERE s.row_hash = b.row_hash))
-                 AND EXISTS (SELECT 1 FROM ops_quarantine q WHERE q.table_name = 'bronze.{kind}'
-                             AND q.row_hash = b.row_hash AND q.occurrence = b.occurrence))""").fetchall()[0]
+        con.execute(f"""CREATE OR REPLACE TEMP VIEW judged AS SELECT b.row_hash, b.occurrence,
+              b.occurrence = 0 AND EXISTS (SELECT 1 FROM {kind} s WHERE s.row_hash = b.row_hash) AS kept,
+              EXISTS (SELECT 1 FROM ops_quarantine q WHERE q.table_name = 'bronze.{kind}'
+                      AND q.row_hash = b.row_hash AND q.occurrence = b.occurrence) AS held FROM bronze_{kind} b""")
+        raw, kept, held = con.execute(f"""SELECT (SELECT count(*) FROM judged), (SELECT count(*) FROM {kind}),
+              (SELECT count(*) FROM judged WHERE held AND NOT kept)""").fetchall()[0]
+        waits = _waiting(con, lake, kind) if raw > kept + held else 0
         told = f"{raw:,} = {kept:,} kept + {held:,} quarantined"
-        note(f"every row of bronze.{kind} is kept or quarantined", raw == kept + held,
-             told if raw == kept + held else f"{told} + {raw - kept - held:,} that are in neither")  # fmt: skip
+        told += f" + {waits:,} that wait for the next validation" if waits else ""
+        lost = raw - kept - held - waits
+        note(f"every row of bronze.{kind} is kept or quarantined", lost == 0,
+             told if lost == 0 else f"{told} + {lost:,} that are in neither")
         (foreign,) = con.execute(f"""SELECT count(*) FROM {kind} s ANTI JOIN (SELECT row_hash FROM bronze_{kind}
             WHERE occurrence = 0) b ON b.row_hash = s.row_hash""").fetchall()[0]
         note(f"every row of silver.{kind} was delivered", foreign == 0, f"{foreign} rows came from nowhere")
@@ -180,6 +184,24 @@ def _conserved(con: duckdb.DuckDBPyConnection, kinds: list[str], note: Note) -> 
             ANTI JOIN bronze_{kind} b ON b.row_hash = q.row_hash AND b.occurrence = q.occurrence
             WHERE q.table_name = 'bronze.{kind}'""").fetchall()[0]
         note(f"every verdict on {kind} is of a delivered row", ghosts == 0, f"{ghosts} of rows that are not there")
+
+
+def _waiting(con: duckdb.DuckDBPyConnection, lake: Lake, kind: str) -> int:
+    """Rows in neither that the last validation on record has not read: a night is between its ingest and the next."""
+    if not lake.exists("ops.steps"):
+        return 0
+    query = """SELECT max_by("read", finished_at) FROM ops_steps WHERE step = 'validate'"""
+    (read,) = con.execute(query).fetchall()[0]
+    key = ["row_hash", "occurrence"]
+    try:
+        version = json.loads(read or "{}").get(f"bronze.{kind}", 0)  # version 0 is the empty table
+        con.register("validated", lake.arrow(f"bronze.{kind}", version, columns=key))
+    except Expired:
+        return 0
+    query = f"SELECT count(*) FROM judged ANTI JOIN validated USING ({', '.join(key)}) WHERE NOT kept AND NOT held"
+    (n,) = con.execute(query).fetchall()[0]
+    con.unregister("validated")
+    return int(n)
 
 
 def _lists(con: duckdb.DuckDBPyConnection, lake: Lake, note: Note) -> None:
