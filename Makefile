@@ -19,9 +19,10 @@ up: .venv/installed
 down: .venv/installed
 	$(BIN)/python infra/local/stack.py down --home $(DEMO_HOME)
 
+# a file's tests stay in one process, because they share what took long to make
 test: lint
-	$(BIN)/python -m pytest --engine spark
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --engine spark --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # what takes an hour: nights under a real Airflow on SQLite and on PostgreSQL, with kills; figures to docs/evidence
 soak: .venv/installed

@@ -48,6 +48,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if wanted(item)]
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the harness of tests/faults tried, in whichever process."""
+    reports = [r for some in terminalreporter.stats.values() for r in some if getattr(r, "when", None) == "call"]
+    lines = [f"{what}: {count}" for r in reports if "faults" in r.nodeid for what, count in r.user_properties]
+    if lines:
+        terminalreporter.section("faults tried")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest) -> str:
     return request.config.getoption("--engine")

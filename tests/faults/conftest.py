@@ -1,4 +1,4 @@
-"""The preloaded library, compiled once; what the harness tried is printed at the end of the test run."""
+"""The preloaded library, compiled once; what the harness tried, which the end of the test run prints."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import pytest
 
 from tests.faults import preload
 
-_TRIED: list[str] = []
-
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -18,17 +16,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tried(record_property: pytest.RecordProperty) -> object:
-    """`tried(what, n)`: a line of the summary, and a property of the test."""
+    """`tried(what, n)`: a property of the test, and by it a line of the summary."""
 
     def note(what: str, count: object) -> None:
-        record_property(what, count)
-        _TRIED.append(f"{what}: {count}")
+        record_property(what, str(count))
 
     return note
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _TRIED:
-        terminalreporter.section("faults tried")
-        for line in _TRIED:
-            terminalreporter.write_line(line)

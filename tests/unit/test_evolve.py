@@ -630,7 +630,7 @@ def test_the_command_shows_what_it_would_do_does_it_and_then_has_nothing_to_do(h
         assert (shown.exit_code, told["applied"]) == (0, False)
         assert [(t["table"], [s["kind"] for s in t["steps"]], t["left"]) for t in told["tables"]] == [
             (LIST.name, ["rename", "rename", "widen", "widen", "relax", "drop"], [])]  # fmt: skip
-        text = CliRunner().invoke(cli.app, words, env={"COLUMNS": "160"}).stdout
+        text = CliRunner().invoke(cli.app, words, env={"COLUMNS": "400"}).stdout
         for part in ("gold.recommendations", "customer", "rename, declared in 0.3.0", f"mmrec migrate --apply --home {home}"):
             assert part in text
         assert Lake(home / "lake").versions() == versions
