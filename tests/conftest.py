@@ -5,6 +5,7 @@ can change: tests that ask for the `spark` fixture, and those marked `engines`, 
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from mmrec.lake.session import ENGINES, session, stop
 
 NIGHTS = ("2026-03-02", "2026-03-03", "2026-03-04", "2026-03-05")
 
+
+# A process of many is told a terminal's size, and a console that is made then keeps it, whatever a test says later.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 # An example that asks an engine is a job or two. They cost the embedded engine some 50 ms and Spark ten times that, so
 # tests that take their count from the profile get fewer there; what is drawn is the same kind of rows, and each of

@@ -109,11 +109,14 @@ def bench(
                                         "train: training beside RecTools; topk: exact top K beside four "
                                         "libraries; recommend: a night's scoring, part by part; "
                                         "slate: what rules, diversity and draws cost beside the search; "
-                                        "features: the feature job beside SQL by hand in DuckDB")],
-    rounds: Annotated[int, typer.Option(min=1, help="of each side, interleaved; bench recommend has one")] = 3,
+                                        "features: the feature job beside SQL by hand in DuckDB; "
+                                        "ratings: the rating head beside biases, factors and neighbours")],
+    rounds: Annotated[int, typer.Option(min=1, help="of each side, interleaved; bench recommend has one; "
+                                                     "seeds, of bench ratings")] = 3,
     rows: Annotated[int, typer.Option(min=1, help="rows of a commit, of bench lake")] = 1_000_000,
-    source: Annotated[Path | None, typer.Option(help="films as MovieLens has them, of bench embed; Amazon sequences, "
-                                                     "of bench train")] = None,
+    source: Annotated[Path | None, typer.Option("--source", "--root",
+                                                help="films as MovieLens has them, of bench embed and ratings; Amazon "
+                                                     "sequences, of bench train")] = None,
     texts: Annotated[int, typer.Option(min=1, help="distinct texts, of bench embed")] = 50_000,
     pictures: Annotated[int, typer.Option(min=1, help="distinct pictures, of bench embed")] = 2_000,
     threads: Annotated[int, typer.Option(min=1, help="of every side, but of bench jvm and lake")] = 2,
@@ -127,7 +130,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure a hot path beside its peers, after a check that all give the same answer."""
-    from mmrec.bench import embed, features, jvm, lake, recommend, slate, topk, train
+    from mmrec.bench import embed, features, jvm, lake, ratings, recommend, slate, topk, train
 
     films = {"source": source, "texts": texts, "pictures": pictures, "threads": threads}
     timed = {"source": source, "threads": threads, "seconds": seconds, "minutes": minutes,
@@ -137,11 +140,14 @@ def bench(
              "topk": partial(topk.bench, users=users or 8192, items=items, threads=threads),
              "recommend": lambda _, tell: recommend.bench(tell, users=users or 100_000, items=items, threads=threads),
              "slate": partial(slate.bench, users=users or 100_000, items=items), "features": features.bench,
-             }  # fmt: skip
+             "ratings": partial(ratings.bench, root=source)}  # fmt: skip
     if name not in rooms:
         raise InputError("no such benchmark", where="bench", value=name, valid=list(rooms), next="mmrec bench jvm")
     with progress(err, as_json) as tell:
         told = rooms[name](rounds, tell)
+    if name == "ratings" and not as_json:
+        out.print(ratings.table(told))
+        return
     show_json(told) if as_json else screen.print_counts(out, f"bench {name}", told)
 
 
