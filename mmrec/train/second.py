@@ -33,6 +33,7 @@ from mmrec.models.data import Fold, Items, Log
 from mmrec.models.pairs import Facts, features, source_of
 from mmrec.models.sketch import sketched
 from mmrec.models.sources import Sources
+from mmrec.models.traits import KINDS
 from mmrec.ort import session
 from mmrec.topk.exact import TopK, select
 from mmrec.topk.seen import Seen
@@ -45,6 +46,14 @@ _CASES = 32_768  # of all folds together, evenly spaced
 _BLOCK = 256
 _SCALE = 1e-4  # of the values' spread: fp32 in another order of operations
 _GRAPH = "second.onnx"
+
+
+def _liked(name: str) -> bool:
+    return name.endswith("_like")
+
+
+def _lift(name: str) -> bool:
+    return source_of(name) in KINDS and not _liked(name)
 
 
 class _Net(nn.Module):
@@ -229,6 +238,10 @@ def _fit(gathered: _Gathered, names: Sequence[str], depth: int, length: int, see
     seen_RF = x_BCF[~held_B][there_BC[~held_B]] if (~held_B).any() else x_BCF[there_BC]
     net.mean.copy_(torch.from_numpy(seen_RF.mean(0, dtype=np.float64).astype(np.float32)))
     spread_F = seen_RF.std(0, dtype=np.float64)
+    # all lifts are in one unit, and so is all that is liked: what says little stays little
+    for unit in (_lift, _liked):
+        own = [n for n, name in enumerate(names) if unit(name)]
+        spread_F[own] = spread_F[own].max(initial=0)
     net.spread.copy_(torch.from_numpy(np.where(spread_F > 1e-6, spread_F, 1).astype(np.float32)))
     sides = [_Side(*(torch.from_numpy(a[m]) for a in (x_BCF, there_BC, wanted_BC))) for m in (~held_B, held_B)]
     epochs, loss = _learned(net, *sides, seed)
