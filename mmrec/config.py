@@ -27,7 +27,7 @@ class SourceConfig(_Part):
     spec: str = Field("builtin", description="builtin, movielens-small, movielens-..., amazon, or files")
     root: Path | None = Field(None, description="folder of the source; null: the home's own, or downloaded")
     seed: int = Field(0, description="seed of the built-in world")
-    size: str = Field("small", description="size of the built-in world: tiny or small")
+    size: str = Field("small", description="size of the built-in world: tiny, small or rich")
     earliest: str = Field("1990-01-01", description="events before this day are quarantined")
     max_bad_share: float = Field(0.5, description="a delivery with a larger share of bad rows stops the night")
     min_share: float = Field(0.1, description="a delivery below this share of the median of three stops the night")
@@ -100,6 +100,9 @@ class CandidatesConfig(_Part):
 
 class SecondStageConfig(_Part):
     depth: int = Field(0, ge=0, le=1000, description="first candidates that a second model puts in order; 0: none does")
+    sources: tuple[Literal["attributes", "context", "reviews", "social", "knowledge"], ...] = Field(
+        ("attributes", "context", "reviews", "social", "knowledge"), description="what it looks at beside behaviour"
+    )
 
 
 class WishesConfig(_Part):

@@ -20,10 +20,11 @@ from mmrec.lake.session import session
 from mmrec.models import splits
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.knowledge import Knowledge
+from mmrec.models.sources import Sources
 from mmrec.models.tables import items_from, log_from
 from mmrec.served import encoders
 
-_RELATIONS = "silver.relations"
+_RELATIONS, _USERS = "silver.relations", "silver.users"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Data:
     Attributes:
         rows: of the items, in their order: item_id, the keys of their contents, and their entities.
         knowledge: of their entities; None: the settings ask for none, or nothing is known.
+        sources: what is known of users beside behaviour; None: no second stage looks at it.
         fields: modality -> which of an item's contents are its own, see models/fields.py.
         left_out: suspects and interactions that `train.exclude_suspects` kept out; empty where it is off.
     """
@@ -44,6 +46,7 @@ class Data:
     encoders: dict[str, str]
     fields: dict[str, str]
     knowledge: Knowledge | None = None
+    sources: Sources | None = None
     left_out: dict[str, int] = field(default_factory=dict)
 
 
@@ -55,7 +58,9 @@ def dataset(night: Night) -> Data:
         from mmrec.lake.content import text_key
 
         lake, spark, as_of = night.lake, session(night.config.engine, night.config.spark), night.as_of
-        names = ("silver.interactions", "silver.items", "silver.item_groups", "gold.item_embeddings", _RELATIONS)
+        wide = bool(night.config.second_stage.depth and night.config.second_stage.sources)
+        names = ("silver.interactions", "silver.items", "silver.item_groups", "gold.item_embeddings", _RELATIONS,
+                 *([_USERS] if wide else []))  # fmt: skip
         # one that is made again may be of before models knew entities
         tables = {n: lake.pin(n) for n in names} if night.again is None else {
             n: night.again.tables[n] for n in names if n != _RELATIONS or n in night.again.tables}  # fmt: skip
@@ -84,6 +89,8 @@ def dataset(night: Night) -> Data:
         known = known.append_column("text_sha256", whole).append_column("texts_sha256", apart)
         for column, source in (("available_us", "valid_from"), ("withdrawn_us", "withdrawn_at")):
             known = known.append_column(column, _micros(known[source]))
+        if not wide and night.config.source.size != "rich":  # whose oracle reads what users wrote
+            rows = rows.drop_columns(["context", "text"])
         for column, source in (("event_us", "event_ts"), ("available_us", "available_at")):
             rows = rows.append_column(column, _micros(rows[source]))
         versions = {e.modality: e.version for e in encoders(night.config)}
@@ -94,8 +101,26 @@ def dataset(night: Night) -> Data:
         items = items_from(known, vectors, versions, groups, fields, knowledge)
         keys = [c for c in known.column_names if c in ("item_id", "entities") or c.endswith("_sha256")]
         about = known.select(keys).sort_by("item_id")
-        night._data = Data(items, log_from(rows, items), about, tables, versions, fields, knowledge, left_out)  # type: ignore[attr-defined]
+        log = log_from(rows, items)
+        sources = _sources(night, tables, log, about["entities"].to_pylist()) if wide else None
+        night._data = Data(items, log, about, tables, versions, fields, knowledge, sources, left_out)  # type: ignore[attr-defined]
     return night._data  # type: ignore[attr-defined]
+
+
+def _sources(night: Night, tables: dict[str, int], log: Log, entities: list[list[str] | None]) -> Sources:
+    """What is known of the users of a log, as of the run_date. `entities`: of items, in their order."""
+    from mmrec.features import asof
+
+    spark, as_of, asked = session(night.config.engine, night.config.spark), night.as_of, night.config.candidates
+    users = asof.users(night.lake.frame(spark, _USERS, tables[_USERS]), as_of).toArrow()
+    edges = asof.edges(night.lake.frame(spark, _RELATIONS, tables[_RELATIONS]), as_of).toArrow()
+    told = dict(zip(*(users[c].to_pylist() for c in ("user_id", "attributes")), strict=True))
+    place = {str(user): u for u, user in enumerate(log.user_ids)}
+    friends: dict[int, list[int]] = {}
+    for one, other in sorted(zip(*(edges[c].to_pylist() for c in ("subject_id", "object_id")), strict=True)):
+        if one in place and other in place:
+            friends.setdefault(place[one], []).append(place[other])
+    return Sources([told.get(str(u)) for u in log.user_ids], friends, entities, asked.social_days, asked.depth)
 
 
 def folds(night: Night, data: Data) -> dict[str, tuple[list[Fold], list[Fold]]]:

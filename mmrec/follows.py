@@ -33,9 +33,13 @@ def of_bundle(config: Config, bundle: Bundle, day: date) -> dict[str, Any]:
     looked = looked_at(config, bundle, Aims.of(aims.model_dump()).looks) if aims.on else {}
     varied = {"diversity": aims.model_dump() | looked} if aims.on else {}
     mixed = _mixed(config, bundle)
-    stage = config.second_stage.model_dump()
-    staged = second.asked(stage["depth"], bundle, day)
-    twice = {"second_stage": stage | {"encoders": bundle.encoders, "fields": bundle.fields}} if staged else {}
+    depth = config.second_stage.depth
+    staged = second.asked(depth, bundle, day)
+    twice: dict[str, Any] = {}
+    if staged:
+        about = bundle.about["second_stage"]
+        known = {name: about[name] for name in ("sources", "social") if name in about}
+        twice = {"second_stage": {"depth": depth, "encoders": bundle.encoders, "fields": bundle.fields} | known}
     half_life = bundle.about.get("half_life_days") or config.night.half_life_days  # the model's own, where it has one
     return texts | varied | mixed | twice | {"half_life_days": half_life}
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 import mmrec
-from mmrec import contested, dates, schema, trained
+from mmrec import contested, dates, schema, staged, trained
 from mmrec.bundle import registry
 from mmrec.bundle.bundle import Bundle
 from mmrec.config import Config
@@ -40,7 +40,7 @@ from mmrec.lake import commit
 from mmrec.lake.store import Lake
 from mmrec.models.data import Fold
 
-_SECOND = "second"  # folder of a training's second stage
+_SECOND = "second"  # folder of a training's second stages
 _SECTIONS = ("night", "content", "train", "suspects", "evaluate", "gate", "second_stage")
 _COSTS, _REGISTERED, _DECIDED = "costs.json", "registered.json", "decided.json"  # each is there once its step ended
 _AGAIN = "again-"  # folder of a training that is repeated
@@ -88,7 +88,7 @@ def _train(night: Night) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     started = trained.new(config)
     recipe = started({}).recipe
-    _may_have_second(config)
+    staged.may_have(config)
     data = dataset(night)
     made = folds(night, data)
     folder = _folder(night)
@@ -105,15 +105,11 @@ def _train(night: Night) -> dict[str, Any]:
         return model
 
     chosen: dict[str, Any] = {}
-    shutil.rmtree(folder / _SECOND, ignore_errors=True)
     for protocol, (validation, test) in made.items():
         model = fit(f"{protocol}-validation", {}, validation[0], validation)
         chosen[protocol] = model.chosen
-        if protocol == "rolling" and config.second_stage.depth:
-            from mmrec.train.second import fit_second
-
-            fit_second(model, data.items, data.log, validation, depth=config.second_stage.depth,
-                       length=config.night.sequence_length, seed=config.train.seed).save(folder / _SECOND)  # fmt: skip
+        if protocol == "rolling":
+            staged.fitted(config, model, data, validation, folder / _SECOND)
         for n, group in enumerate(_groups(test, config.evaluate.rolling_fits)):
             fit(f"{protocol}-{n}", chosen[protocol], group[0], [])
     begin = contested.since(night)
@@ -150,9 +146,10 @@ def evaluate(night: Night) -> dict[str, Any]:
     for protocol, (validation, test) in made.items():
         best, _ = tune(data.items, data.log, validation, ease_items=night.config.evaluate.ease_items)
         baselines = [*best.values(), *([ContentNN()] if data.items.content else [])]
-        again = _second(night) if protocol == "rolling" else None  # features are of one cut, which per_user has not
+        # features are of one cut, which per_user has not
+        again = staged.scorers(_folder(night) / _SECOND, data) if protocol == "rolling" else None
         study = Study(data.items, data.log, baselines, truth, None if _state(night)["model"] == Champion.name else (),
-                      None if again is None else again.scorer)  # fmt: skip
+                      again)  # fmt: skip
         # validation numbers are those of the fit that was chosen there: for the gate, not for a report
         groups = [("validation", "validation", validation)]
         groups += [("test", str(n), group) for n, group in enumerate(_groups(test, fits))]
@@ -190,12 +187,11 @@ def export(night: Night) -> dict[str, Any]:
     shutil.rmtree(bundle, ignore_errors=True)
     length = night.config.night.sequence_length
     spec = trained.exported(model, data.items, data.log, served(data, night), bundle, length, data.knowledge)
-    again = _second(night)
-    staged = {} if again is None else {"second_stage": again.export(bundle)}
+    second = staged.exported(folder / _SECOND, data, everything(data, night), bundle)
     used = {m: v for m, v in data.encoders.items() if m in spec.get("content_dims", {})}
     metrics = {f"{r['protocol']}/{r['model']}/{r['metric']}": r["value"] for r in _metrics(night)
                if r["split"] == "test" and r["slice"] == "all" and r["metric"] in COMPARED}  # fmt: skip
-    about = spec | staged | {
+    about = spec | second | {
         "name": state.get("model", "champion"), "as_of": night.as_of.isoformat(),
         "encoders": used, "encoder_names": {m: name for m, name in night.config.encoder_names.items() if m in used},
         "fields": data.fields,
@@ -345,24 +341,6 @@ def served(data: Data, night: Night) -> Fold:
                    case_at_us=np.full(len(users), dates.micros(night.as_of)),
                    hist_ptr=np.concatenate([[0], np.cumsum(size)]).astype(np.int64), hist_row=rows,
                    target_ptr=np.zeros(len(users) + 1, np.int64))  # fmt: skip
-
-
-def _may_have_second(config: Config) -> None:
-    """Raises: InputError: of a rival there is no second stage."""
-    told = config.train.model
-    if config.second_stage.depth and told != "champion":
-        raise InputError("a second stage is fitted over mmrec's own model alone",
-                         where="mmrec.toml: second_stage.depth, train.model",
-                         value=f"{config.second_stage.depth}, {told}", valid="depth 0, or model champion",
-                         next="edit mmrec.toml")  # fmt: skip
-
-
-def _second(night: Night) -> Any:
-    """The second stage that was trained for this run_date; None: none was."""
-    from mmrec.train.second import Reranker
-
-    folder = _folder(night) / _SECOND
-    return Reranker.load(folder) if folder.is_dir() else None
 
 
 def _groups(windows: list[Fold], fits: int) -> list[list[Fold]]:

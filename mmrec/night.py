@@ -155,13 +155,14 @@ def features(night: Night) -> dict[str, Any]:
         return {"late": m.late}
     spark = session(night.config.engine, night.config.spark)
     kinds = ["items", "users"]
-    if _asks_social(m) or m.config.get("entities"):
+    if fused.asked_social(m.config) or m.config.get("entities"):
         kinds.append("relations")
     if "silver.wishes" in m.tables:  # a manifest of an earlier release pins none
         kinds.append("wishes")
     silver = {k: lake.frame(spark, f"silver.{k}", m.tables[f"silver.{k}"]) for k in kinds}
     delivered = lake.frame(spark, "silver.interactions", m.tables["silver.interactions"])
-    with kept(night.out, "gold.user_sequences", asof.events(delivered, m.moment), m.run_id) as events:
+    seen = asof.events(delivered, m.moment, fused.asked_about(m.config))
+    with kept(night.out, "gold.user_sequences", seen, m.run_id) as events:
         made = fused.fused(events, silver, m.day, m.moment, m.config, m.run_id, _text_fields(m))
         counts = {
             name: commit.write(
@@ -183,7 +184,8 @@ def features(night: Night) -> dict[str, Any]:
 
 def recommend(night: Night) -> dict[str, Any]:
     """Score every user against every item on offer and stage the lists; nothing is visible yet."""
-    from mmrec.recommend import generators, spread
+    from mmrec.features.fused import asked_social
+    from mmrec.recommend import generators, second, spread
     from mmrec.recommend.again import COLUMNS
     from mmrec.recommend.arms import MAIN
     from mmrec.recommend.packed import opened
@@ -214,7 +216,9 @@ def recommend(night: Night) -> dict[str, Any]:
     asked = ("user_id", "item_ids", "seen_item_ids", *(("attributes",) if ruled else ()),
              *(COLUMNS if any(r["kind"] == "repeat" for r in ruled) else ()),
              *((COLUMN,) if m.config.get("wishes") else ()),
-             *((generators.COLUMN,) if _asks_social(m) else ()))  # fmt: skip
+             *((generators.COLUMN,) if asked_social(m.config) else ()))  # fmt: skip
+    if any(a.second is not None for a in arms):
+        asked = tuple(dict.fromkeys((*asked, *second.COLUMNS)))
     sources: dict[str, Any] = {"gold.user_sequences": (users, asked)}
 
     def made(what: str, of: dict[str, Any], fn: Any, name: str) -> Any:
@@ -280,10 +284,6 @@ def _text_fields(m: Manifest) -> str:
     trial = canary.of_manifest(m)
     told = {x.config.get("text_fields", USUAL["text"]) for x in (m, *([] if trial is None else [trial]))}
     return max(told, key=lambda fields: fields != USUAL["text"])
-
-
-def _asks_social(m: Manifest) -> bool:
-    return "social" in (m.config.get("candidates") or {}).get("generators", ())
 
 
 def monitor(night: Night) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
         mine = [r for r in of_it if r["protocol"] == protocol]
         value = sorted((r["value"], r["model"], r["n"]) for r in mine if r["slice"] == "all")
         place = [m for _, m, _ in value]
-        ahead = [r for r in mine if r["slice"].startswith("vs_")]
+        ahead = [r for r in mine if r["slice"].removeprefix("vs_") in place and r["slice"] != "all"]
         ahead.sort(key=lambda r: place.index(r["slice"].removeprefix("vs_")))
         figure = Figure(figsize=(9, 0.7 + 0.35 * max(len(value), len(ahead))), layout="constrained")
         left, right = figure.subplots(1, 2)

@@ -27,7 +27,7 @@ def init(
     root: Annotated[Path | None, typer.Option(help="folder of the source")] = None,
     zone: Annotated[str, typer.Option(help="the shop's time zone")] = "UTC",
     seed: Annotated[int, typer.Option(help="seed of the built-in world")] = 0,
-    size: Annotated[str, typer.Option(help="size of the built-in world: tiny or small")] = "small",
+    size: Annotated[str, typer.Option(help="size of the built-in world: tiny, small or rich")] = "small",
     as_json: Json = False,
 ) -> None:
     """Make a home: mmrec.toml, empty tables with their constraints, and version 0, a popularity bundle."""

@@ -3,8 +3,8 @@
 In: fitted models by group of windows, baselines, windows. Out: rows of numbers (split, slice, model, metric, value, n,
 lo, hi), as ops.metrics holds them but for the run they belong to.
 What is read of a window: the whole and its slices by every model; on test windows also the champion with one modality
-masked at a time ("without_<part>"), with its second stage ("second_stage"), and the truth of a built-in world
-("oracle").
+masked at a time ("without_<part>"), with its second stage ("second_stage"), the second stage as it was fitted without
+one source, and the truth of a built-in world ("oracle").
 Trade-off: a modality is masked, not left out of a second training; that shows what the model takes from it, and a
 refit might lean on the others a little more.
 """
@@ -48,7 +48,8 @@ class Study:
     Args:
         oracle: the truth as a scorer of (fold, cases), where there is one.
         parts: what is masked, one at a time; None: the item's identity and every modality.
-        second: of a model, items, log and window, the scorer of its second stage; None: it has none.
+        second: of a model, items, log and window, the scorers of its second stage and, by what was left out of it or
+            put in ("without_social"), of rivals of it; None: it has none.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Study:
         baselines: Sequence[Recommender],
         oracle: Callable[[Fold, slice], np.ndarray] | None = None,
         parts: Sequence[str] | None = None,
-        second: Callable[[Any, Items, Log, Fold], Scorer] | None = None,
+        second: Callable[[Any, Items, Log, Fold], Mapping[str, Scorer]] | None = None,
     ) -> None:
         self.items, self.log, self.baselines, self.oracle = items, log, baselines, oracle
         self.second = second
@@ -85,7 +86,8 @@ class Study:
             for m in self.parts:
                 add(model.name, _scorer(model, items, log, window, frozenset([m])), {}, f"without_{m}")
             if self.second is not None:  # on validation it was fitted
-                add(SECOND, self.second(model, items, log, window), parts, lists=True)
+                for name, scorer in self.second(model, items, log, window).items():
+                    add(SECOND, scorer, {} if name else parts, name or "all", lists=not name)
             if self.oracle is not None:
                 add("oracle", lambda cases: self.oracle(window, cases), {})  # type: ignore[misc]
 
@@ -101,12 +103,14 @@ class Study:
                 out += [about | {"metric": m, "value": float(v), "lo": None, "hi": None} for m, v in values.items()]
             if split != "test":
                 continue
-            own = pooled["all", champion]
-            for name in (*rivals, *([SECOND] if self.second is not None else [])):
-                about = {"split": split, "slice": f"vs_{name}", "model": champion, "n": len(own.user)}
+            pairs = [(champion, ("all", name)) for name in (*rivals, *([SECOND] if self.second is not None else []))]
+            pairs += [(SECOND, key) for key in pooled if key[1] == SECOND and key[0].startswith(("without_", "with_"))]
+            for name, (part, other) in pairs:
+                own, rival = pooled["all", name], pooled[part, other]
+                about = {"split": split, "slice": f"vs_{other if part == 'all' else part}", "model": name,
+                         "n": len(own.user)}  # fmt: skip
                 for m in COMPARED:
-                    other = pooled["all", name].values[m]
-                    mean, lo, hi = paired_bootstrap(own.values[m], other, own.user, samples)
+                    mean, lo, hi = paired_bootstrap(own.values[m], rival.values[m], own.user, samples)
                     out.append(about | {"metric": m, "value": mean, "lo": lo, "hi": hi})
         return out
 

@@ -23,13 +23,13 @@ def interactions(df: DataFrame, as_of: datetime) -> DataFrame:
     return _newest(_visible(df, as_of), *_EVENT)
 
 
-def events(df: DataFrame, as_of: datetime) -> DataFrame:
-    """user_id, item_id, event_type, event_ts and weight of `interactions`.
+def events(df: DataFrame, as_of: datetime, more: tuple[str, ...] = ()) -> DataFrame:
+    """user_id, item_id, event_type, event_ts, weight and `more` of `interactions`.
 
     Nearly every event was delivered once. Which were not is found by counting hashes, at once, and only these, and what
     shares a hash with them, are moved and ranked; where they are many, all are.
     """
-    columns = (*_EVENT, "weight")
+    columns = (*_EVENT, "weight", *more)
     visible = _visible(df, as_of).select(*columns, "available_at", "row_hash")
     counted = visible.select(_hash().alias("_key")).groupBy("_key").agg(F.count(F.lit(1)).alias("_n"))
     again = counted.where(F.col("_n") > 1).select("_key").limit(_MANY + 1).toArrow()

@@ -25,24 +25,38 @@ def fused(
     Args:
         events: what asof.events gives for `as_of`.
         silver: items, users; relations and wishes, where the night reads any.
-        settings: sequence_length and half_life_days; candidates, where lists ask who is linked; entities, where models
-            know of them; rules, where there are any.
+        settings: sequence_length and half_life_days; candidates and second_stage, where they are on; entities, where
+            models know of them; rules, where there are any.
         text_fields: see windows.item_features.
     """
     users, left = (asof.users(silver["users"], as_of, here=here) for here in (True, False))
     theirs = events.join(left.select("user_id"), "user_id", "left_anti")  # who left gets no list
     wishes = asof.wishes(silver["wishes"], as_of) if "wishes" in silver else None
-    social = None
-    if "social" in (settings.get("candidates") or {}).get("generators", ()):
-        edges = asof.edges(silver["relations"], as_of)
-        social = sequences.social(theirs, edges, as_of, settings["candidates"])
+    social, asked = None, asked_social(settings)
+    if asked is not None:
+        social = sequences.social(theirs, asof.edges(silver["relations"], as_of), as_of, asked)
     entities = asof.entities(silver["relations"], as_of) if settings.get("entities") else None
     return {
         "gold.user_sequences": sequences.user_sequences(
-            theirs, users, run_date, as_of, settings["sequence_length"], run_id, wishes, social
+            theirs, users, run_date, as_of, settings["sequence_length"], run_id, wishes, social,
+            bool(asked_about(settings)),
         ),
         "gold.item_features": windows.item_features(
             events, asof.items(silver["items"], as_of), run_date, as_of, settings["half_life_days"], run_id,
             text_fields, attributes="rules" in settings, entities=entities,
         ),
     }  # fmt: skip
+
+
+def asked_social(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """social_days and depth of what friends had, where a generator or the second stage asks for it; None: none does."""
+    candidates, stage = settings.get("candidates") or {}, settings.get("second_stage") or {}
+    if "social" in candidates.get("generators", ()):
+        return candidates
+    return stage["social"] if "social" in stage.get("sources", ()) else None
+
+
+def asked_about(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Columns of events that tell of the user, where the second stage looks at them."""
+    asked = (settings.get("second_stage") or {}).get("sources", ())
+    return ("context", "text") if "context" in asked or "reviews" in asked else ()

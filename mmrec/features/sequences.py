@@ -23,7 +23,7 @@ _MOST = 9e18
 
 def user_sequences(
     interactions: DataFrame, users: DataFrame, run_date: date, as_of: datetime, length: int, run_id: str,
-    wishes: DataFrame | None = None, social: DataFrame | None = None,
+    wishes: DataFrame | None = None, social: DataFrame | None = None, about: bool = False,
 ) -> DataFrame:  # fmt: skip
     """Rows of gold.user_sequences; order within a user is (event time, item id, event type).
 
@@ -32,6 +32,7 @@ def user_sequences(
         as_of: aware instant, exclusive. length: events kept a user, at least 1.
         wishes: what asof.wishes gives; None: the column is null, as before there were wishes.
         social: of `social`; None: the column is null, as where nobody asks for it.
+        about: with contexts and texts of events, which `interactions` then has.
 
     Returns: one row for every user of interactions and users, unordered; gap_s is whole seconds, rounded down; windows
         are `[as_of - n days, as_of)`; weights beyond 9e12 are cut to that.
@@ -45,6 +46,7 @@ def user_sequences(
         F.floor(F.greatest(F.least(F.col("weight") * 1e6 + 0.5, F.lit(_MOST)), F.lit(-_MOST)))
         .cast("bigint")
         .alias("weight_micro"),
+        *(("context", "text") if about else ()),
     )
     last = Window.partitionBy("user_id").orderBy(
         F.col("us").desc(), F.col("item_id").desc(), F.col("event_type").desc()
@@ -63,6 +65,7 @@ def user_sequences(
                         F.col("event_type"),
                         F.col("weight_micro"),
                         F.expr("gap_us div 1000000").alias("gap_s"),
+                        *((F.col("context"), F.col("text")) if about else ()),
                     )
                 )
             ).alias("e")
@@ -83,6 +86,7 @@ def user_sequences(
     if social is not None:
         rows = rows.join(social, "user_id", "left")
     empty = F.array()
+    told = {c: F.col(f"e.{c[:-1]}") if about else F.lit(None) for c in ("contexts", "texts")}
 
     def part(name: str, kind: str) -> Column:
         return F.coalesce(F.col(f"e.{name}"), empty.cast(f"array<{kind}>"))
@@ -100,6 +104,7 @@ def user_sequences(
         F.coalesce(F.col("attributes"), F.lit("{}")).alias("attributes"),
         (F.lit(None) if wishes is None else F.col("wishes")).cast("array<string>").alias("wishes"),
         (F.lit(None) if social is None else F.col("social_item_ids")).cast("array<string>").alias("social_item_ids"),
+        *(value.cast("array<string>").alias(c) for c, value in told.items()),
         F.lit(run_id).alias("run_id"),
     )
     t = schema.table("gold.user_sequences")

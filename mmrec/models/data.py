@@ -72,6 +72,8 @@ class Log:
         event_types: names of the codes in `event`.
         user, item: (E,) int32 dense indices. ts_us: (E,) int64. weight: (E,) float32. event: (E,) int16.
         available_us: (E,) int64, when the source delivered the row.
+        context, text: (E,) object arrays, JSON of where an event happened and the user's own words, or None; None: not
+            looked at.
     """
 
     user_ids: np.ndarray
@@ -82,6 +84,8 @@ class Log:
     weight: np.ndarray
     event: np.ndarray
     available_us: np.ndarray
+    context: np.ndarray | None = None
+    text: np.ndarray | None = None
 
     @property
     def n_users(self) -> int:

@@ -13,28 +13,38 @@ of a moment. Out: (S, C, F) float32, for training and for a night alike.
     category    share of the user's history that is of the item's first category
     history     log(1 + events of the user's history)
     age         log(1 + days since the item came on offer)
+and what a shop knows beside behaviour, each zero where it does not:
+    <field>     sum of the item's lift under the user's traits of a field: attributes/country, context/device, reviews;
+                see traits.py
+    <field>_like    sum of what those who have them like of its content
+    friends     1 / log2(1 + place) of the item among those that friends had lately, places from 1
+    entities    sum over the item's entities of log((n_e + 1) / (e_e + 1)): of the user's last 20 those that have the
+                entity, and those that would by chance
+Of the field `noise`, a coin's toss for a user, no model is served: it shows what a source costs that says nothing.
 A history is the last events that features keep, of items on offer, because a night has no sketch of any other.
-Trade-off: ten numbers and no learned vectors: what the first stage's vectors know of a pair is in its score alone.
+Trade-off: numbers and no learned vectors: what the first stage's vectors know of a pair is in its score alone.
 
-Shape legend: S users, C candidates of a pool, F features, N items, V columns of a sketch, G categories.
+Shape legend: S users, C candidates of a pool, F features, N items, V columns of a sketch, G categories, T traits,
+E entities.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.sketch import ONE, WIDE
+from mmrec.models.traits import Traits, Who
 from mmrec.topk.compiled import jit
 from mmrec.topk.seen import Seen
 
-FEATURES = (
-    "score", "place", "popularity", "trend", "cold", "near", "nearest", "category", "history", "age",
-)  # fmt: skip
+FEATURES = ("score", "place", "popularity", "trend", "cold", "near", "nearest", "category", "history", "age")
+_KNOWN = {"friends": "social", "entities": "knowledge"}  # features of a source each, before those of fields
 COLUMNS = ("categories", "n_users", "n_30d", "n_90d", "available_us")  # of gold.item_features
 _DAY = 86_400_000_000
 _NEAR, _NEAREST = 20, 5  # latest events
@@ -55,6 +65,23 @@ class Facts:
     trend_N: np.ndarray
     cold_N: np.ndarray
     age_N: np.ndarray
+    known: Known | None = None
+
+    def knowing(
+        self, traits: Traits, entities: Sequence[Sequence[str] | None], offer_N: np.ndarray | None = None
+    ) -> Facts:
+        """With what traits and entities say.
+
+        Args:
+            entities: (N,) `relation=entity` of items. offer_N: (N,) bool, items on offer, which are what is counted;
+                None: all.
+        """
+        return replace(self, known=Known.of(traits, entities, self.sketch_NV, offer_N))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(F,) of features, in the order of `features`."""
+        return FEATURES if self.known is None else (*FEATURES, *self.known.features)
 
     @classmethod
     def of_day(cls, items: pa.Table, at_us: int, sketch_NV: np.ndarray | None) -> Facts:
@@ -87,18 +114,106 @@ class Facts:
                    np.log1p(np.maximum(since_N.astype(np.float64), 0) / _DAY))  # fmt: skip
 
 
-def features(facts: Facts, item_SC: np.ndarray, score_SC: np.ndarray, history: Seen) -> np.ndarray:
-    """(S, C, F) float32, zeros of empty places.
+@dataclass(frozen=True)
+class Known:
+    """What traits and entities say of N items.
+
+    Attributes:
+        names: (T,) of traits. features: of what is known. at_T: (T,) int64, the feature of the lift of each trait; what
+            is liked is behind it. lift_TN, likes_TN: (T, N) float32.
+        ptr, entity: CSR, (N + 1,) int64 and int32, entities of items. share_E: (E,) float64, of items that have it.
+    """
+
+    names: tuple[str, ...]
+    features: tuple[str, ...]
+    at_T: np.ndarray
+    lift_TN: np.ndarray
+    likes_TN: np.ndarray
+    ptr: np.ndarray
+    entity: np.ndarray
+    share_E: np.ndarray
+
+    @classmethod
+    def of(
+        cls, traits: Traits, entities: Sequence[Sequence[str] | None], sketch_NV: np.ndarray,
+        offer_N: np.ndarray | None = None,
+    ) -> Known:  # fmt: skip
+        """See `Facts.knowing`."""
+        own = [sorted(set(e or ())) for e in entities]
+        offered = [e for e, on in zip(own, offer_N, strict=True) if on] if offer_N is not None else own
+        many = Counter(e for mine in offered for e in mine)
+        at = {e: n for n, e in enumerate(sorted(many))}
+        share_E = np.array([many[e] / len(offered) for e in at])
+        places = [[at[e] for e in mine if e in at] for mine in own]
+        ptr = np.concatenate([[0], np.cumsum([len(p) for p in places])]).astype(np.int64)
+        tables = traits.tables(sketch_NV if sketch_NV.any() else None, offer_N)
+        flat = np.array([e for mine in places for e in mine], np.int32)
+        told = cls.named(traits)
+        at_T = len(FEATURES) + len(_KNOWN) + 2 * traits.field_T
+        return cls(traits.names, told, at_T, *tables, ptr, flat, share_E)
+
+    @staticmethod
+    def named(traits: Traits) -> tuple[str, ...]:
+        """`features` of counts of traits."""
+        return (*_KNOWN, *(f"{field}{part}" for field in traits.fields for part in ("", "_like")))
+
+
+def source_of(name: str) -> str | None:
+    """The source of a feature: attributes, context, reviews, social, knowledge, noise; None: behaviour, or content."""
+    return None if name in FEATURES else _KNOWN.get(name) or name.removesuffix("_like").split("/", 1)[0]
+
+
+def features(
+    facts: Facts, item_SC: np.ndarray, score_SC: np.ndarray, history: Seen, who: Who | None = None
+) -> np.ndarray:
+    """(S, C, F) float32 in the order of `facts.names`, zeros of empty places, and of what is not known of the users.
 
     Args:
         item_SC, score_SC: the first places of rankings, -1 in empty ones, which come last. history: (S + 1,) and places
             in the catalogue, the latest last. A user's numbers depend on nobody else's.
     """
-    out_SCF = np.zeros((*item_SC.shape, len(FEATURES)), np.float32)
+    out_SCF = np.zeros((*item_SC.shape, len(facts.names)), np.float32)
     codes = int(facts.category_N.max(initial=-1)) + 1
     _fill(item_SC, score_SC, np.asarray(history[0], np.int64), np.asarray(history[1], np.int32), facts.sketch_NV,
           facts.category_N, facts.popularity_N, facts.trend_N, facts.cold_N, facts.age_N, codes, out_SCF)  # fmt: skip
+    if facts.known is not None and who is not None:
+        k = facts.known
+        _know(item_SC, np.asarray(history[0], np.int64), np.asarray(history[1], np.int32), who.trait_ptr, who.trait,
+              who.friend_ptr, who.friend, k.at_T, k.lift_TN, k.likes_TN, k.ptr, k.entity, k.share_E,
+              len(FEATURES), out_SCF)  # fmt: skip
     return out_SCF
+
+
+@jit
+def _know(
+    item_SC, hist_ptr, hist, trait_ptr, trait, friend_ptr, friend, at_T, lift_TN, likes_TN, ptr, entity, share_E,
+    friends, out_SCF
+):  # fmt: skip
+    count_E = np.zeros(len(share_E), np.int64)
+    for s in range(len(item_SC)):
+        last = hist_ptr[s + 1]
+        first = max(hist_ptr[s], last - _NEAR)
+        for h in range(first, last):
+            for e in range(ptr[hist[h]], ptr[hist[h] + 1]):
+                count_E[entity[e]] += 1
+        for c in range(item_SC.shape[1]):
+            item = item_SC[s, c]
+            if item < 0:
+                break
+            for t in range(trait_ptr[s], trait_ptr[s + 1]):
+                out_SCF[s, c, at_T[trait[t]]] += lift_TN[trait[t], item]
+                out_SCF[s, c, at_T[trait[t]] + 1] += likes_TN[trait[t], item]
+            for f in range(friend_ptr[s], friend_ptr[s + 1]):
+                if friend[f] == item:
+                    out_SCF[s, c, friends] = 1.0 / np.log2(f - friend_ptr[s] + 2.0)
+                    break
+            shared = 0.0
+            for e in range(ptr[item], ptr[item + 1]):
+                shared += np.log((count_E[entity[e]] + 1) / ((last - first) * share_E[entity[e]] + 1))
+            out_SCF[s, c, friends + 1] = shared
+        for h in range(first, last):
+            for e in range(ptr[hist[h]], ptr[hist[h] + 1]):
+                count_E[entity[e]] = 0
 
 
 @jit

@@ -19,6 +19,7 @@ from mmrec.models.data import Items, Log, group_codes
 from mmrec.models.fields import USUAL, contents, pool_fields, pooling
 from mmrec.models.knowledge import KNOWLEDGE, Knowledge
 
+_ABOUT = ("context", "text")
 NEVER = np.iinfo(np.int64).max
 
 
@@ -84,8 +85,8 @@ def items_from(
 
 
 def log_from(interactions: pa.Table, items: Items) -> Log:
-    """`Log` of as-of interactions (user_id, item_id, event_type, event_us, available_us, weight); rows of items that
-    are not in `items` are left out."""
+    """`Log` of as-of interactions (user_id, item_id, event_type, event_us, available_us, weight; context and text,
+    where they are looked at); rows of items that are not in `items` are left out."""
     item = np.array([items.index.get(i, -1) for i in interactions["item_id"].to_pylist()], np.int64)
     interactions = interactions.filter(pa.array(item >= 0))
     item = item[item >= 0].astype(np.int32)
@@ -102,6 +103,7 @@ def log_from(interactions: pa.Table, items: Items) -> Log:
         weight=interactions["weight"].to_numpy().astype(np.float32)[order],
         event=event[order].astype(np.int16),
         available_us=interactions["available_us"].to_numpy().astype(np.int64)[order],
+        **{c: np.array(interactions[c].to_pylist(), object)[order] for c in _ABOUT if c in interactions.column_names},
     )
 
 

@@ -1,7 +1,7 @@
 """Is the model good: the newest evaluation of ops.metrics, arranged for reading.
 
 In: rows of ops.metrics, the served model's version. Out: per protocol a table of models, differences with intervals,
-slices, what each modality adds, and the share of the oracle; None before the first evaluation.
+slices, what each modality and each source adds, and the share of the oracle; None before the first evaluation.
 Trade-off: the words that judge ("better", "no clear difference") come from the 95% interval alone, so a model that
 is ahead by luck is not called better.
 """
@@ -53,6 +53,14 @@ _SLICES = {
     "missing_text": "chosen items that have no text",
     "missing_image": "chosen items that have no picture",
     "missing_audio": "chosen items that have no sound",
+}
+_SOURCES = {
+    "attributes": "what users of the same attributes chose",
+    "context": "what was chosen from the same device or place",
+    "reviews": "what was chosen after the same words",
+    "social": "what friends had lately",
+    "knowledge": "what the relations of items say",
+    "noise": "a coin's toss for each user, put in: what a source costs that says nothing",
 }
 _PARTS = {"text": "text", "image": "pictures", "audio": "sound", "id": "item identity (behaviour)"}
 
@@ -128,6 +136,7 @@ def _protocol(name: str, rows: dict[tuple[str, str, str], dict[str, Any]]) -> di
         "differences": _differences(rows),
         "slices": _slices(rows, models),
         "modalities": _modalities(value),
+        "sources": _sources(rows),
         "oracle": _oracle(value, models),
     }
 
@@ -160,7 +169,7 @@ def _verdict(lo: float | None, hi: float | None) -> str:
 
 def _slices(rows: dict[tuple[str, str, str], dict[str, Any]], models: list[str]) -> dict[str, Any] | None:
     names = sorted(
-        {s for s, *_ in rows if s != "all" and not s.startswith(("vs_", "without_"))},
+        {s for s, *_ in rows if s != "all" and not s.startswith(("vs_", "without_", "with_"))},
         key=lambda s: (list(_SLICES).index(s) if s in _SLICES else len(_SLICES), s),
     )
     if not names:
@@ -204,6 +213,28 @@ def _modalities(value: dict[tuple[str, str, str], float]) -> dict[str, Any] | No
               for s in masked if (s, "champion", columns[0]) in value]  # fmt: skip
     chart = charts.bars(f"{columns[0]} of the champion with one modality masked", drawn, lambda v: f"{v:.4f}")
     return {"columns": columns, "whole": whole, "rows": table, "chart": chart}
+
+
+def _sources(rows: dict[tuple[str, str, str], dict[str, Any]]) -> dict[str, Any] | None:
+    """The second stage against itself as it is when it is fitted without one source, or with noise put in."""
+    metric, table = _JUDGED[0], []
+    whole = rows.get(("all", "second_stage", metric))
+    for source, about in _SOURCES.items():
+        part = f"{'with' if source == 'noise' else 'without'}_{source}"
+        rival, found = (rows.get((s, "second_stage", metric)) for s in (part, f"vs_{part}"))
+        if whole is None or rival is None or found is None or found["lo"] is None or found["hi"] is None:
+            continue
+        worth = -found["value"] if source == "noise" else found["value"]
+        lo, hi = (-found["hi"], -found["lo"]) if source == "noise" else (found["lo"], found["hi"])
+        share = worth / whole["value"] if whole["value"] else 0.0
+        table.append({"label": part.replace("_", " "), "about": about, "value": metric_text(metric, rival["value"]),
+                      "worth": worth, "lo": lo, "hi": hi, "share": f"{share:+.1%}".replace("-", "−"),
+                      "verdict": _verdict(lo, hi)})  # fmt: skip
+    if not table or whole is None:
+        return None
+    drawn = [(r["label"], r["worth"], r["lo"], r["hi"]) for r in table]
+    return {"metric": metric, "whole": metric_text(metric, whole["value"]), "rows": table,
+            "chart": charts.intervals(f"{metric}: what each source brings", drawn, signed)}  # fmt: skip
 
 
 def _oracle(value: dict[tuple[str, str, str], float], models: list[str]) -> dict[str, Any] | None:

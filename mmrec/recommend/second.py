@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,11 @@ import pyarrow as pa
 
 from mmrec.bundle.bundle import Bundle
 from mmrec.errors import InputError, QualityError
-from mmrec.models.pairs import FEATURES, Facts, features
+from mmrec.models import traits
+from mmrec.models.pairs import FEATURES, Facts, Known, features
+from mmrec.models.traits import Traits, Who, traits_of
 from mmrec.ort import session
+from mmrec.recommend.histories import rows_of
 from mmrec.topk.exact import TopK
 from mmrec.topk.seen import Seen, of_rows
 from mmrec.topk.threads import share
@@ -32,15 +37,23 @@ from mmrec.topk.threads import share
 _BATCH = 64  # users
 _FEW = 4 * _BATCH  # users that are not worth a thread
 GRAPH = "second.onnx"
+COLUMNS = ("attributes", "contexts", "texts", "event_us", "social_item_ids")  # of gold.user_sequences: who users are
 
 
 @dataclass(frozen=True)
 class Second:
-    """A night's second stage: see `Second.over`. `graph`: pairs' features (R, F) -> values (R,)."""
+    """A night's second stage: see `Second.over`.
+
+    Attributes:
+        graph: pairs' features (R, F) -> values (R,). names: (F,) of them. ids: (N,) of items. as_of: microseconds.
+    """
 
     facts: Facts
     depth: int
     graph: Any
+    names: tuple[str, ...]
+    ids: pa.Array
+    at_us: int
 
     @classmethod
     def over(
@@ -49,20 +62,35 @@ class Second:
         """Of a day's items, with the columns of models/pairs.py.
 
         Args:
-            sketch_NV: of sketch.py; None: no content is known. at_us: the night's as_of.
+            items: ascending by item_id. sketch_NV: of sketch.py; None: no content is known. at_us: the night's as_of.
 
         Raises: QualityError: as `_check`.
         """
         _check(bundle)
-        return cls(Facts.of_day(items, at_us, sketch_NV), depth, session(bundle.folder / GRAPH, "cpu", 1))
+        facts, ids = Facts.of_day(items, at_us, sketch_NV), items["item_id"].combine_chunks()
+        if bundle.about["second_stage"].get("sources"):
+            facts = facts.knowing(Traits.load(bundle.folder, ids.to_pylist()), items["entities"].to_pylist())
+        names = tuple(bundle.about["second_stage"]["features"])
+        return cls(facts, depth, session(bundle.folder / GRAPH, "cpu", 1), names, ids, at_us)
 
-    def ranked(self, found: TopK, wide: int, history: Seen) -> TopK:
+    def who(self, users: pa.Table) -> Who | None:
+        """Who users are, with `COLUMNS` of gold.user_sequences; None: it is not looked at."""
+        if self.facts.known is None:
+            return None
+        told, context, text, at_us = (users[c].to_pylist() for c in COLUMNS[:-1])
+        own = [traits_of(a, c[-1] if c else None, _lately(t, us, self.at_us - traits.WORDS_US))
+               for a, c, t, us in zip(told, context, text, at_us, strict=True)]  # fmt: skip
+        friends = rows_of(users[COLUMNS[-1]], self.ids)
+        theirs = [friends.at[a:z] for a, z in pairwise(friends.ptr.tolist())]
+        return Who.of(own, {name: t for t, name in enumerate(self.facts.known.names)}, theirs)
+
+    def ranked(self, found: TopK, wide: int, history: Seen, who: Who | None = None) -> TopK:
         """The first `wide` places of rankings, of which the first `depth` come in a new order, and `rank`: (S, W)
         int32, the place from 1 that each had.
 
         Args:
             found: of at least max(wide, depth) places, or all there are. history: (S + 1,) and places in the catalogue,
-                the latest last.
+                the latest last. who: the same users; None: no source is looked at.
 
         Raises: QualityError: the graph gives what is not a number.
         """
@@ -70,8 +98,9 @@ class Second:
         value_SC = np.empty(item_SC.shape, np.float32)
 
         def part(some: slice) -> None:
-            x_SCF = features(self.facts, item_SC[some], score_SC[some], of_rows(history, some))
-            value_SC[some] = self._values(x_SCF)
+            own = None if who is None else who.some(np.arange(some.start, some.stop))
+            x_SCF = features(self.facts, item_SC[some], score_SC[some], of_rows(history, some), own)
+            value_SC[some] = self._values(np.ascontiguousarray(x_SCF[..., self._at]))
 
         share(len(item_SC), _FEW, part)
         there_SC = item_SC >= 0
@@ -85,6 +114,10 @@ class Second:
         at_SW = rank_SW[:, :wide] - 1
         return replace(found, item=np.take_along_axis(found.item, at_SW, 1),
                        score=np.take_along_axis(found.score, at_SW, 1), rank=at_SW + np.int32(1))  # fmt: skip
+
+    @cached_property
+    def _at(self) -> list[int]:
+        return [self.facts.names.index(name) for name in self.names]
 
     def _values(self, x_SCF: np.ndarray) -> np.ndarray:
         """(S, C) float32."""
@@ -116,12 +149,17 @@ def reordered(found: TopK, put: Callable[[TopK], TopK]) -> TopK:
     return replace(made, score=np.take_along_axis(score_SW, rank_SW - 1, 1), rank=rank_SW)
 
 
+def _lately(texts: list[str | None] | None, event_us: list[int], since_us: int) -> list[str | None]:
+    return [text for text, us in zip(texts or (), event_us, strict=False) if us > since_us]
+
+
 def _check(bundle: Bundle) -> None:
     """Raises: QualityError: the bundle's second stage was trained on other features than are made here."""
-    told = (bundle.about.get("second_stage") or {}).get("features")
-    if told != list(FEATURES):
+    about = bundle.about.get("second_stage") or {}
+    made = (*FEATURES, *(Known.named(Traits.load(bundle.folder, ())) if about.get("sources") else ()))
+    if not about.get("features") or not set(about["features"]) <= set(made):
         raise QualityError("the second stage was trained on other features", where="bundle.json: second_stage",
-                           value=told, valid=list(FEATURES), next="mmrec learn --date D")  # fmt: skip
+                           value=about.get("features"), valid=list(made), next="mmrec learn --date D")  # fmt: skip
 
 
 def asked(depth: int, bundle: Bundle, when: date) -> bool:

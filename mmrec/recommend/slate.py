@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmrec import schema
+from mmrec.models.traits import Who
 from mmrec.recommend.again import Had, had
 from mmrec.recommend.choose import Chosen, Find, Terms, choose
 from mmrec.recommend.explore import Exploration, deal
@@ -182,7 +183,7 @@ class _Shop:
         if second is not None and vectors is not None:
             whole = rows_of(some["item_ids"], self.ids)
             whole = whole.kept(whole.at >= 0)
-            find = _seconded(find, second, (whole.ptr, whole.at))
+            find = _seconded(find, second, (whole.ptr, whole.at), second.who(some))
         if variety is not None and vectors is not None:
             find = _varied(find, variety, history, 0 if second is None else second.depth)
         mixed = None
@@ -254,12 +255,12 @@ class _Shop:
                         "rule": self.causes.take(pa.array(rule, mask=rule < 0))}  # fmt: skip
 
 
-def _seconded(find: Find, second: Second, history: Seen) -> Find:
-    """The same rankings as the second stage has them; `history`: of all users of the block."""
+def _seconded(find: Find, second: Second, history: Seen, who: Who | None) -> Find:
+    """The same rankings as the second stage has them; `history`, `who`: of all users of the block."""
 
     def found(rows: np.ndarray, wide: int, seen: Seen) -> TopK:
-        own = of_users(history, rows)
-        return second.ranked(find(rows, max(wide, second.depth), seen), wide, own)
+        own, them = of_users(history, rows), None if who is None else who.some(rows)
+        return second.ranked(find(rows, max(wide, second.depth), seen), wide, own, them)
 
     return found
 

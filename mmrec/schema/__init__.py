@@ -19,7 +19,8 @@ from mmrec.schema.silver import SILVER
 
 __all__ = ["DELIVERED", "TABLES", "Column", "Mode", "Rule", "Table", "features_fingerprint", "rules", "table"]
 
-_LATER = ("texts_sha256", "images_sha256", "attributes", "wishes", "social_item_ids", "entities")
+_LATER = ("texts_sha256", "images_sha256", "attributes", "wishes", "social_item_ids", "entities", "contexts",
+          "texts")  # fmt: skip
 TABLES: dict[str, Table] = {t.name: t for t in (*BRONZE, *SILVER, *GOLD, *OPS)}
 # the kinds of rows that sources deliver: each is bronze.<kind> and silver.<kind>
 DELIVERED = tuple(t.name.removeprefix("silver.") for t in SILVER if t.step == "validate")

@@ -53,6 +53,10 @@ GOLD = (
                nullable=True),
             _c("social_item_ids", "ARRAY<STRING>", "items that those whom the user is linked to had lately, what most"
                " of them had first; null: none, or no generator asks for them", nullable=True),
+            _c("contexts", "ARRAY<STRING>", "where the events of item_ids happened, JSON; null: no second stage looks"
+               " at it", nullable=True),
+            _c("texts", "ARRAY<STRING>", "the user's own words with the events of item_ids, null where there are none;"
+               " null: no second stage looks at them", nullable=True),
             _c("run_id", _STR, "the run that wrote the row", meta=True),
         ),
         {"user_named": "user_id <> ''", "counts": "n_7d >= 0 AND n_7d <= n_30d AND n_30d <= n_90d"},

@@ -1,7 +1,8 @@
 """The second stage fitted: a small network that orders the first stage's best by what it sees of each pair.
 
-In: a fitted first stage, its rolling validation folds. Out: a `Reranker`: saved, exported as `second.onnx`, or a scorer
-for evaluation. Features: models/pairs.py, as of each fold's cut.
+In: a fitted first stage, its rolling validation folds, what is known beside behaviour. Out: a `Reranker`: saved,
+exported as `second.onnx`, or a scorer for evaluation; and rivals of it that were fitted without one source, and with
+one that is noise: what each source brings. Features: models/pairs.py, as of each fold's cut.
 The first stage was fitted before these cases, so its scores are what they will be at night. The loss is the softmax
 cross-entropy over a case's pool (Cao et al., ICML 2007, top one), several targets weighing alike; a case of whose
 targets the pool holds none says nothing and is left out. The network begins as the first stage's own order (its score,
@@ -15,8 +16,9 @@ Shape legend: B cases, C candidates, F features, R rows of a batch (cases x cand
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,10 @@ from torch import nn
 
 from mmrec.errors import QualityError
 from mmrec.models.data import Fold, Items, Log
-from mmrec.models.pairs import FEATURES, Facts, features
+from mmrec.models.pairs import Facts, features, source_of
 from mmrec.models.sketch import sketched
+from mmrec.models.sources import Sources
+from mmrec.models.traits import KINDS
 from mmrec.ort import session
 from mmrec.topk.exact import TopK, select
 from mmrec.topk.seen import Seen
@@ -44,20 +48,28 @@ _SCALE = 1e-4  # of the values' spread: fp32 in another order of operations
 _GRAPH = "second.onnx"
 
 
+def _liked(name: str) -> bool:
+    return name.endswith("_like")
+
+
+def _lift(name: str) -> bool:
+    return source_of(name) in KINDS and not _liked(name)
+
+
 class _Net(nn.Module):
     """(R, F) -> (R,): the first stage's score in a weight that is learned, and what a network adds."""
 
-    def __init__(self) -> None:
+    def __init__(self, wide: int) -> None:
         super().__init__()
-        sizes = (len(FEATURES), *_HIDDEN)
+        sizes = (wide, *_HIDDEN)
         parts = [x for a, b in pairwise(sizes) for x in (nn.Linear(a, b), nn.ReLU())]
         last = nn.Linear(sizes[-1], 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.added = nn.Sequential(*parts, last)
         self.own = nn.Parameter(torch.ones(()))
-        self.register_buffer("mean", torch.zeros(len(FEATURES)))
-        self.register_buffer("spread", torch.ones(len(FEATURES)))
+        self.register_buffer("mean", torch.zeros(wide))
+        self.register_buffer("spread", torch.ones(wide))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.own * x[:, 0] + self.added((x - self.mean) / self.spread).squeeze(1)
@@ -92,7 +104,8 @@ class Reranker:
     @classmethod
     def load(cls, folder: Path) -> Reranker:
         """What `save` wrote."""
-        net, told = _Net(), json.loads((folder / "second.json").read_text())
+        told = json.loads((folder / "second.json").read_text())
+        net = _Net(len(told["features"]))
         net.load_state_dict(load_file(folder / "second.safetensors"))
         told |= {"features": tuple(told["features"]), "loss": tuple(told["loss"])}
         return cls(net, _Told(**told))
@@ -103,8 +116,8 @@ class Reranker:
         Raises: QualityError: the graph differs from torch.
         """
         net = self.net.eval()
-        write_graph(net, (torch.zeros(2, len(FEATURES)),), ["x"], ["value"], {}, folder / _GRAPH)
-        draw = torch.randn(4096, len(FEATURES), generator=torch.Generator().manual_seed(0))
+        write_graph(net, (torch.zeros(2, len(self.told.features)),), ["x"], ["value"], {}, folder / _GRAPH)
+        draw = torch.randn(4096, len(self.told.features), generator=torch.Generator().manual_seed(0))
         x = net.mean + 2 * net.spread * draw
         with torch.no_grad():
             wanted = net(x).numpy()
@@ -116,32 +129,45 @@ class Reranker:
                                next="mmrec train --date D")  # fmt: skip
         return asdict(self.told) | {"parity": worst}
 
-    def scorer(self, model: Any, items: Items, log: Log, fold: Fold) -> Callable[[slice], np.ndarray]:
-        """Slice of cases -> (B, N) float32, by which the pool leads in the second stage's order and all else follows in
-        the first's; `model` as it is fitted for the fold."""
-        pool = _Pool(model, items, log, fold, self.told.depth, self.told.length)
+    def values(self, x_BCF: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """(B, C) float32 of features of pairs, `names` of them among which its own are."""
+        x_RF = x_BCF[..., [names.index(own) for own in self.told.features]].reshape(-1, len(self.told.features))
+        with torch.no_grad():
+            return self.net(torch.from_numpy(x_RF)).numpy().reshape(x_BCF.shape[:2])
 
-        def score(cases: slice) -> np.ndarray:
-            score_BN, top, x_BCF = pool.of(cases)
-            with torch.no_grad():
-                value_R = self.net(torch.from_numpy(x_BCF.reshape(-1, len(FEATURES)))).numpy()
-            value_BC = np.where(top.item >= 0, value_R.reshape(top.item.shape), -np.inf)
-            order_BC = np.argsort(-value_BC, axis=1, kind="stable")
-            item_BC = np.take_along_axis(top.item, order_BC, 1)
-            best_B = np.where(np.isfinite(score_BN), score_BN, -np.inf).max(1)
-            b, at = np.nonzero(item_BC >= 0)
-            score_BN[b, item_BC[b, at]] = best_B[b] + (item_BC.shape[1] - at)
-            return score_BN
 
-        return score
+def scorers(
+    stages: Mapping[str, Reranker], model: Any, items: Items, log: Log, fold: Fold, sources: Sources | None
+) -> dict[str, Callable[[slice], np.ndarray]]:
+    """Of each stage, slice of cases -> (B, N) float32, by which the pool leads in its order and all else follows in the
+    first stage's; `model` as it is fitted for the fold. Of one depth and length, as `fit_second` gives them."""
+    told = next(iter(stages.values())).told
+    pool = _Pool(model, items, log, fold, told.depth, told.length, sources)
+
+    def score(stage: Reranker, cases: slice) -> np.ndarray:
+        score_BN, top, x_BCF = pool.of(cases)
+        value_BC = np.where(top.item >= 0, stage.values(x_BCF, pool.facts.names), -np.inf)
+        order_BC = np.argsort(-value_BC, axis=1, kind="stable")
+        item_BC = np.take_along_axis(top.item, order_BC, 1)
+        best_B = np.where(np.isfinite(score_BN), score_BN, -np.inf).max(1)
+        b, at = np.nonzero(item_BC >= 0)
+        score_BN[b, item_BC[b, at]] = best_B[b] + (item_BC.shape[1] - at)
+        return score_BN
+
+    return {name: partial(score, stage) for name, stage in stages.items()}
 
 
 class _Pool:
     """Pools of a fold's cases, and their features."""
 
-    def __init__(self, model: Any, items: Items, log: Log, fold: Fold, depth: int, length: int) -> None:
+    def __init__(
+        self, model: Any, items: Items, log: Log, fold: Fold, depth: int, length: int, sources: Sources | None
+    ) -> None:
         self.model, self.items, self.log, self.fold, self.depth, self.length = model, items, log, fold, depth, length
-        self.facts = Facts.of_fold(items, log, fold, _sketch(items))
+        self.facts, self.sources, self.traits = Facts.of_fold(items, log, fold, _sketch(items)), sources, None
+        if sources is not None:
+            self.traits = sources.counted(log, fold, items.n)
+            self.facts = self.facts.knowing(self.traits, sources.entities_N, fold.catalogue)
 
     def of(self, cases: slice) -> tuple[np.ndarray, TopK, np.ndarray]:
         """(B, N) scores of the first stage, its best, and (B, C, F)."""
@@ -149,7 +175,10 @@ class _Pool:
         ptr = self.fold.hist_ptr[cases.start : cases.start + len(score_BN) + 1]
         seen = (ptr - ptr[0], self.log.item[self.fold.hist_row[ptr[0] : ptr[-1]]])
         top = select(score_BN, self.depth, seen=seen, allowed=self.fold.catalogue)
-        return score_BN, top, features(self.facts, top.item, top.score, self._history(cases))
+        who = None
+        if self.sources is not None and self.traits is not None:
+            who = self.sources.who(self.log, self.fold, cases, self.traits, self.length)
+        return score_BN, top, features(self.facts, top.item, top.score, self._history(cases), who)
 
     def _history(self, cases: slice) -> Seen:
         """The last events of items on offer, as a night keeps them."""
@@ -172,44 +201,68 @@ def _sketch(items: Items) -> np.ndarray | None:
 
 
 def fit_second(
-    model: Any, items: Items, log: Log, folds: Sequence[Fold], *, depth: int, length: int, seed: int = 0
-) -> Reranker:
-    """Fit on validation folds.
+    model: Any, items: Items, log: Log, folds: Sequence[Fold], *, depth: int, length: int, seed: int = 0,
+    sources: Sources | None = None, using: Sequence[str] = (),
+) -> dict[str, Reranker]:  # fmt: skip
+    """Fit on validation folds: the second stage under "", and beside it under `without_<source>` and `with_noise` what
+    is compared with it, of the same cases and draws.
 
     Args:
         model: the first stage, fitted before them; what is closed form is fitted again on each, as a night does.
-        depth: candidates of a pool. length: events of a history that a night keeps.
+        depth: candidates of a pool. length: events of a history that a night keeps. sources: what is known beside
+            behaviour; None: nothing. using: sources that the second stage looks at.
 
     Raises: QualityError: no case has a target in its pool, or the loss is not a number.
     """
-    x_BCF, there_BC, wanted_BC, user_B, missed = _gathered(model, items, log, folds, depth, length)
-    if not len(x_BCF):
+    gathered = _gathered(model, items, log, folds, depth, length, sources)
+    names = gathered[5]
+    if not len(gathered[0]):
         raise QualityError("no validation case has a target among its first candidates", where="second stage",
-                           value=f"{missed} cases, depth {depth}", valid="at least one",
+                           value=f"{gathered[4]} cases, depth {depth}", valid="at least one",
                            next="edit mmrec.toml: second_stage.depth")  # fmt: skip
+    using = using if sources is not None else ()
+    asked = {"": using} | {f"without_{s}": [u for u in using if u != s] for s in using}
+    asked |= {"with_noise": [*using, "noise"]} if using else {}
+    return {name: _fit(gathered, [f for f in names if source_of(f) in (None, *some)], depth, length, seed)
+            for name, some in asked.items()}  # fmt: skip
+
+
+def _fit(gathered: _Gathered, names: Sequence[str], depth: int, length: int, seed: int) -> Reranker:
+    x_BCF, there_BC, wanted_BC, user_B, missed, known = gathered
+    x_BCF = np.ascontiguousarray(x_BCF[..., [known.index(name) for name in names]])
     torch.manual_seed(seed)
-    net = _Net()
+    net = _Net(len(names))
     held_B = user_B % _HELD_OUT == _HELD_OUT - 1
     if held_B.all() or not held_B.any():  # too few users to hold any out
         held_B = np.arange(len(user_B)) % _HELD_OUT == 0
     seen_RF = x_BCF[~held_B][there_BC[~held_B]] if (~held_B).any() else x_BCF[there_BC]
     net.mean.copy_(torch.from_numpy(seen_RF.mean(0, dtype=np.float64).astype(np.float32)))
     spread_F = seen_RF.std(0, dtype=np.float64)
+    # all lifts are in one unit, and so is all that is liked: what says little stays little
+    for unit in (_lift, _liked):
+        own = [n for n, name in enumerate(names) if unit(name)]
+        spread_F[own] = spread_F[own].max(initial=0)
     net.spread.copy_(torch.from_numpy(np.where(spread_F > 1e-6, spread_F, 1).astype(np.float32)))
     sides = [_Side(*(torch.from_numpy(a[m]) for a in (x_BCF, there_BC, wanted_BC))) for m in (~held_B, held_B)]
     epochs, loss = _learned(net, *sides, seed)
-    return Reranker(net.eval(), _Told(FEATURES, depth, length, len(x_BCF), missed, epochs, loss))
+    return Reranker(net.eval(), _Told(tuple(names), depth, length, len(x_BCF), missed, epochs, loss))
+
+
+_Gathered = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, tuple[str, ...]]
 
 
 def _gathered(
-    model: Any, items: Items, log: Log, folds: Sequence[Fold], depth: int, length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """(B, C, F), (B, C) whether there is a candidate and whether it is wanted, (B,) users, and cases left out."""
+    model: Any, items: Items, log: Log, folds: Sequence[Fold], depth: int, length: int, sources: Sources | None
+) -> _Gathered:
+    """(B, C, F), (B, C) whether there is a candidate and whether it is wanted, (B,) users, cases left out, and the
+    features' names: those that all folds have."""
     parts, missed = [], 0
+    known: list[tuple[str, ...]] = []
     total = sum(f.n_cases for f in folds)
     for fold in (f for f in folds if f.n_cases):
         model.refresh(items, log, fold)
-        pool = _Pool(model, items, log, fold, depth, length)
+        pool = _Pool(model, items, log, fold, depth, length, sources)
+        known.append(pool.facts.names)
         most = max(1, _CASES * fold.n_cases // max(total, _CASES))
         picked = np.unique(np.linspace(0, fold.n_cases - 1, most).astype(np.int64))
         for start in range(0, fold.n_cases, _BLOCK):
@@ -222,11 +275,14 @@ def _gathered(
             wanted_BC = np.stack([np.isin(i, t) for i, t in zip(item_BC, target, strict=True)]) & (item_BC >= 0)
             kept = wanted_BC.any(1)
             missed += int((~kept).sum())
-            parts.append((x_BCF[mine - start][kept], item_BC[kept] >= 0, wanted_BC[kept], fold.case_user[mine][kept]))
+            parts.append((len(known) - 1, x_BCF[mine - start][kept], item_BC[kept] >= 0, wanted_BC[kept],
+                          fold.case_user[mine][kept]))  # fmt: skip
+    names = tuple(n for n in (known or [()])[0] if all(n in own for own in known))
     if not parts:
-        return np.zeros((0, depth, len(FEATURES)), np.float32), *(np.zeros((0, depth), bool),) * 2, np.zeros(0), missed
+        return np.zeros((0, depth, 0), np.float32), *(np.zeros((0, depth), bool),) * 2, np.zeros(0), missed, names
+    parts = [(x[..., [known[of].index(n) for n in names]], *more) for of, x, *more in parts]
     x, there, wanted, user = (np.concatenate(q) for q in zip(*parts, strict=True))
-    return x, there, wanted, user, missed
+    return x, there, wanted, user, missed, names
 
 
 @dataclass(frozen=True)

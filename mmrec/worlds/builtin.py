@@ -4,7 +4,8 @@ In: a seed, a size, a day, and the slate shown that day. Out: dated folders in t
 and an oracle. Nothing here is random twice: every item, user and day has a generator of its own.
 What people want: an item has four kinds, one that only its text shows, one its picture, one its sound, and one that
 shows nowhere but in behaviour. A user likes a few of each, and tastes drift. Each choice is a softmax over the items
-on offer that the user has not had: taste, what follows the last choice, freshness, popularity.
+on offer that the user has not had: taste, what follows the last choice, freshness, popularity; in the size "rich" also
+what signals.py says.
 Trade-off: the state of the world (who had what) is kept beside the files, so that a day can be written alone.
 
 Shape legend: U users, N items, P parts, K kinds.
@@ -17,10 +18,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,8 @@ import pyarrow as pa
 from mmrec.errors import InputError
 from mmrec.worlds import render
 from mmrec.worlds.deliver import deliver
+from mmrec.worlds.signals import DEVICES, Signals
+from mmrec.worlds.state import State
 from mmrec.worlds.wishes import wishes
 
 PARTS = ("text", "image", "audio", "hidden")
@@ -47,15 +49,18 @@ _COUNTRIES, _AGES = ("de", "fr", "nl", "pl", "it", "es"), ("18-24", "25-34", "35
 
 @dataclass(frozen=True)
 class WorldSize:
-    """users; items there on the first day; items that come every day; choices a user and day."""
+    """users; items there on the first day; items that come every day; choices a user and day; whether there are
+    signals beside taste."""
 
     users: int
     items: int
     new_items: int
     rate: float
+    signals: bool = False
 
 
-_SIZES = {"tiny": WorldSize(60, 80, 1, 0.8), "small": WorldSize(300, 400, 4, 0.8)}
+_SIZES = {"tiny": WorldSize(60, 80, 1, 0.8), "small": WorldSize(300, 400, 4, 0.8),
+          "rich": WorldSize(300, 400, 4, 0.8, signals=True)}  # fmt: skip
 
 
 class World:
@@ -83,6 +88,7 @@ class World:
         self.rate_U = rng.gamma(3, self.size.rate / 3, self.size.users)
         self.circle_GPK = rng.random((_GROUPS, len(PARTS), K))
         self.follow_K = rng.permutation(K)
+        self.signals = Signals(seed, self.country_U) if self.size.signals else None
 
     @property
     def first_run_date(self) -> date:
@@ -92,7 +98,7 @@ class World:
     def write_history(self, folder: Path) -> dict[str, int]:
         """Deliver all days before the first night, in one folder named by the last of them."""
         last = self.first_run_date - timedelta(days=1)
-        state = _State.empty(self.size.users)
+        state = State.empty(self.size.users)
         rows: dict[str, list[Any]] = {}
         counts: Counter[str] = Counter()
         for n in range(self.history_days):
@@ -106,7 +112,7 @@ class World:
 
     def write_day(self, folder: Path, day: date, slate: pa.Table | None = None) -> dict[str, int]:
         """Deliver one day after the history. `slate`: rows of gold.recommendations shown that day, if any."""
-        state = _State.load(folder, day - timedelta(days=1))
+        state = State.load(folder, day - timedelta(days=1))
         rows = self._simulate(day, state, slate)
         counts = deliver(folder / str(day), day, rows, self.seed, self._kind)
         state.save(folder, day)
@@ -131,11 +137,13 @@ class World:
         return days
 
     def oracle_scores(self, user_ids: list[str], item_ids: list[str], at: datetime,
-                      last_items: list[str | None] | None = None) -> np.ndarray:  # fmt: skip
+                      last_items: list[str | None] | None = None,
+                      more: Callable[[str], np.ndarray] | None = None) -> np.ndarray:  # fmt: skip
         """(U, N) float64: log-odds of the next choice at a moment; no ranking does better in expectation.
 
         Args:
-            last_items: each user's latest item, which what follows depends on; None: not known.
+            last_items: each user's latest item, which what follows depends on; None: not known. more: user id -> (N,)
+                what `beside` says of them; None: not known.
         """
         day = at.date()
         items = np.array([int(i[1:]) if i[1:].isdigit() else -1 for i in item_ids])
@@ -151,7 +159,24 @@ class World:
                     self._kinds(int(items.max()) + 1)[items[real], 3] == self.follow_K[self._kind(int(last[1:]))[3]]
                 )
                 out[b, real] += _FOLLOWS * follows
+            if more is not None:
+                out[b] += more(user_ids[b])
         return out
+
+    def beside(self, item_N: np.ndarray, recent: np.ndarray, friends_N: np.ndarray, want: int) -> np.ndarray:
+        """(N,) log-odds by what a user had last, what those they follow had, and what they wrote, where there are
+        signals.
+
+        Args:
+            item_N: numbers of items. recent: numbers of the last choices, -1 where there are fewer. friends_N: (N,)
+                bool. want: a theme, -1: none.
+        """
+        s = self.signals
+        if s is None:
+            return np.zeros(len(item_N))
+        maker = self._makers(int(item_N.max(initial=0)) + 1)
+        made = s.again(recent, maker)[item_N]
+        return made + s.known(friends_N) + s.wanted(want, self._kinds(len(maker))[item_N, 0])
 
     # truth
 
@@ -169,6 +194,10 @@ class World:
     @lru_cache(maxsize=4)  # noqa: B019 a world lives as long as its process
     def _kinds(self, n: int) -> np.ndarray:
         return np.stack([self._kind(i) for i in range(n)])
+
+    @lru_cache(maxsize=4)  # noqa: B019
+    def _makers(self, n: int) -> np.ndarray:
+        return np.array([self._maker(i) for i in range(n)])
 
     @lru_cache(maxsize=4)  # noqa: B019
     def _taste(self, day: date) -> np.ndarray:
@@ -193,15 +222,18 @@ class World:
         out = sum(_TASTE[p] * taste[:, p, kinds[:, p]] for p in range(len(PARTS)))
         appeal = np.random.default_rng([self.seed, 5]).normal(0, _POPULAR, 100_000)[:n]
         age = np.array([(day - self.born(i)).days for i in range(n)], float)
+        if self.signals is not None:
+            out = out + self.signals.of_day(day, n)
         return out + appeal + np.where(age >= 0, _FRESH * np.exp(-np.maximum(age, 0) / _FRESH_DAYS), -1e9)
 
     # a day
 
-    def _simulate(self, day: date, state: _State, slate: pa.Table | None) -> dict[str, list[Any]]:
+    def _simulate(self, day: date, state: State, slate: pa.Table | None) -> dict[str, list[Any]]:
         rng = np.random.default_rng([self.seed, 6, day.toordinal()])
         n = self.n_items(day)
         kinds, utility = self._kinds(n), self._utility(day, n)
         state.grow(n)
+        friends = state.lately(day)[self.follows_UF].any(1) if self.signals is not None else None
         midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
         rows: dict[str, list[Any]] = {"interactions": [], "impressions": [], "items": [], "relations": []}
         first = day == self.first_day
@@ -215,13 +247,15 @@ class World:
                 for place, row in enumerate(page):
                     self._showing(rows, rng, midnight, u, row, place, utility, state)
             for _ in range(rng.poisson(self.rate_U[u])):
-                score = np.where(state.had[u], -np.inf, utility[u])
+                score = np.where(state.day_UN[u] > 0, -np.inf, utility[u])
+                if friends is not None:
+                    score = score + self.beside(np.arange(n), state.recent_UR[u], friends[u], state.wants(u, day))
                 if state.last[u] >= 0:
                     score = score + _FOLLOWS * (kinds[:, 3] == self.follow_K[kinds[state.last[u], 3]])
                 item = int(np.argmax(score + rng.gumbel(size=n)))
-                state.had[u, item], state.last[u] = True, item
+                state.choose(u, item, day)
                 when = midnight + timedelta(seconds=float(rng.uniform(6 * 3600, 86_000)))
-                self._events(rows, rng, u, item, when, "shop")
+                self._events(rows, rng, u, item, when, "shop", state)
         self._change(rows, rng, midnight, n)
         aisles = [f"aisle {n + 1}" for n in range(_AISLES)]
         rows["wishes"] = wishes(self.seed, self.first_day, day, self.user_ids, aisles, rows["impressions"])
@@ -236,7 +270,7 @@ class World:
         row: dict[str, Any],
         place: int,
         utility: np.ndarray,
-        state: _State,
+        state: State,
     ) -> None:
         """One place of the slate: looked at or not (position bias), then clicked or not."""
         item = int(row["item_id"][1:]) if row["item_id"][1:].isdigit() else -1
@@ -247,16 +281,18 @@ class World:
             "shown_at": _iso(when), "available_at": _iso(when + timedelta(minutes=2)), "surface": "home",
             "rank": row["rank"], "run_id": row.get("run_id"), "arm": row.get("arm", "main"),
             "propensity": row.get("propensity", 1.0)})  # fmt: skip
-        if not 0 <= item < utility.shape[1] or state.had[u, item]:
+        if not 0 <= item < utility.shape[1] or state.day_UN[u, item]:
             return
         want = 1 / (1 + np.exp(-(utility[u, item] - np.quantile(utility[u], 0.97))))
         if rng.random() < _BIAS**place and rng.random() < 0.5 * want:
-            state.had[u, item], state.last[u] = True, item
-            self._events(rows, rng, u, item, when + timedelta(seconds=30), "home")
+            state.choose(u, item, midnight.date())
+            self._events(rows, rng, u, item, when + timedelta(seconds=30), "home", state)
 
     def _events(self, rows: dict[str, list[Any]], rng: np.random.Generator, u: int, item: int, when: datetime,
-                surface: str) -> None:  # fmt: skip
-        device, place = ("phone", "desktop", "tablet")[int(rng.integers(3))], ("home", "away")[int(rng.integers(2))]
+                surface: str, state: State) -> None:  # fmt: skip
+        device, place = DEVICES[int(rng.integers(3))], ("home", "away")[int(rng.integers(2))]
+        if self.signals is not None and rng.random() < 0.9:
+            device = DEVICES[int(self.signals.device_U(when.date())[u])]
         context = json.dumps({"device": device, "place": place, "surface": surface}, sort_keys=True)
         steps = ["view"] + ["click"] * (rng.random() < 0.6)
         steps += ["purchase"] * (len(steps) > 1 and rng.random() < 0.5)
@@ -265,13 +301,21 @@ class World:
             # most rows arrive within minutes, a few a day late
             late = timedelta(hours=float(rng.uniform(6, 30))) if rng.random() < 0.02 else timedelta(seconds=60)
             review = None
-            if step == "purchase" and rng.random() < 0.3:
-                word = render._THEMES[int(self._kind(item)[0])][1][0]
-                review = f"{('Lovely', 'Good', 'Not for me')[int(rng.integers(3))]}, it makes me think of {word}."
+            if step == "purchase" and rng.random() < (0.3 if self.signals is None else 0.6):
+                review = self._review(rng, u, item, when.date(), state)
             rows["interactions"].append({
                 "user_id": self.user_ids[u], "item_id": _item_id(item), "event_type": step, "event_ts": _iso(at),
                 "available_at": _iso(at + late), "weight": _WEIGHT[step], "context": context,
                 "text": review})  # fmt: skip
+
+    def _review(self, rng: np.random.Generator, u: int, item: int, day: date, state: State) -> str:
+        """What it says of the item says nothing; where there are signals, the writer tells what to look for next."""
+        if self.signals is None:
+            word = render.WORDS[int(self._kind(item)[0])]
+            return f"{('Lovely', 'Good', 'Not for me')[int(rng.integers(3))]}, it makes me think of {word}."
+        want = int(rng.integers(K))
+        state.wish(u, want, day)
+        return f"{('Lovely', 'Good', 'Not for me')[int(rng.integers(3))]}. Next I would like a {render.NOUNS[want]}."
 
     def _item(self, item: int, midnight: datetime) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, 7, item])
@@ -296,9 +340,8 @@ class World:
             rows["items"].append(self._item(gone, midnight) | left)
 
     def _knowledge(self, item: int, midnight: datetime) -> list[dict[str, Any]]:
-        """Makers go with the hidden kind two times in three."""
         rng = np.random.default_rng([self.seed, 8, item])
-        maker = int(self._kind(item)[3]) if rng.random() < 0.67 else int(rng.integers(K))
+        maker = self._made(item, rng)
         base = {"kind": "item", "subject_id": _item_id(item), "available_at": _iso(midnight)}
         country = _COUNTRIES[int(rng.integers(len(_COUNTRIES)))]
         return [
@@ -306,65 +349,31 @@ class World:
             base | {"relation": "made_in", "object_id": country},
         ]
 
+    def _made(self, item: int, rng: np.random.Generator) -> int:
+        """Makers go with the hidden kind two times in three; where there are signals, with nothing."""
+        maker = int(self._kind(item)[3]) if rng.random() < 0.67 else int(rng.integers(K))
+        return maker if self.signals is None else self.signals.maker(item)
+
+    def _maker(self, item: int) -> int:
+        return self._made(item, np.random.default_rng([self.seed, 8, item]))
+
     def _user(self, u: int) -> dict[str, Any]:
         attributes = {"age_band": _AGES[self.age_U[u]], "country": _COUNTRIES[self.country_U[u]]}
         joined = _iso(_noon(self.first_day) - timedelta(hours=12))
         return {"user_id": self.user_ids[u], "available_at": joined, "withdrawn_at": None, "attributes": attributes}
 
-    def _social(self) -> list[dict[str, Any]]:
-        """Everybody follows the three users whose steady tastes are nearest."""
+    @cached_property
+    def follows_UF(self) -> np.ndarray:
+        """(U, 3): everybody follows the three users whose steady tastes are nearest."""
         steady = self._liked(np.random.default_rng([self.seed, 3])).reshape(self.size.users, -1)
         near = steady @ steady.T
         np.fill_diagonal(near, -1)
+        return np.argsort(-near, 1, kind="stable")[:, :3]
+
+    def _social(self) -> list[dict[str, Any]]:
         at = _iso(_noon(self.first_day))
-        return [
-            {
-                "kind": "user",
-                "subject_id": self.user_ids[u],
-                "relation": "follows",
-                "object_id": self.user_ids[v],
-                "available_at": at,
-            }
-            for u in range(self.size.users)
-            for v in np.argsort(-near[u], kind="stable")[:3]
-        ]
-
-
-class _State:
-    """Who has had what, and everybody's last item."""
-
-    def __init__(self, had: np.ndarray, last: np.ndarray) -> None:
-        self.had, self.last = had, last
-
-    @classmethod
-    def empty(cls, users: int) -> _State:
-        return cls(np.zeros((users, 0), bool), np.full(users, -1, np.int64))
-
-    def grow(self, n: int) -> None:
-        more = n - self.had.shape[1]
-        self.had = np.concatenate([self.had, np.zeros((len(self.had), more), bool)], 1)
-
-    def save(self, folder: Path, day: date) -> None:
-        target = folder / "world"
-        target.mkdir(exist_ok=True)
-        part = target / f"{day}.{uuid4().hex[:8]}.part"  # another run may read it, or write the same
-        with part.open("wb") as file:
-            np.savez_compressed(file, had=self.had, last=self.last)
-        part.replace(target / f"{day}.npz")
-
-    @classmethod
-    def load(cls, folder: Path, day: date) -> _State:
-        path = folder / "world" / f"{day}.npz"
-        if not path.is_file():
-            raise InputError(
-                "the day before was never written",
-                where=str(folder),
-                value=str(day),
-                valid="days in a row, after write_history",
-                next="mmrec world --date D",
-            )
-        with np.load(path, allow_pickle=False) as saved:
-            return cls(saved["had"], saved["last"])
+        return [{"kind": "user", "subject_id": self.user_ids[u], "relation": "follows", "object_id": self.user_ids[v],
+                 "available_at": at} for u in range(self.size.users) for v in self.follows_UF[u]]  # fmt: skip
 
 
 def _by_user(slate: pa.Table | None) -> dict[str, list[dict[str, Any]]]:

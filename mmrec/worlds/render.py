@@ -33,6 +33,7 @@ _THEMES = (
     ("orchid", ("garden", "petal", "greenhouse", "seed", "bloom")),
     ("helmet", ("motorcycle", "engine", "highway", "speed", "garage")),
 )
+NOUNS, WORDS = tuple(noun for noun, _ in _THEMES), tuple(words[0] for _, words in _THEMES)
 _MAKES = ("classic", "small", "grand", "travel", "studio", "pocket", "heritage", "everyday", "deluxe", "light")
 _COLOURS = ((214, 48, 49), (9, 132, 227), (0, 148, 50), (253, 203, 110), (108, 92, 231), (45, 52, 54))
 _SHAPES = ("disc", "bars")

@@ -3,6 +3,7 @@
 import csv
 import json
 import zlib
+from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mmrec.models.splits import rolling
 from mmrec.models.tables import items_from, log_from
 from mmrec.worlds import builtin
 from mmrec.worlds.builtin import PARTS, World
+from mmrec.worlds.state import State
 
 US = 1_000_000
 
@@ -191,3 +193,40 @@ def test_an_unknown_size_is_named() -> None:
     with pytest.raises(InputError, match="no such size") as error:
         World(0, "huge")
     assert "tiny" in str(error.value)
+
+
+def test_in_the_rich_world_every_signal_draws_choices_and_the_oracle_knows_them() -> None:
+    """Of what was chosen, the share that each signal speaks for is half as large again as of what was on offer."""
+    world = World(3, "rich")
+    signals, state = world.signals, State.empty(world.size.users)
+    assert signals is not None
+    chosen, offered = Counter[str](), Counter[str]()
+    told, n_told = 0.0, 0
+    for d in range(25):
+        day = world.first_day + timedelta(days=d)
+        n = world.n_items(day)
+        state.grow(n)
+        friends, had, recent = state.lately(day)[world.follows_UF].any(1), state.day_UN > 0, state.recent_UR.copy()
+        wants = [state.wants(u, day) for u in range(world.size.users)]
+        seen: set[int] = set()
+        rows = sorted(world._simulate(day, state, None)["interactions"], key=lambda r: r["event_ts"])
+        kinds, maker = world._kinds(n), np.array([world._maker(i) for i in range(n)])
+        for r in rows:
+            u, i = int(r["user_id"][1:]), int(r["item_id"][1:])
+            if d < 10 or r["event_type"] != "view" or u in seen:
+                continue
+            seen.add(u)  # what came first that day is of the state before it
+            marks = {"country": signals.hits_NC[:n, world.country_U[u]], "device": signals.hits_ND[:n, signals.device_U(day)[u]], "friends": friends[u],
+                     "maker": np.isin(maker, maker[recent[u][recent[u] >= 0]]), "word": kinds[:, 0] == wants[u]}  # fmt: skip
+            free = ~had[u]
+            for name, mark in marks.items():
+                if (mark & free).any():
+                    chosen[name] += int(mark[i])
+                    offered[name] += float((mark & free).sum() / free.sum())  # type: ignore[assignment]
+            beside = world.beside(np.arange(n), recent[u], friends[u], wants[u])
+            score = world._utility(day, n)[u] + beside if n_told < 150 else None
+            if score is not None:
+                told += float((score[free] > score[i]).mean())
+                n_told += 1
+    assert all(chosen[name] > 1.5 * offered[name] > 5 for name in ("country", "device", "friends", "maker", "word")), (chosen, offered)
+    assert told / n_told < 0.1, "what is chosen stands high in what the world says is wanted"

@@ -87,7 +87,8 @@ def shop(seed, n=400):
                    "event_type": rng.choice(["view", "buy"]), "context": "{}", "text": None, "source": "s",
                    "available_at": at + rng.choice([timedelta(0), timedelta(0), timedelta(days=3)]),
                    "weight": rng.choice([1.0, 4.5, -0.5, -0.0, 1 / 3, 1e300, -1e300, 0.0000005])}  # fmt: skip
-        interactions.append(row | {"row_hash": hashlib.sha256(f"{seed}{i}".encode()).hexdigest()})
+        told = {"context": f'{{"n": {i}}}', "text": f"word {i}" if i % 3 else None}
+        interactions.append(row | told | {"row_hash": hashlib.sha256(f"{seed}{i}".encode()).hexdigest()})
     items, users = [], []
     for _ in range(70):
         at, gone = rng.choice(moments), None if rng.random() < 0.7 else rng.choice(moments)
@@ -129,7 +130,7 @@ def within(rows, days):
     return sum(NOW - timedelta(days=days) <= r["event_ts"] < NOW for r in rows)
 
 
-def naive_sequences(interactions, users):
+def naive_sequences(interactions, users, about=False):
     made = []
     known = {u["user_id"]: u["attributes"] for u in users}
     for user in sorted({r["user_id"] for r in interactions} | set(known)):
@@ -145,6 +146,8 @@ def naive_sequences(interactions, users):
             "weight_micro": micro, "seen_item_ids": sorted({r["item_id"] for r in own}), "n_interactions": len(own),
             "n_7d": within(own, 7), "n_30d": within(own, 30), "n_90d": within(own, 90),
             "attributes": known.get(user, "{}"), "wishes": None, "social_item_ids": None, "run_id": "r",
+            "contexts": [r["context"] for r in last] if about and own else None,
+            "texts": [r["text"] for r in last] if about and own else None,
         })  # fmt: skip
     return made
 
@@ -171,12 +174,13 @@ def naive_item_features(interactions, items, entities=None):
     return made
 
 
-def build(spark, interactions, items, users, now=NOW):
+def build(spark, interactions, items, users, now=NOW, about=False):
     """Both tables the way a night makes them, as sorted rows."""
-    seen = asof.events(frame(spark, "silver.interactions", interactions), now)
+    more = ("context", "text") if about else ()
+    seen = asof.events(frame(spark, "silver.interactions", interactions), now, more)
     offered = asof.items(frame(spark, "silver.items", items), now)
     known = asof.users(frame(spark, "silver.users", users), now)
-    made = sequences.user_sequences(seen, known, DAY, now, LENGTH, "r")
+    made = sequences.user_sequences(seen, known, DAY, now, LENGTH, "r", about=about)
     about = windows.item_features(seen, offered, DAY, now, HALF_LIFE, "r", attributes=True)
     return rows_of("gold.user_sequences", made, "user_id"), rows_of("gold.item_features", about, "item_id")
 
@@ -229,6 +233,8 @@ def test_features_are_those_of_a_loop(spark, seed):
     seen = naive_interactions(interactions)
     assert made_users == naive_sequences(seen, present(newest(users, "user_id")))
     assert made_items == naive_item_features(seen, naive_items(items))
+    told, _ = build(spark, interactions, items, users, about=True)
+    assert told == naive_sequences(seen, present(newest(users, "user_id")), about=True)
     # the fuzz reaches what it is for: cold users and items, long and short histories, an item without text
     assert any(not r["item_ids"] for r in made_users)
     assert any(r["n_interactions"] > LENGTH for r in made_users)
@@ -318,7 +324,8 @@ def test_known_answer_by_hand(spark):
         "event_types": ["view", "view", "view", "buy"],
         "event_us": [us(NOW) - int(d * 86_400_000_000) for d in (15, 7.5, 7.5, 7)], "gap_s": [648_000, 0, 43_200, 604_800],
         "weight_micro": [1_000_000, 1_000_000, 1_000_000, 0], "seen_item_ids": ["x", "y"], "n_interactions": 4,
-        "n_7d": 1, "n_30d": 4, "n_90d": 4, "attributes": "{}", "wishes": None, "social_item_ids": None, "run_id": "r",
+        "n_7d": 1, "n_30d": 4, "n_90d": 4, "attributes": "{}", "wishes": None, "social_item_ids": None, "contexts": None,
+        "texts": None, "run_id": "r",
     }]  # fmt: skip
     # both latest events are 7 whole days old: floor(1e6 * 2^(-7/7.5)), once a user although y was met twice
     assert [(r["item_id"], r["popularity_micro"], r["n_users"], r["n_interactions"]) for r in made_items] == [

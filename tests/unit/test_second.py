@@ -28,6 +28,7 @@ from mmrec.errors import InputError, QualityError
 from mmrec.evaluate.protocols import evaluate
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.pairs import FEATURES, Facts, features
+from mmrec.models.sources import Sources
 from mmrec.models.splits import rolling
 from mmrec.recommend import choose, slate
 from mmrec.recommend import second as stage
@@ -41,10 +42,11 @@ from mmrec.recommend.vary import Aims, Variety
 from mmrec.topk import threads
 from mmrec.topk.exact import TopK
 from mmrec.train import second as room
-from mmrec.train.second import Reranker, fit_second
+from mmrec.train.second import Reranker, fit_second, scorers
 
 AT = 1_000 * DAY
 F = len(FEATURES)
+PLAIN = 10  # that need no source
 
 
 def facts_of(seed: int, n: int) -> tuple[pa.Table, np.ndarray, Facts]:
@@ -71,13 +73,14 @@ class Weighed:
 
 
 def weighed(seed: int, facts: Facts, depth: int) -> Second:
-    return Second(facts, depth, Weighed(np.random.default_rng(seed).standard_normal(F)))
+    ids = pa.array([f"i{n}" for n in range(len(facts.age_N))])
+    return Second(facts, depth, Weighed(np.random.default_rng(seed).standard_normal(F)), FEATURES, ids, AT)
 
 
 def learned(seed: int, facts: Facts, depth: int, folder: Path) -> Second:
     """A network of random weights, as a bundle has it."""
     torch.manual_seed(seed)
-    net = room._Net()
+    net = room._Net(F)
     torch.nn.init.normal_(net.added[-1].weight)
     folder.mkdir(parents=True, exist_ok=True)
     told = Reranker(net, room._Told(FEATURES, depth, 50, 0, 0, 0, (0.0, 0.0))).export(folder)
@@ -88,6 +91,7 @@ def _day(facts: Facts) -> tuple[pa.Table, np.ndarray, int]:
     """What `Second.over` makes these facts of again."""
     users, n = np.rint(np.expm1(facts.popularity_N)).astype(np.int64), len(facts.age_N)
     items = pa.table({
+        "item_id": [f"i{i:04d}" for i in range(n)],
         "categories": [[f"c{c}"] if c >= 0 else [] for c in facts.category_N.tolist()], "n_users": users,
         "n_30d": np.zeros(n, np.int64), "n_90d": np.zeros(n, np.int64),
         "available_us": np.rint(AT - np.expm1(facts.age_N) * DAY).astype(np.int64),
@@ -132,10 +136,11 @@ def test_features_are_what_their_words_say(seed: int) -> None:
         own = history[1][history[0][u] : history[0][u + 1]].tolist()
         want = naive(items, sketch, found.item[u, :size].tolist(), found.score[u, :size].astype(float).tolist(), own)
         # a spread that is rounding's alone is none in exact numbers
-        np.testing.assert_allclose(made[u, :size, 1:], np.array(want).reshape(size, F)[:, 1:], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(made[u, :size, 1:PLAIN], np.array(want).reshape(size, PLAIN)[:, 1:], rtol=1e-5, atol=1e-6)
         if size and np.ptp(found.score[u, :size]) > 0:
             np.testing.assert_allclose(made[u, :size, 0], np.array(want)[:, 0], rtol=1e-5, atol=1e-6)
         assert not made[u, size:].any()
+        assert not made[u, :, PLAIN:].any()
 
 
 @settings(deadline=None, max_examples=60)
@@ -151,10 +156,10 @@ def test_the_first_places_come_in_the_order_of_their_values_and_ties_in_the_firs
         item, score = (x[u][found.item[u] >= 0].tolist() for x in (found.item, found.score))
         own = history[1][history[0][u] : history[0][u + 1]].tolist()
         pool = item[:depth]
-        x = np.array(naive(items, sketch, pool, [float(s) for s in score[:depth]], own), np.float32).reshape(len(pool), F)
+        x = np.array(naive(items, sketch, pool, [float(s) for s in score[:depth]], own), np.float32).reshape(len(pool), PLAIN)
         if len(pool) and np.ptp(score[:depth]) == 0:
             x[:, 0] = 0
-        value = np.round((x.astype(np.float64) * second.graph.weight).sum(1), 1)
+        value = np.round((x.astype(np.float64) * second.graph.weight[:PLAIN]).sum(1), 1)
         got = (made.rank[u, : len(item)] - 1).tolist()
         want = [*sorted(range(len(pool)), key=lambda p: (-value[p], p)), *range(len(pool), len(item))][:wide]
         # of values that lie at an edge of rounding either is right
@@ -259,6 +264,10 @@ class Drawn:
         return own[fold.case_user[cases]]
 
 
+def scorer(stage: Reranker, model: Any, items: Items, log: Log, fold: Fold) -> Any:
+    return scorers({"": stage}, model, items, log, fold, None)[""]
+
+
 def planted(seed: int = 0, users: int = 90, n: int = 60) -> tuple[Items, Log]:
     """Everybody has items of one category of six, of which a first stage may know nothing."""
     rng = np.random.default_rng(seed)
@@ -272,33 +281,55 @@ def test_it_learns_what_the_first_stage_does_not_know() -> None:
     items, log = planted()
     folds = rolling(log, items, 100 * DAY, days=10, cuts=4, min_history=2)
     model = Drawn(1)
-    made = fit_second(model, items, log, folds[:3], depth=40, length=50)
+    made = fit_second(model, items, log, folds[:3], depth=40, length=50)[""]
     assert model.refreshed == 3
     first, best = made.told.loss
     assert best < first - 0.3
     assert made.told.epochs > 0
     without = evaluate(model, items, log, folds[3], lists=False)
-    twice = evaluate(model, items, log, folds[3], scorer=made.scorer(model, items, log, folds[3]), lists=False)
+    twice = evaluate(model, items, log, folds[3], scorer=scorer(made, model, items, log, folds[3]), lists=False)
     assert twice.mean("ndcg@10") > 2 * without.mean("ndcg@10")
+
+
+def test_what_each_source_brings_is_told_by_a_fit_without_it_and_noise_brings_nothing() -> None:
+    """Only the land of a user says which sixth of the items they have: no category and no content is known."""
+    items, log = planted(users=120)
+    items = replace(items, category=np.full(items.n, "", object), content={}, present={})
+    log = replace(log, context=np.full(len(log.user), None, object), text=np.full(len(log.user), None, object))
+    folds = rolling(log, items, 100 * DAY, days=10, cuts=4, min_history=2)
+    sources = Sources([json.dumps({"land": f"l{u % 6}", "age": u % 2}) for u in range(120)], {}, [None] * items.n, 7, 5)
+    made = fit_second(Drawn(1), items, log, folds[:3], depth=40, length=50, sources=sources, using=("attributes", "social"))
+    assert list(made) == ["", "without_attributes", "without_social", "with_noise"]
+    assert made[""].told.features == (*FEATURES, "friends", "attributes/age", "attributes/age_like", "attributes/land",
+                                      "attributes/land_like")  # fmt: skip
+    assert made["without_attributes"].told.features == (*FEATURES, "friends")
+    assert made["without_social"].told.features == tuple(f for f in made[""].told.features if f != "friends")
+    assert made["with_noise"].told.features == (*made[""].told.features, "noise", "noise_like")
+    loss = {name: m.told.loss[1] for name, m in made.items()}
+    assert loss[""] < loss["without_attributes"] - 0.3
+    assert abs(loss["without_social"] - loss[""]) < 0.05 > abs(loss["with_noise"] - loss[""])
+    found = {name: evaluate(Drawn(1), items, log, folds[3], scorer=own, lists=False).mean("ndcg@10")
+             for name, own in scorers(made, Drawn(1), items, log, folds[3], sources).items()}  # fmt: skip
+    assert found[""] > 2 * found["without_attributes"]
 
 
 def test_made_again_and_saved_and_read_it_is_the_same(tmp_path: Path) -> None:
     items, log = planted(users=40)
     folds = rolling(log, items, 100 * DAY, days=10, cuts=2, min_history=2)
-    made, again = (fit_second(Drawn(1), items, log, folds[:1], depth=20, length=50) for _ in range(2))
+    made, again = (fit_second(Drawn(1), items, log, folds[:1], depth=20, length=50)[""] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(made.net.state_dict().values(), again.net.state_dict().values(), strict=True))
     made.save(tmp_path)
     read = Reranker.load(tmp_path)
     assert read.told == made.told
     some = slice(0, folds[1].n_cases)
-    assert np.array_equal(read.scorer(Drawn(1), items, log, folds[1])(some), made.scorer(Drawn(1), items, log, folds[1])(some))
+    assert np.array_equal(scorer(read, Drawn(1), items, log, folds[1])(some), scorer(made, Drawn(1), items, log, folds[1])(some))
 
 
 def test_where_nothing_is_learned_nothing_is_moved() -> None:
     items, log = planted(users=40)
     (fold,) = rolling(log, items, 100 * DAY, days=10, cuts=1, min_history=2)
-    fresh, model = Reranker(room._Net(), room._Told(FEATURES, 20, 50, 0, 0, 0, (0.0, 0.0))), Drawn(1)
-    got = evaluate(model, items, log, fold, scorer=fresh.scorer(model, items, log, fold), lists=False)
+    fresh, model = Reranker(room._Net(F), room._Told(FEATURES, 20, 50, 0, 0, 0, (0.0, 0.0))), Drawn(1)
+    got = evaluate(model, items, log, fold, scorer=scorer(fresh, model, items, log, fold), lists=False)
     assert np.array_equal(got.ranked, evaluate(model, items, log, fold, lists=False).ranked)
 
 
@@ -308,17 +339,17 @@ def test_a_night_orders_as_the_evaluation_did(tmp_path: Path) -> None:
     items = replace(items, category=np.array([f"c{i % 7}" if i % 9 else "" for i in range(80)], object))
     folds = rolling(log, items, 100 * DAY, days=20, cuts=3, min_history=2)
     model, fold = Drawn(2), folds[2]
-    made = fit_second(model, items, log, folds[:2], depth=25, length=9)
+    made = fit_second(model, items, log, folds[:2], depth=25, length=9)[""]
     with torch.no_grad():
         torch.nn.init.normal_(made.net.added[-1].weight)  # so that it moves things, whatever it learned
     told = made.export(tmp_path)
     assert told["parity"] < 1e-4
-    got = evaluate(model, items, log, fold, scorer=made.scorer(model, items, log, fold), lists=False).ranked
+    got = evaluate(model, items, log, fold, scorer=scorer(made, model, items, log, fold), lists=False).ranked
     # as the features station counts: in whole windows, of what was there and delivered before the cut
     rows = np.flatnonzero(fold.train)
     age = (fold.fit_at_us - log.ts_us[rows]) / DAY
     day = pa.table({
-        "categories": [[c] if c else None for c in items.category],
+        "item_id": items.ids, "categories": [[c] if c else None for c in items.category],
         "n_users": [len({int(log.user[r]) for r in rows if log.item[r] == i}) for i in range(items.n)],
         **{f"n_{d}d": [int(((log.item[rows] == i) & (age <= d)).sum()) for i in range(items.n)] for d in (30, 90)},
         "available_us": items.available_us,
@@ -327,7 +358,7 @@ def test_a_night_orders_as_the_evaluation_did(tmp_path: Path) -> None:
                          day, room._sketch(items), fold.fit_at_us)  # fmt: skip
     for name in Facts.__dataclass_fields__:
         assert np.array_equal(getattr(second.facts, name), getattr(Facts.of_fold(items, log, fold, room._sketch(items)), name)), name
-    _, top, _ = room._Pool(model, items, log, fold, 25, 9).of(slice(0, fold.n_cases))
+    _, top, _ = room._Pool(model, items, log, fold, 25, 9, None).of(slice(0, fold.n_cases))
     kept = [log.item[fold.hist_row[a:z]][-9:] for a, z in zip(fold.hist_ptr[:-1], fold.hist_ptr[1:], strict=True)]
     kept = [h[fold.catalogue[h]] for h in kept]
     history = np.cumsum([0, *map(len, kept)]), np.concatenate(kept)
@@ -348,7 +379,7 @@ def test_what_comes_after_the_cut_changes_nothing(seed: int) -> None:
     alone = [f for f in rolling(known, items, 80 * DAY, days=10, cuts=3, min_history=2) if f.n_cases]
     assert [f.n_cases for f in folds] == [f.n_cases for f in alone]
     for one, other in zip(folds, alone, strict=True):
-        a, b = (room._Pool(Drawn(seed), items, rows, f, 12, 30) for rows, f in ((log, one), (known, other)))
+        a, b = (room._Pool(Drawn(seed), items, rows, f, 12, 30, None) for rows, f in ((log, one), (known, other)))
         for name in Facts.__dataclass_fields__:
             assert np.array_equal(getattr(a.facts, name), getattr(b.facts, name))
         assert np.array_equal(a.of(slice(0, one.n_cases))[2], b.of(slice(0, one.n_cases))[2])
@@ -357,7 +388,7 @@ def test_what_comes_after_the_cut_changes_nothing(seed: int) -> None:
         fits = []
         for rows, of in ((log, folds), (known, alone)):
             try:
-                fits.append(fit_second(Drawn(seed), items, rows, of, depth=12, length=30).net.state_dict())
+                fits.append(fit_second(Drawn(seed), items, rows, of, depth=12, length=30)[""].net.state_dict())
             except QualityError:
                 fits.append({})
     assert fits[0].keys() == fits[1].keys()
@@ -392,7 +423,7 @@ TOLD = {"features": list(FEATURES), "depth": 100}
 
 
 def test_a_bundle_of_other_features_is_refused(tmp_path: Path) -> None:
-    for other in (FEATURES[::-1], FEATURES[:-1], (*FEATURES, "mood")):
+    for other in ((*FEATURES, "mood"), ("mood",)):
         made = bundle(tmp_path, second_stage=TOLD | {"features": list(other)})
         for ask in (lambda made=made: asked(100, made, date(2026, 3, 1)),
                     lambda made=made: Second.over(made, 100, pa.table({}), None, 0)):  # fmt: skip
@@ -416,4 +447,4 @@ def test_a_night_asks_for_what_its_model_has(tmp_path: Path) -> None:
 def test_values_that_are_not_numbers_are_refused() -> None:
     _, _, facts = facts_of(0, 40)
     with pytest.raises(QualityError, match="what is not a number"):
-        Second(facts, 10, Weighed(np.full(F, np.nan))).ranked(rankings(0, 6, 40, 16), 5, histories(0, 6, 40))
+        Second(facts, 10, Weighed(np.full(F, np.nan)), FEATURES, pa.array([]), AT).ranked(rankings(0, 6, 40, 16), 5, histories(0, 6, 40))

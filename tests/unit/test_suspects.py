@@ -21,7 +21,8 @@ from mmrec.features import asof, suspects
 from mmrec.lake import commit
 from mmrec.lake.session import session
 from mmrec.lake.store import Lake
-from mmrec.worlds.builtin import World, _State
+from mmrec.worlds.builtin import World
+from mmrec.worlds.state import State
 
 DAY, NOW = date(2026, 3, 2), datetime(2026, 3, 2, tzinfo=UTC)
 HOUR, MINUTE, US = timedelta(hours=1), timedelta(minutes=1), timedelta(microseconds=1)
@@ -173,7 +174,7 @@ def test_a_ring_larger_than_a_block_is_found_whole_and_one_among_many_popular_se
 def world() -> list[dict[str, Any]]:
     """Sixty days of the tiny built-in world, nothing planted, as silver rows."""
     built = World(0, "tiny")
-    state = _State.empty(built.size.users)
+    state = State.empty(built.size.users)
     rows = []
     for n in range(built.history_days):
         for r in built._simulate(built.first_day + timedelta(days=n), state, None)["interactions"]:
