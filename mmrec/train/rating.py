@@ -1,0 +1,187 @@
+"""The rating head: a small network that foretells the rating of a pair from what models/rated.py sees of it.
+
+In: pairs, their ratings and what is seen of them, of train rows out of fold, of validation rows by all train rows.
+Out: a `RatingHead`: saved, exported as `rating.onnx`, or asked for ratings beside what is known of a day.
+The loss is the mean squared error of the residual to the baseline; the network begins as the baseline (nothing added)
+and is kept as it was at the best epoch on the validation rows: where nothing is learned, nothing is moved.
+Trade-off: the head holds weights and settings, not the models it stands on, which are fitted anew on whatever ratings
+are known: a day's fit is some seconds, and the head of an older day still fits.
+
+Shape legend: Q pairs, R rows of a batch, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mmrec.errors import InputError, QualityError
+from mmrec.models.rated import FEATURES, Known, Parts, Sample
+from mmrec.ort import session
+from mmrec.train.graphs import write_graph
+
+_HIDDEN = (64, 32)
+_LR, _DECAY, _BATCH, _EPOCHS, _PATIENCE = 2e-3, 1e-3, 512, 60, 8
+_SCALE = 1e-4  # of the values' spread: fp32 in another order of operations
+_GRAPH, _NEXT = "rating.onnx", "mmrec bench ratings --root FOLDER"
+
+
+class _Net(nn.Module):
+    """(R, F) -> (R,): what is added to the baseline. Features that are not used count as their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = (len(FEATURES), *_HIDDEN)
+        parts = [x for a, b in pairwise(sizes) for x in (nn.Linear(a, b), nn.ReLU())]
+        last = nn.Linear(sizes[-1], 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.trunk = nn.Sequential(*parts, last)
+        self.register_buffer("mean", torch.zeros(len(FEATURES)))
+        self.register_buffer("scale", torch.ones(len(FEATURES)))  # 0 of what is not used or never varies
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.trunk((x - self.mean) * self.scale).squeeze(1)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Of a fit. `bounds`: least and greatest rating. `loss`: on validation, of the baseline and of the head."""
+
+    features: tuple[str, ...]
+    without: tuple[str, ...]
+    parts: dict[str, Any]
+    bounds: tuple[float, float]
+    seed: int
+    epochs: int
+    loss: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RatingHead:
+    """A fitted head; `told`: what is known of the fit, for bundle.json."""
+
+    net: _Net
+    told: _Told
+
+    @property
+    def parts(self) -> Parts:
+        """Settings of the models that a `Known` is to be made with."""
+        return Parts.of(self.told.parts)
+
+    def rate(self, base_Q: np.ndarray, x_QF: np.ndarray) -> np.ndarray:
+        """(Q,) float64 ratings, within the bounds of those it learned from; of `Known.features`."""
+        with torch.no_grad():
+            return np.clip(base_Q + self.net(torch.from_numpy(x_QF)).numpy(), *self.told.bounds)
+
+    def predict(self, known: Known, user_Q: np.ndarray, item_Q: np.ndarray, ts_us_Q: np.ndarray) -> np.ndarray:
+        """(Q,) float64 ratings; `known`: with `parts`. Raises: InputError: a pair that it can't know."""
+        return self.rate(*known.features(user_Q, item_Q, ts_us_Q))
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and what is told (JSON)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.net.state_dict().items()}, folder / "rating.safetensors")
+        (folder / "rating.json").write_text(json.dumps(asdict(self.told)))
+
+    @classmethod
+    def load(cls, folder: Path) -> RatingHead:
+        """What `save` wrote. Raises: InputError: it was fitted on other features than there are now."""
+        net, told = _Net(), json.loads((folder / "rating.json").read_text())
+        if tuple(told["features"]) != FEATURES:
+            raise InputError("the head was fitted on other features", where=str(folder / "rating.json"),
+                             value=told["features"], valid=FEATURES, next=_NEXT)  # fmt: skip
+        net.load_state_dict(load_file(folder / "rating.safetensors"))
+        return cls(net, _Told(**told | {k: tuple(told[k]) for k in ("features", "without", "bounds", "loss")}))
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """Write `rating.onnx`: x (R, F) float32 -> residual (R,). Returns: fields for bundle.json, `parity` with torch
+        among them.
+
+        Raises: QualityError: the graph differs from torch.
+        """
+        net = self.net.eval()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_graph(net, (torch.zeros(2, len(FEATURES)),), ["x"], ["residual"], {}, folder / _GRAPH)
+        draw = torch.randn(4096, len(FEATURES), generator=torch.Generator().manual_seed(0))
+        x = net.mean + 2 * draw / torch.where(net.scale > 0, net.scale, 1.0)
+        with torch.no_grad():
+            wanted = net(x).numpy()
+        (got,) = session(folder / _GRAPH).run(None, {"x": x.numpy()})
+        worst = float(np.abs(got - wanted).max()) / max(float(wanted.std()), 1e-9)
+        if not worst <= _SCALE:
+            raise QualityError("ONNX and torch disagree: the model is not registered", where=_GRAPH, value=worst,
+                               valid=f"at most {_SCALE} of the values' spread", next=_NEXT)  # fmt: skip
+        return asdict(self.told) | {"parity": worst}
+
+
+def fit_rating(
+    train: Sample, valid: Sample, parts: Parts, *, seed: int = 0, without: tuple[str, ...] = ()
+) -> RatingHead:
+    """Learn from pairs.
+
+    Args:
+        train: out of fold. valid: rows that are not in train. parts: with which both were seen. without: features that
+            are not to be used.
+
+    Raises: InputError: no row, or no such feature. QualityError: the loss is not a number.
+    """
+    if not len(train.value_Q) or not len(valid.value_Q):
+        raise InputError("nothing to learn from", where="rating head", value=[len(train.value_Q), len(valid.value_Q)],
+                         valid="a train row and a validation row", next=_NEXT)  # fmt: skip
+    if wrong := sorted(set(without) - set(FEATURES)):
+        raise InputError("no such feature", where="rating head: without", value=wrong, valid=FEATURES, next=_NEXT)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = _Net()
+    x_QF, held_QF = torch.from_numpy(train.x_QF), torch.from_numpy(valid.x_QF)
+    spread_F = x_QF.std(0, correction=0)
+    used_F = torch.tensor([name not in without for name in FEATURES]) & (spread_F > 1e-6)
+    net.mean.copy_(x_QF.mean(0))
+    net.scale.copy_(torch.where(used_F, 1 / spread_F, 0.0))
+    left_Q, held_Q = (torch.from_numpy(s.value_Q - s.base_Q).float() for s in (train, valid))
+    epochs, loss = _learned(net, (x_QF, left_Q), (held_QF, held_Q), seed)
+    bounds = (float(train.value_Q.min()), float(train.value_Q.max()))
+    return RatingHead(net, _Told(FEATURES, tuple(without), parts.told(), bounds, seed, epochs, loss))
+
+
+_Pairs = tuple[torch.Tensor, torch.Tensor]  # (Q, F), (Q,)
+
+
+def _learned(net: _Net, train: _Pairs, held: _Pairs, seed: int) -> tuple[int, tuple[float, float]]:
+    """Epochs of the best network, which `net` is then, and the loss on rows held out: at first and at best."""
+
+    def judged() -> float:
+        with torch.no_grad():
+            return float(nn.functional.mse_loss(net(held[0]), held[1]))
+
+    draw = torch.Generator().manual_seed(seed)
+    steps = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_DECAY)
+    first = best = judged()
+    kept, at = {k: v.clone() for k, v in net.state_dict().items()}, 0
+    for epoch in range(1, _EPOCHS + 1):
+        order = torch.randperm(len(train[1]), generator=draw)
+        for start in range(0, len(order), _BATCH):
+            rows = order[start : start + _BATCH]
+            loss = nn.functional.mse_loss(net(train[0][rows]), train[1][rows])
+            if not torch.isfinite(loss):
+                raise QualityError("the rating head's loss is not a number", where=f"epoch {epoch}", value=float(loss),
+                                   valid="a finite loss", next=_NEXT)  # fmt: skip
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+        got = judged()
+        if got < best:
+            best, at, kept = got, epoch, {k: v.clone() for k, v in net.state_dict().items()}
+        elif epoch - at >= _PATIENCE:
+            break
+    net.load_state_dict(kept)
+    return at, (first, best)
