@@ -94,6 +94,7 @@ class Second:
 
         Raises: QualityError: the graph gives what is not a number.
         """
+        assert (who is None) == (self.facts.known is None)
         item_SC, score_SC = (np.ascontiguousarray(x[:, : self.depth]) for x in (found.item, found.score))
         value_SC = np.empty(item_SC.shape, np.float32)
 

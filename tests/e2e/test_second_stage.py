@@ -101,7 +101,7 @@ def test_a_night_made_again_by_hand_has_its_order(staged: Staged) -> None:
         had = np.array([n for n, i in enumerate(ids) if i in seen], np.int32)
         top = scored.best(slice(0, 1), slice(0, 1), DEPTH, (np.array([0, len(had)]), had))
         own = [ids.index(i) for i in row["item_ids"][0].as_py() if i in set(ids)]
-        made = second.ranked(top, 5, (np.array([0, len(own)]), np.array(own, np.int32)))
+        made = second.ranked(top, 5, (np.array([0, len(own)]), np.array(own, np.int32)), second.who(row))
     if not any(r["passed"] or r["rule"] for r in staged.lists()[user]) and not row["wishes"][0].as_py():
         assert [r["item_id"] for r in staged.lists()[user]][:5] == [ids[i] for i in made.item[0]]
 
