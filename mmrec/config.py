@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
 
 from mmrec.errors import InputError
+
+_Source = Literal["attributes", "context", "reviews", "social", "knowledge"]
 
 
 class _Part(BaseModel):
@@ -83,8 +85,7 @@ class DiversityConfig(_Part):
 class CandidatesConfig(_Part):
     generators: tuple[Literal["content", "item_to_item", "new", "popular", "social"], ...] = Field(
         (), description="what else brings candidates, in turn: content, item_to_item, new, popular, social; empty: the"
-        " model brings them all"
-    )  # fmt: skip
+        " model brings them all")  # fmt: skip
     every: int = Field(5, ge=2, description="each so-many-th place of a ranking is theirs")
     depth: int = Field(50, ge=1, description="items that each of them offers a user")
     new_days: int = Field(14, ge=1, description="for so long an item is new, days")
@@ -100,9 +101,7 @@ class CandidatesConfig(_Part):
 
 class SecondStageConfig(_Part):
     depth: int = Field(0, ge=0, le=1000, description="first candidates that a second model puts in order; 0: none does")
-    sources: tuple[Literal["attributes", "context", "reviews", "social", "knowledge"], ...] = Field(
-        ("attributes", "context", "reviews", "social", "knowledge"), description="what it looks at beside behaviour"
-    )
+    sources: tuple[_Source, ...] = Field(get_args(_Source), description="what it looks at beside behaviour")
 
 
 class WishesConfig(_Part):
@@ -121,9 +120,8 @@ class ContentConfig(_Part):
         "joined", description="joined: title, categories and text are one text; separate: two, and their mean"
     )
     knowledge: int = Field(0, ge=0, description="size of vectors of what silver.relations say of items; 0: none")
-    images: Literal["first", "mean"] = Field(
-        "first", description="what stands for an item with several pictures: the first that is good, or their mean"
-    )
+    images: Literal["first", "mean"] = Field("first", description="what stands for an item with several pictures: the"
+                                             " first that is good, or their mean")  # fmt: skip
 
     @property
     def fields(self) -> dict[str, str]:

@@ -41,7 +41,7 @@ from mmrec.lake.store import Lake
 from mmrec.models.data import Fold
 
 _SECOND = "second"  # folder of a training's second stages
-_SECTIONS = ("night", "content", "train", "suspects", "evaluate", "gate", "second_stage")
+_SECTIONS = ("night", "content", "train", "suspects", "evaluate", "gate", "second_stage", "candidates")
 _COSTS, _REGISTERED, _DECIDED = "costs.json", "registered.json", "decided.json"  # each is there once its step ended
 _AGAIN = "again-"  # folder of a training that is repeated
 CHAIN = ("train", "evaluate", "export", "register", "promote")

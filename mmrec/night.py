@@ -155,15 +155,16 @@ def features(night: Night) -> dict[str, Any]:
         return {"late": m.late}
     spark = session(night.config.engine, night.config.spark)
     kinds = ["items", "users"]
-    if fused.asked_social(m.config) or m.config.get("entities"):
+    settings = _looked_at(m)
+    if fused.asked_social(settings) or m.config.get("entities"):
         kinds.append("relations")
     if "silver.wishes" in m.tables:  # a manifest of an earlier release pins none
         kinds.append("wishes")
     silver = {k: lake.frame(spark, f"silver.{k}", m.tables[f"silver.{k}"]) for k in kinds}
     delivered = lake.frame(spark, "silver.interactions", m.tables["silver.interactions"])
-    seen = asof.events(delivered, m.moment, fused.asked_about(m.config))
+    seen = asof.events(delivered, m.moment, fused.asked_about(settings))
     with kept(night.out, "gold.user_sequences", seen, m.run_id) as events:
-        made = fused.fused(events, silver, m.day, m.moment, m.config, m.run_id, _text_fields(m))
+        made = fused.fused(events, silver, m.day, m.moment, settings, m.run_id, _text_fields(m))
         counts = {
             name: commit.write(
                 night.out,
@@ -217,7 +218,7 @@ def recommend(night: Night) -> dict[str, Any]:
              *(COLUMNS if any(r["kind"] == "repeat" for r in ruled) else ()),
              *((COLUMN,) if m.config.get("wishes") else ()),
              *((generators.COLUMN,) if asked_social(m.config) else ()))  # fmt: skip
-    if any(a.second is not None for a in arms):
+    if any(a.job.second_stage for a in arms):
         asked = tuple(dict.fromkeys((*asked, *second.COLUMNS)))
     sources: dict[str, Any] = {"gold.user_sequences": (users, asked)}
 
@@ -276,6 +277,14 @@ def _packed(night: Night, items: pa.Table) -> str:
     theirs = canary.items_for(config, night.lake, m, trial, items)
     beside = of(trial, theirs, folder / canary.KEY, arm=CANARY, canary=told)
     return of(m, items, folder, canary=told | {"folder": beside})
+
+
+def _looked_at(m: Manifest) -> dict[str, Any]:
+    """A night's settings, its second stage with all that the canary's looks at, too: features are made for both."""
+    trial = canary.of_manifest(m)
+    own, other = (c.get("second_stage") or {} for c in (m.config, {} if trial is None else trial.config))
+    sources = {*own.get("sources", ()), *other.get("sources", ())}
+    return m.config | ({"second_stage": other | own | {"sources": sorted(sources)}} if sources else {})
 
 
 def _text_fields(m: Manifest) -> str:

@@ -49,6 +49,8 @@ def reproduce(config: Config, version: str, tell: Callable[[str, int, int], None
                          next="mmrec models list")  # fmt: skip
     told = dict(told)
     recipe = told.pop("recipe")
+    if "second_stage" in told:  # where it names no sources, it is of before a second stage looked at any
+        told["second_stage"] = {"sources": []} | told["second_stage"]
     again = room.load(config.home, **told, engine=config.engine, mlflow_uri=config.mlflow_uri)
     now = asdict(trained.new(again)({}).recipe)
     if json.loads(json.dumps(now)) != recipe:

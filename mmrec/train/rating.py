@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmrec.errors import InputError, QualityError
+from mmrec.errors import InputError
 from mmrec.models.rated import FEATURES, Known, Parts, Sample
-from mmrec.ort import session
-from mmrec.train.graphs import write_graph
+from mmrec.train.small import Pace, learned, trunk, written
 
-_HIDDEN = (64, 32)
-_LR, _DECAY, _BATCH, _EPOCHS, _PATIENCE = 2e-3, 1e-3, 512, 60, 8
-_SCALE = 1e-4  # of the values' spread: fp32 in another order of operations
+_PACE = Pace(rate=2e-3, decay=1e-3, batch=512, epochs=60, patience=8)
 _GRAPH, _NEXT = "rating.onnx", "mmrec bench ratings --root FOLDER"
 
 
@@ -39,12 +35,7 @@ class _Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = (len(FEATURES), *_HIDDEN)
-        parts = [x for a, b in pairwise(sizes) for x in (nn.Linear(a, b), nn.ReLU())]
-        last = nn.Linear(sizes[-1], 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.trunk = nn.Sequential(*parts, last)
+        self.trunk = trunk(len(FEATURES))
         self.register_buffer("mean", torch.zeros(len(FEATURES)))
         self.register_buffer("scale", torch.ones(len(FEATURES)))  # 0 of what is not used or never varies
 
@@ -108,19 +99,10 @@ class RatingHead:
 
         Raises: QualityError: the graph differs from torch.
         """
-        net = self.net.eval()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_graph(net, (torch.zeros(2, len(FEATURES)),), ["x"], ["residual"], {}, folder / _GRAPH)
-        draw = torch.randn(4096, len(FEATURES), generator=torch.Generator().manual_seed(0))
-        x = net.mean + 2 * draw / torch.where(net.scale > 0, net.scale, 1.0)
-        with torch.no_grad():
-            wanted = net(x).numpy()
-        (got,) = session(folder / _GRAPH).run(None, {"x": x.numpy()})
-        worst = float(np.abs(got - wanted).max()) / max(float(wanted.std()), 1e-9)
-        if not worst <= _SCALE:
-            raise QualityError("ONNX and torch disagree: the model is not registered", where=_GRAPH, value=worst,
-                               valid=f"at most {_SCALE} of the values' spread", next=_NEXT)  # fmt: skip
-        return asdict(self.told) | {"parity": worst}
+        scale_F = self.net.scale
+        spread_F = 1 / torch.where(scale_F > 0, scale_F, 1.0)
+        parity = written(self.net, self.net.mean, spread_F, "residual", folder / _GRAPH, _NEXT)
+        return asdict(self.told) | {"parity": parity}
 
 
 def fit_rating(
@@ -148,40 +130,8 @@ def fit_rating(
     net.mean.copy_(x_QF.mean(0))
     net.scale.copy_(torch.where(used_F, 1 / spread_F, 0.0))
     left_Q, held_Q = (torch.from_numpy(s.value_Q - s.base_Q).float() for s in (train, valid))
-    epochs, loss = _learned(net, (x_QF, left_Q), (held_QF, held_Q), seed)
+    mse = nn.functional.mse_loss
+    epochs, loss = learned(net, len(left_Q), lambda rows: mse(net(x_QF[rows]), left_Q[rows]),
+                           lambda: float(mse(net(held_QF), held_Q)), _PACE, seed, ("rating head", _NEXT))  # fmt: skip
     bounds = (float(train.value_Q.min()), float(train.value_Q.max()))
     return RatingHead(net, _Told(FEATURES, tuple(without), parts.told(), bounds, seed, epochs, loss))
-
-
-_Pairs = tuple[torch.Tensor, torch.Tensor]  # (Q, F), (Q,)
-
-
-def _learned(net: _Net, train: _Pairs, held: _Pairs, seed: int) -> tuple[int, tuple[float, float]]:
-    """Epochs of the best network, which `net` is then, and the loss on rows held out: at first and at best."""
-
-    def judged() -> float:
-        with torch.no_grad():
-            return float(nn.functional.mse_loss(net(held[0]), held[1]))
-
-    draw = torch.Generator().manual_seed(seed)
-    steps = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_DECAY)
-    first = best = judged()
-    kept, at = {k: v.clone() for k, v in net.state_dict().items()}, 0
-    for epoch in range(1, _EPOCHS + 1):
-        order = torch.randperm(len(train[1]), generator=draw)
-        for start in range(0, len(order), _BATCH):
-            rows = order[start : start + _BATCH]
-            loss = nn.functional.mse_loss(net(train[0][rows]), train[1][rows])
-            if not torch.isfinite(loss):
-                raise QualityError("the rating head's loss is not a number", where=f"epoch {epoch}", value=float(loss),
-                                   valid="a finite loss", next=_NEXT)  # fmt: skip
-            steps.zero_grad()
-            loss.backward()
-            steps.step()
-        got = judged()
-        if got < best:
-            best, at, kept = got, epoch, {k: v.clone() for k, v in net.state_dict().items()}
-        elif epoch - at >= _PATIENCE:
-            break
-    net.load_state_dict(kept)
-    return at, (first, best)

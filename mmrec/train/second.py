@@ -34,18 +34,15 @@ from mmrec.models.pairs import Facts, features, source_of
 from mmrec.models.sketch import sketched
 from mmrec.models.sources import Sources
 from mmrec.models.traits import KINDS
-from mmrec.ort import session
 from mmrec.topk.exact import TopK, select
 from mmrec.topk.seen import Seen
-from mmrec.train.graphs import write_graph
+from mmrec.train.small import Pace, learned, trunk, written
 
-_HIDDEN = (64, 32)
-_LR, _DECAY, _BATCH, _EPOCHS, _PATIENCE = 1e-3, 1e-3, 64, 100, 10
+_PACE = Pace(rate=1e-3, decay=1e-3, batch=64, epochs=100, patience=10)
 _HELD_OUT = 5  # every so many users are not trained on
 _CASES = 32_768  # of all folds together, evenly spaced
 _BLOCK = 256
-_SCALE = 1e-4  # of the values' spread: fp32 in another order of operations
-_GRAPH = "second.onnx"
+_GRAPH, _NEXT = "second.onnx", "mmrec train --date D"
 
 
 def _liked(name: str) -> bool:
@@ -61,12 +58,7 @@ class _Net(nn.Module):
 
     def __init__(self, wide: int) -> None:
         super().__init__()
-        sizes = (wide, *_HIDDEN)
-        parts = [x for a, b in pairwise(sizes) for x in (nn.Linear(a, b), nn.ReLU())]
-        last = nn.Linear(sizes[-1], 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.added = nn.Sequential(*parts, last)
+        self.added = trunk(wide)
         self.own = nn.Parameter(torch.ones(()))
         self.register_buffer("mean", torch.zeros(wide))
         self.register_buffer("spread", torch.ones(wide))
@@ -115,19 +107,8 @@ class Reranker:
 
         Raises: QualityError: the graph differs from torch.
         """
-        net = self.net.eval()
-        write_graph(net, (torch.zeros(2, len(self.told.features)),), ["x"], ["value"], {}, folder / _GRAPH)
-        draw = torch.randn(4096, len(self.told.features), generator=torch.Generator().manual_seed(0))
-        x = net.mean + 2 * net.spread * draw
-        with torch.no_grad():
-            wanted = net(x).numpy()
-        (got,) = session(folder / _GRAPH).run(None, {"x": x.numpy()})
-        worst = float(np.abs(got - wanted).max()) / max(float(wanted.std()), 1e-9)
-        if not worst <= _SCALE:
-            raise QualityError("ONNX and torch disagree: the model is not registered", where=_GRAPH, value=worst,
-                               valid=f"at most {_SCALE} of the values' spread",
-                               next="mmrec train --date D")  # fmt: skip
-        return asdict(self.told) | {"parity": worst}
+        parity = written(self.net, self.net.mean, self.net.spread, "value", folder / _GRAPH, _NEXT)
+        return asdict(self.told) | {"parity": parity}
 
     def values(self, x_BCF: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """(B, C) float32 of features of pairs, `names` of them among which its own are."""
@@ -244,7 +225,9 @@ def _fit(gathered: _Gathered, names: Sequence[str], depth: int, length: int, see
         spread_F[own] = spread_F[own].max(initial=0)
     net.spread.copy_(torch.from_numpy(np.where(spread_F > 1e-6, spread_F, 1).astype(np.float32)))
     sides = [_Side(*(torch.from_numpy(a[m]) for a in (x_BCF, there_BC, wanted_BC))) for m in (~held_B, held_B)]
-    epochs, loss = _learned(net, *sides, seed)
+    train, held = sides
+    epochs, loss = learned(net, len(train.x_BCF), partial(train.loss, net), lambda: float(held.loss(net, slice(None))),
+                           _PACE, seed, ("second stage", _NEXT))  # fmt: skip
     return Reranker(net.eval(), _Told(tuple(names), depth, length, len(x_BCF), missed, epochs, loss))
 
 
@@ -298,33 +281,3 @@ class _Side:
         value_BC = net(x_BCF.reshape(-1, x_BCF.shape[2])).reshape(there_BC.shape)
         log_BC = torch.log_softmax(value_BC.masked_fill(~there_BC, -1e9), 1)
         return -(torch.where(wanted_BC, log_BC, 0.0).sum(1) / wanted_BC.sum(1)).mean()
-
-
-def _learned(net: _Net, train: _Side, held: _Side, seed: int) -> tuple[int, tuple[float, float]]:
-    """Epochs of the best network, which `net` is then, and the loss on users held out: at first and at best."""
-
-    def judged() -> float:
-        with torch.no_grad():
-            return float(held.loss(net, slice(None)))
-
-    draw = torch.Generator().manual_seed(seed)
-    steps = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_DECAY)
-    first = best = judged()
-    kept, at = {k: v.clone() for k, v in net.state_dict().items()}, 0
-    for epoch in range(1, _EPOCHS + 1):
-        order = torch.randperm(len(train.x_BCF), generator=draw)
-        for start in range(0, len(order), _BATCH):
-            loss = train.loss(net, order[start : start + _BATCH])
-            if not torch.isfinite(loss):
-                raise QualityError("the second stage's loss is not a number", where=f"epoch {epoch}",
-                                   value=float(loss), valid="a finite loss", next="mmrec train --date D")  # fmt: skip
-            steps.zero_grad()
-            loss.backward()
-            steps.step()
-        got = judged()
-        if got < best:
-            best, at, kept = got, epoch, {k: v.clone() for k, v in net.state_dict().items()}
-        elif epoch - at >= _PATIENCE:
-            break
-    net.load_state_dict(kept)
-    return at, (first, best)

@@ -456,6 +456,26 @@ def test_quality_judges_by_the_interval_alone() -> None:
     assert quality(worse, "7")["headline"]["not_beaten"] == [("ease", "worse")]
 
 
+def test_what_each_source_brings_is_told_with_its_interval_and_noise_as_what_it_costs(lake: Lake, tmp_path: Path) -> None:
+    second = [metric("second_stage", part, "ndcg@10", value, lo, hi) for part, value, lo, hi in (
+        ("all", 0.2, None, None), ("without_social", 0.17, None, None), ("vs_without_social", 0.03, 0.01, 0.05),
+        ("without_reviews", 0.201, None, None), ("vs_without_reviews", -0.001, -0.01, 0.008),
+        ("with_noise", 0.198, None, None), ("vs_with_noise", 0.002, -0.002, 0.006),
+    )]  # fmt: skip
+    assert quality(MEASURED, "7")["protocols"][0]["sources"] is None
+    got = quality(MEASURED + second, "7")["protocols"][0]
+    rows = [(r["label"], r["value"], r["share"], r["verdict"]) for r in got["sources"]["rows"]]
+    assert rows == [("without reviews", "0.2010", "−0.5%", "no clear difference"), ("without social", "0.1700", "+15.0%", "better"),
+                    ("with noise", "0.1980", "−1.0%", "no clear difference")]  # fmt: skip
+    assert [(r["lo"], r["hi"]) for r in got["sources"]["rows"]] == [(-0.01, 0.008), (0.01, 0.05), (-0.006, 0.002)]
+    assert {s["slice"] for s in got["slices"]["rows"]} == {"cold_items"}
+    assert {d["against"] for d in got["differences"]["rows"]} == {"popularity", "ease"}
+    put(lake, "ops.metrics", MEASURED + second)
+    said = " ".join(Page(write_report(lake, D2, tmp_path / "out", versions=lake.versions()).read_text()).text.split())
+    for part in ("What each source adds", "what friends had lately", "+0.0100 to +0.0500", "−0.0060 to +0.0020"):
+        assert part in said
+
+
 def test_quality_shows_the_served_model_and_says_if_it_can_not() -> None:
     held = [r | {"run_date": D2, "model_version": "8", "value": 0.01} for r in MEASURED]
     got = quality(MEASURED + held, "7")

@@ -19,7 +19,9 @@ from mmrec.bench import ratings as bench
 from mmrec.errors import InputError, QualityError
 from mmrec.models.rated import FEATURES, Known, Parts, Sample
 from mmrec.models.ratings import BiasedFactors, Biases, RatingNeighbours, Ratings
+from mmrec.ort import session
 from mmrec.train import rating as room
+from mmrec.train import small
 from mmrec.train.rating import RatingHead, fit_rating
 
 AT = 15_000 * DAY
@@ -265,7 +267,7 @@ def test_a_head_is_saved_and_exported_to_the_same_numbers(fitted: tuple, tmp_pat
     told = head.export(tmp_path / "a")
     assert told["parity"] <= 1e-4
     json.dumps(told)
-    (got,) = room.session(tmp_path / "a" / "rating.onnx").run(None, {"x": held.x_QF})
+    (got,) = session(tmp_path / "a" / "rating.onnx").run(None, {"x": held.x_QF})
     with torch.no_grad():
         np.testing.assert_allclose(got, head.net(torch.from_numpy(held.x_QF)).numpy(), atol=1e-4)
 
@@ -273,7 +275,7 @@ def test_a_head_is_saved_and_exported_to_the_same_numbers(fitted: tuple, tmp_pat
         def run(self, _: None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
             return [np.zeros(len(feeds["x"]), np.float32)]
 
-    monkeypatch.setattr(room, "session", lambda path: Wrong())
+    monkeypatch.setattr(small, "session", lambda path: Wrong())
     with pytest.raises(QualityError, match="disagree"):
         head.export(tmp_path / "b")
     told = json.loads((tmp_path / "a" / "rating.json").read_text())
@@ -339,7 +341,7 @@ def test_the_bench_chooses_on_validation_and_tells_every_model_of_every_seed(tmp
     monkeypatch.setattr(bench, "_BIASES", {"user": (3.0,), "item": (3.0,)})
     monkeypatch.setattr(bench, "_FACTORS", {"factors": (4, 8)})
     monkeypatch.setattr(bench, "_NEIGHBOURS", {"k": (5, 20)})
-    monkeypatch.setattr(room, "_EPOCHS", 6)
+    monkeypatch.setattr(room, "_PACE", replace(room._PACE, epochs=6))
     told = bench.bench(2, lambda *_: None, root=folder)
     json.dumps(told)
     assert list(told["seeds"]) == ["0", "1"]

@@ -26,10 +26,13 @@ from mmrec.bundle.bundle import Bundle
 from mmrec.dates import micros
 from mmrec.errors import InputError, QualityError
 from mmrec.evaluate.protocols import evaluate
+from mmrec.features.fused import asked_about, asked_social
+from mmrec.lake.manifest import Manifest
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.pairs import FEATURES, Facts, features
 from mmrec.models.sources import Sources
 from mmrec.models.splits import rolling
+from mmrec.night import _looked_at
 from mmrec.recommend import choose, slate
 from mmrec.recommend import second as stage
 from mmrec.recommend.check import check_slates
@@ -384,7 +387,7 @@ def test_what_comes_after_the_cut_changes_nothing(seed: int) -> None:
             assert np.array_equal(getattr(a.facts, name), getattr(b.facts, name))
         assert np.array_equal(a.of(slice(0, one.n_cases))[2], b.of(slice(0, one.n_cases))[2])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "_EPOCHS", 3)
+        patch.setattr(room, "_PACE", replace(room._PACE, epochs=3))
         fits = []
         for rows, of in ((log, folds), (known, alone)):
             try:
@@ -409,6 +412,21 @@ def test_no_case_with_a_target_in_its_pool_is_said_so() -> None:
     nobody = replace(fold, target_item=np.full_like(fold.target_item, items.n + 1))
     with pytest.raises(QualityError, match="no validation case has a target among its first candidates"):
         fit_second(Drawn(0), items, log, [nobody], depth=5, length=50)
+
+
+def test_features_are_made_for_the_model_and_its_canary() -> None:
+    def manifest(own: list[str] | None, trial: list[str] | None) -> Manifest:
+        stage = [None if s is None else {"second_stage": {"depth": 9} | ({"sources": s, "social": {"depth": n}} if s else {})}
+                 for n, s in enumerate((own, trial))]  # fmt: skip
+        beside = {} if trial is None else {"canary": {"version": "2", "digest": "", "share": 0.1, "encoders": {}, "config": stage[1]}}
+        return Manifest("2026-03-01", "2026-03-02T00:00:00+00:00", {}, "1", "", {}, {"k": 3} | (stage[0] or {}) | beside, {}, "")
+
+    for own, trial, want in ((None, None, None), ([], None, None), (["social"], None, ["social"]), ([], ["reviews"], ["reviews"]),
+                             (["social"], ["reviews", "social"], ["reviews", "social"])):  # fmt: skip
+        told = _looked_at(manifest(own, trial))
+        assert (told.get("second_stage") or {}).get("sources") == want
+        assert asked_about(told) == (("context", "text") if want and "reviews" in want else ())
+        assert asked_social(told) == (None if not want or "social" not in want else {"depth": 0})
 
 
 # refusals
