@@ -102,6 +102,8 @@ class CandidatesConfig(_Part):
 class SecondStageConfig(_Part):
     depth: int = Field(0, ge=0, le=1000, description="first candidates that a second model puts in order; 0: none does")
     sources: tuple[_Source, ...] = Field(get_args(_Source), description="what it looks at beside behaviour")
+    columns: dict[str, str] = Field({}, description="column of the shop's -> transform; see docs/second-stage.md")
+    kept: tuple[str, ...] = Field((), description="features, as mmrec features rank names them; empty: all")
 
 
 class WishesConfig(_Part):
@@ -312,17 +314,12 @@ def load(home: Path, **flags: Any) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         key, variable = ".".join(map(str, first["loc"])), "MMREC_" + "__".join(map(str, first["loc"])).upper()
-        raise InputError(
-            f"a setting is wrong: {first['msg'].lower()}",
-            where=f"environment: {variable}" if variable in os.environ else f"{home / 'mmrec.toml'}: {key}",
-            value=first.get("input"),
-            valid=_valid(first["loc"]),
-            next="edit mmrec.toml",
-        ) from None
+        where = f"environment: {variable}" if variable in os.environ else f"{home / 'mmrec.toml'}: {key}"
+        raise InputError(f"a setting is wrong: {first['msg'].lower()}", where=where, value=first.get("input"),
+                         valid=_valid(first["loc"]), next="edit mmrec.toml") from None  # fmt: skip
     except ValueError as error:
-        raise InputError(
-            f"the settings can't be read: {error}", where=str(home / "mmrec.toml"), valid="TOML", next="edit mmrec.toml"
-        ) from None
+        raise InputError(f"the settings can't be read: {error}", where=str(home / "mmrec.toml"), valid="TOML",
+                         next="edit mmrec.toml") from None  # fmt: skip
 
 
 def _known_environment() -> None:

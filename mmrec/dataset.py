@@ -58,7 +58,8 @@ def dataset(night: Night) -> Data:
         from mmrec.lake.content import text_key
 
         lake, spark, as_of = night.lake, session(night.config.engine, night.config.spark), night.as_of
-        wide = bool(night.config.second_stage.depth and night.config.second_stage.sources)
+        stage = night.config.second_stage
+        wide = bool(stage.depth and (stage.sources or stage.columns))
         names = ("silver.interactions", "silver.items", "silver.item_groups", "gold.item_embeddings", _RELATIONS,
                  *([_USERS] if wide else []))  # fmt: skip
         # one that is made again may be of before models knew entities
@@ -99,16 +100,16 @@ def dataset(night: Night) -> Data:
         twins = lake.arrow("silver.item_groups", tables["silver.item_groups"], columns=["item_id", "group_id"])
         groups, fields = dict(zip(*(c.to_pylist() for c in twins), strict=True)), night.config.content.fields
         items = items_from(known, vectors, versions, groups, fields, knowledge)
-        keys = [c for c in known.column_names if c in ("item_id", "entities") or c.endswith("_sha256")]
+        keys = [c for c in known.column_names if c in ("item_id", "entities", "attributes") or c.endswith("_sha256")]
         about = known.select(keys).sort_by("item_id")
         log = log_from(rows, items)
-        sources = _sources(night, tables, log, about["entities"].to_pylist()) if wide else None
+        sources = _sources(night, tables, log, about) if wide else None
         night._data = Data(items, log, about, tables, versions, fields, knowledge, sources, left_out)  # type: ignore[attr-defined]
     return night._data  # type: ignore[attr-defined]
 
 
-def _sources(night: Night, tables: dict[str, int], log: Log, entities: list[list[str] | None]) -> Sources:
-    """What is known of the users of a log, as of the run_date. `entities`: of items, in their order."""
+def _sources(night: Night, tables: dict[str, int], log: Log, about: pa.Table) -> Sources:
+    """What is known of the users of a log, as of the run_date. `about`: the items, in their order."""
     from mmrec.features import asof
 
     spark, as_of, asked = session(night.config.engine, night.config.spark), night.as_of, night.config.candidates
@@ -120,7 +121,8 @@ def _sources(night: Night, tables: dict[str, int], log: Log, entities: list[list
     for one, other in sorted(zip(*(edges[c].to_pylist() for c in ("subject_id", "object_id")), strict=True)):
         if one in place and other in place:
             friends.setdefault(place[one], []).append(place[other])
-    return Sources([told.get(str(u)) for u in log.user_ids], friends, entities, asked.social_days, asked.depth)
+    return Sources([told.get(str(u)) for u in log.user_ids], friends, about["entities"].to_pylist(), asked.social_days,
+                   asked.depth, about["attributes"].to_pylist(), night.config.second_stage.columns)  # fmt: skip
 
 
 def folds(night: Night, data: Data) -> dict[str, tuple[list[Fold], list[Fold]]]:

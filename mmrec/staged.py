@@ -39,7 +39,7 @@ def fitted(config: Config, model: Any, data: Data, folds: Sequence[Fold], folder
 
     stages = fit_second(model, data.items, data.log, folds, depth=config.second_stage.depth,
                         length=config.night.sequence_length, seed=config.train.seed, sources=data.sources,
-                        using=config.second_stage.sources)  # fmt: skip
+                        using=using(config), kept=config.second_stage.kept)  # fmt: skip
     for name, stage in stages.items():
         stage.save(folder / (name or _SERVED))
 
@@ -62,7 +62,7 @@ def exported(folder: Path, data: Data, fold: Fold, bundle: Path) -> dict[str, An
     """
     if not folder.is_dir():
         return {}
-    from mmrec.models.pairs import source_of
+    from mmrec.models.pairs import Facts, source_of
     from mmrec.train.second import Reranker
 
     stage = Reranker.load(folder / _SERVED)
@@ -72,4 +72,14 @@ def exported(folder: Path, data: Data, fold: Fold, bundle: Path) -> dict[str, An
         data.sources.counted(data.log, fold, data.items.n).of_kinds(used).save(bundle, data.items.ids)
         social = {"social_days": data.sources.social_days, "depth": data.sources.social_items}
         told |= {"sources": used, "social": social}
+        known = Facts.of_fold(data.items, data.log, fold, None)
+        columns = data.sources.columns(data.log, fold, known.popularity_N) if "columns" in used else None
+        if columns is not None:
+            columns.save(bundle)
+            told |= {"columns": columns.fingerprint}
     return {"second_stage": told}
+
+
+def using(config: Config) -> tuple[str, ...]:
+    """Sources that a second stage looks at, the shop's own columns among them where there are any."""
+    return (*config.second_stage.sources, *(("columns",) if config.second_stage.columns else ()))

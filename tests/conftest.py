@@ -6,6 +6,7 @@ can change: tests that ask for the `spark` fixture, and those marked `engines`, 
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from mmrec.bundle import registry, server
 from mmrec.config import Config
+from mmrec.content.encoders import encoder
 from mmrec.lake.session import ENGINES, session, stop
 
 NIGHTS = ("2026-03-02", "2026-03-03", "2026-03-04", "2026-03-05")
@@ -30,6 +33,7 @@ for name in ("COLUMNS", "LINES"):
 # An example that asks an engine is a job or two. They cost the embedded engine some 50 ms and Spark ten times that, so
 # tests that take their count from the profile get fewer there; what is drawn is the same kind of rows, and each of
 # the fixed worlds of those test files runs on both engines whole.
+settings.register_profile("local", deadline=None)  # nothing is timed
 settings.register_profile("spark", deadline=None, max_examples=8)
 
 
@@ -38,8 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--engine") == "spark":
-        settings.load_profile("spark")
+    settings.load_profile(config.getoption("--engine"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -76,9 +79,20 @@ def spark(engine: str) -> Iterator[object]:
 
 
 @pytest.fixture(scope="session")
-def encoders_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where encoders are exported to, once for all homes of a test run."""
-    return tmp_path_factory.mktemp("encoders")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of a test run."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def encoders_cache(shared: Path) -> Path:
+    """Where encoders are exported to, once for all processes and homes of a test run."""
+    folder = shared / "encoders"
+    with FileLock(shared / "encoders.lock"):
+        for name in ("minilm", "efficientnet-lite0"):
+            encoder(name, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -126,12 +140,18 @@ def share_encoders(home: Path, cache: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def lived(tmp_path_factory: pytest.TempPathFactory, encoders_cache: Path) -> Lived:
+def lived(shared: Path, tmp_path_factory: pytest.TempPathFactory, encoders_cache: Path) -> Lived:
+    """Made by the process that asks first; each has a copy of its own, which nobody else writes to."""
+    made, told = shared / "lived-home", shared / "lived.json"
+    with FileLock(shared / "lived.lock"):
+        if not told.is_file():
+            mmrec("init", "--home", str(made), "--size", "tiny")
+            share_encoders(made, encoders_cache)
+            nights = [
+                json.loads(mmrec("run", "--home", str(made), "--date", day, "--json", *more).stdout)
+                for day, more in zip(NIGHTS, (["--train"], [], [], []), strict=True)
+            ]
+            told.write_text(json.dumps(nights))
     home = tmp_path_factory.mktemp("lived") / "home"
-    mmrec("init", "--home", str(home), "--size", "tiny")
-    share_encoders(home, encoders_cache)
-    nights = [
-        json.loads(mmrec("run", "--home", str(home), "--date", day, "--json", *more).stdout)
-        for day, more in zip(NIGHTS, (["--train"], [], [], []), strict=True)
-    ]
-    return Lived(home, nights)
+    shutil.copytree(made, home, symlinks=True)
+    return Lived(home, json.loads(told.read_text()))

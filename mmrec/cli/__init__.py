@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 import mmrec
-from mmrec.cli import common, explain, lake, models, nights, quarantine, rules
+from mmrec.cli import common, explain, features, lake, models, nights, quarantine, rules
 from mmrec.cli.common import app, err
 from mmrec.errors import MmrecError, lost_store
 
-__all__ = ["app", "common", "explain", "lake", "main", "models", "nights", "quarantine", "rules"]
+__all__ = ["app", "common", "explain", "features", "lake", "main", "models", "nights", "quarantine", "rules"]
 
 
 def _version(asked: bool) -> None:

@@ -15,13 +15,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 from mmrec import config as settings
+from mmrec.steps import STEPS
 
 if TYPE_CHECKING:
     from mmrec.lake.store import Lake
 
+
+class _InOrder(TyperGroup):
+    """Stations stand in the order of the night, though one of them is a group, and groups come last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names, order = super().list_commands(ctx), [s.name for s in STEPS]
+        stations = iter(sorted(set(names) & set(order), key=order.index))
+        return [next(stations) if name in order else name for name in names]
+
+
 app = typer.Typer(
+    cls=_InOrder,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

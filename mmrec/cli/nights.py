@@ -253,17 +253,23 @@ def steps(
     show_json(told) if as_json else screen.print_counts(out, "steps", told)
 
 
-def _station(name: str, summary: str) -> None:
-    def command(day: Day, home: Home = HOME, engine: Engine = None, as_json: Json = False) -> None:
-        from mmrec import run as nights
+def station(name: str, day: str, home: Path, engine: str | None, as_json: bool) -> None:
+    """One station of a run_date, and its counts."""
+    from mmrec import run as nights
 
-        with progress(err, as_json) as tell:
-            counts = nights.station(settings.load(home, engine=engine), name, dates.parse(day), tell)
-        show_json(counts) if as_json else screen.print_counts(out, name, counts)
+    with progress(err, as_json) as tell:
+        counts = nights.station(settings.load(home, engine=engine), name, dates.parse(day), tell)
+    show_json(counts) if as_json else screen.print_counts(out, name, counts)
+
+
+def _command(name: str, summary: str) -> None:
+    def command(day: Day, home: Home = HOME, engine: Engine = None, as_json: Json = False) -> None:
+        station(name, day, home, engine, as_json)
 
     command.__doc__ = summary[0].upper() + summary[1:] + "."
     app.command(name, rich_help_panel="Stations, in the order of the night")(command)
 
 
 for _step in STEPS:
-    _station(_step.name, _step.summary)
+    if _step.name != "features":  # has a word of its own behind it
+        _command(_step.name, _step.summary)

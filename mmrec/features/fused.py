@@ -59,4 +59,4 @@ def asked_social(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def asked_about(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Columns of events that tell of the user, where the second stage looks at them."""
     asked = (settings.get("second_stage") or {}).get("sources", ())
-    return ("context", "text") if "context" in asked or "reviews" in asked else ()
+    return ("context", "text") if {"context", "reviews", "columns"} & set(asked) else ()

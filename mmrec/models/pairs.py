@@ -20,6 +20,7 @@ and what a shop knows beside behaviour, each zero where it does not:
     friends     1 / log2(1 + place) of the item among those that friends had lately, places from 1
     entities    sum over the item's entities of log((n_e + 1) / (e_e + 1)): of the user's last 20 those that have the
                 entity, and those that would by chance
+    columns/<name>  numbers of declared columns: of the user, of the user's last event, of the item; see columns.py
 Of the field `noise`, a coin's toss for a user, no model is served: it shows what a source costs that says nothing.
 A history is the last events that features keep, of items on offer, because a night has no sketch of any other.
 Trade-off: numbers and no learned vectors: what the first stage's vectors know of a pair is in its score alone.
@@ -37,6 +38,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from mmrec.models.columns import Columns
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.sketch import ONE, WIDE
 from mmrec.models.traits import Traits, Who
@@ -66,6 +68,11 @@ class Facts:
     cold_N: np.ndarray
     age_N: np.ndarray
     known: Known | None = None
+    told: tuple[tuple[str, ...], np.ndarray] | None = None  # names of declared columns, and (N, F) of items'
+
+    def telling(self, columns: Columns, items: Sequence[str | None], checked: bool = True) -> Facts:
+        """With declared columns; `items`: (N,) JSON objects. Raises: QualityError: as `Columns.items`."""
+        return replace(self, told=(columns.names, columns.items(items, checked)))
 
     def knowing(
         self, traits: Traits, entities: Sequence[Sequence[str] | None], offer_N: np.ndarray | None = None
@@ -81,7 +88,8 @@ class Facts:
     @property
     def names(self) -> tuple[str, ...]:
         """(F,) of features, in the order of `features`."""
-        return FEATURES if self.known is None else (*FEATURES, *self.known.features)
+        known = () if self.known is None else self.known.features
+        return (*FEATURES, *known, *(self.told[0] if self.told is not None else ()))
 
     @classmethod
     def of_day(cls, items: pa.Table, at_us: int, sketch_NV: np.ndarray | None) -> Facts:
@@ -159,7 +167,8 @@ class Known:
 
 
 def source_of(name: str) -> str | None:
-    """The source of a feature: attributes, context, reviews, social, knowledge, noise; None: behaviour, or content."""
+    """The source of a feature: attributes, context, reviews, social, knowledge, columns, noise; None: behaviour, or
+    content."""
     return None if name in FEATURES else _KNOWN.get(name) or name.removesuffix("_like").split("/", 1)[0]
 
 
@@ -181,6 +190,10 @@ def features(
         _know(item_SC, np.asarray(history[0], np.int64), np.asarray(history[1], np.int32), who.trait_ptr, who.trait,
               who.friend_ptr, who.friend, k.at_T, k.lift_TN, k.likes_TN, k.ptr, k.entity, k.share_E,
               len(FEATURES), out_SCF)  # fmt: skip
+    if facts.told is not None and who is not None and who.told_SF is not None:
+        (names, told_NF), there_SC1 = facts.told, item_SC[..., None] >= 0
+        out_SCF[..., -len(names) : out_SCF.shape[2] - told_NF.shape[1]] = who.told_SF[:, None] * there_SC1
+        out_SCF[..., out_SCF.shape[2] - told_NF.shape[1] :] = told_NF[item_SC] * there_SC1
     return out_SCF
 
 

@@ -10,12 +10,13 @@ Shape legend: U users, E interactions, R train rows, S cases, N items.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from zlib import crc32
 
 import numpy as np
 
+from mmrec.models.columns import Columns
 from mmrec.models.data import Fold, Log
 from mmrec.models.traits import WORDS_US, Traits, Who, traits_of
 
@@ -29,7 +30,8 @@ class Sources:
 
     Attributes:
         attributes_U: JSON of each user, or None. friends: user -> those they are linked to, dense. entities_N:
-            `relation=entity` of each item. social_days, social_items: what a night keeps of what friends had.
+            `relation=entity` of each item. attributes_N: JSON of each item, or None. declared: columns, and how each
+            is transformed. social_days, social_items: what a night keeps of what friends had.
     """
 
     attributes_U: Sequence[str | None]
@@ -37,6 +39,21 @@ class Sources:
     entities_N: Sequence[Sequence[str] | None]
     social_days: int
     social_items: int
+    attributes_N: Sequence[str | None] = ()
+    declared: Mapping[str, str] = field(default_factory=dict)
+
+    def columns(self, log: Log, fold: Fold, target_N: np.ndarray) -> Columns | None:
+        """Declared columns as the fold's train rows, their users and the items on offer have them; None: none is
+        declared. `target_N`: log(1 + users) of items.
+
+        Raises: InputError: as `Columns.fit`.
+        """
+        if not self.declared:
+            return None
+        rows, offer = np.flatnonzero(fold.train), np.flatnonzero(fold.catalogue)
+        users = np.unique(log.user[rows])
+        return Columns.fit(self.declared, [self.attributes_N[i] for i in offer], target_N[offer],
+                           [self.attributes_U[u] for u in users], (_about(log)[0][rows], log.ts_us[rows]))  # fmt: skip
 
     def counted(self, log: Log, fold: Fold, n_items: int) -> Traits:
         """Choices of the fold's train rows under each trait; the log has context and text."""
@@ -77,20 +94,25 @@ class Sources:
         all_N = np.bincount(item_R[chosen_R], minlength=n_items)
         return Traits.of(list(names), np.array(trait_E, np.int64), item_E, all_N, len(set().union(*said.values())))
 
-    def who(self, log: Log, fold: Fold, cases: slice, traits: Traits, length: int) -> Who:
+    def who(
+        self, log: Log, fold: Fold, cases: slice, traits: Traits, length: int, columns: Columns | None = None
+    ) -> Who:
         """Who the users of cases are; `length`: events of a history that a night keeps."""
         at, (context_E, text_E) = {name: t for t, name in enumerate(traits.names)}, _about(log)
         ends, rows = self._had(log, fold)
-        own, theirs = [], []
+        own, theirs, last = [], [], []
         for c in range(cases.start, min(cases.stop, fold.n_cases)):
             user, row = int(fold.case_user[c]), fold.hist_row[fold.hist_ptr[c] : fold.hist_ptr[c + 1]][-length:]
             lately = row[log.ts_us[row] > fold.case_at_us[c] - WORDS_US]
             context = context_E[row[-1]] if len(row) else None
+            last.append((user, context, int(log.ts_us[row[-1]]) if len(row) else -1))
             own.append([*self._own[user], *self._coin(log, user), *traits_of(None, context, text_E[lately])])
             linked = [rows[ends[v] : ends[v + 1]] for v in self.friends.get(user, ())]
             item = self._lately(log, np.concatenate([*linked, np.zeros(0, np.int64)]), int(fold.case_at_us[c]))
             theirs.append(np.where(fold.catalogue[item], item, -1))
-        return Who.of(own, at, theirs)
+        moments = [c for _, c, _ in last], np.array([us for *_, us in last], np.int64)
+        told = [self.attributes_U[u] for u, *_ in last]
+        return Who.of(own, at, theirs, None if columns is None else columns.users(told, moments, checked=False))
 
     def _lately(self, log: Log, rows: np.ndarray, at_us: int) -> np.ndarray:
         """Items of friends' rows: what most of them had first, of equals what was had last, then by id; as

@@ -183,28 +183,33 @@ class Who:
 
     Attributes:
         trait_ptr: (S + 1,) int64, trait: int32, places in `Traits.names`. friend_ptr: (S + 1,) int64, friend: int32,
-            items that those whom a user is linked to had lately, what most had first.
+            items that those whom a user is linked to had lately, what most had first. told_SF: (S, F) float32, of
+            declared columns of users; None: there are none.
     """
 
     trait_ptr: np.ndarray
     trait: np.ndarray
     friend_ptr: np.ndarray
     friend: np.ndarray
+    told_SF: np.ndarray | None = None
 
     @classmethod
-    def of(cls, traits: Sequence[Iterable[str]], at: Mapping[str, int], friends: Sequence[np.ndarray]) -> Self:
+    def of(
+        cls, traits: Sequence[Iterable[str]], at: Mapping[str, int], friends: Sequence[np.ndarray],
+        told_SF: np.ndarray | None = None,
+    ) -> Self:  # fmt: skip
         """Of users' traits by name, those that are not in `at` left out, and friends' items, -1 of what is not on
         offer."""
         own = [sorted(at[t] for t in mine if t in at) for mine in traits]
         theirs = [np.asarray(f, np.int32) for f in friends]
         theirs = [f[f >= 0] for f in theirs]
         return cls(_ptr(own), np.array([t for mine in own for t in mine], np.int32), _ptr(theirs),
-                   np.concatenate([*theirs, np.zeros(0, np.int32)]))  # fmt: skip
+                   np.concatenate([*theirs, np.zeros(0, np.int32)]), told_SF)  # fmt: skip
 
     def some(self, users: np.ndarray) -> Who:
         """Some of the users."""
         trait, friend = (_taken(*csr, users) for csr in ((self.trait_ptr, self.trait), (self.friend_ptr, self.friend)))
-        return Who(*trait, *friend)
+        return Who(*trait, *friend, None if self.told_SF is None else self.told_SF[users])
 
 
 def _field(name: str) -> str:

@@ -26,6 +26,7 @@ import pyarrow as pa
 from mmrec.bundle.bundle import Bundle
 from mmrec.errors import InputError, QualityError
 from mmrec.models import traits
+from mmrec.models.columns import Columns
 from mmrec.models.pairs import FEATURES, Facts, Known, features
 from mmrec.models.traits import Traits, Who, traits_of
 from mmrec.ort import session
@@ -45,7 +46,8 @@ class Second:
     """A night's second stage: see `Second.over`.
 
     Attributes:
-        graph: pairs' features (R, F) -> values (R,). names: (F,) of them. ids: (N,) of items. as_of: microseconds.
+        graph: pairs' features (R, F) -> values (R,). names: (F,) of them. ids: (N,) of items. at_us: the night's as_of.
+        columns: that the shop declared; None: none.
     """
 
     facts: Facts
@@ -54,6 +56,7 @@ class Second:
     names: tuple[str, ...]
     ids: pa.Array
     at_us: int
+    columns: Columns | None = None
 
     @classmethod
     def over(
@@ -64,17 +67,23 @@ class Second:
         Args:
             items: ascending by item_id. sketch_NV: of sketch.py; None: no content is known. at_us: the night's as_of.
 
-        Raises: QualityError: as `_check`.
+        Raises: QualityError: as `_check`; or items' columns are of another kind than those that were learned from.
         """
         _check(bundle)
         facts, ids = Facts.of_day(items, at_us, sketch_NV), items["item_id"].combine_chunks()
         if bundle.about["second_stage"].get("sources"):
             facts = facts.knowing(Traits.load(bundle.folder, ids.to_pylist()), items["entities"].to_pylist())
+        columns = _columns(bundle)
+        if columns is not None:
+            facts = facts.telling(columns, items["attributes"].to_pylist())
         names = tuple(bundle.about["second_stage"]["features"])
-        return cls(facts, depth, session(bundle.folder / GRAPH, "cpu", 1), names, ids, at_us)
+        return cls(facts, depth, session(bundle.folder / GRAPH, "cpu", 1), names, ids, at_us, columns)
 
     def who(self, users: pa.Table) -> Who | None:
-        """Who users are, with `COLUMNS` of gold.user_sequences; None: it is not looked at."""
+        """Who users are, with `COLUMNS` of gold.user_sequences; None: it is not looked at.
+
+        Raises: QualityError: users' columns are of another kind than those that were learned from.
+        """
         if self.facts.known is None:
             return None
         told, context, text, at_us = (users[c].to_pylist() for c in COLUMNS[:-1])
@@ -82,7 +91,9 @@ class Second:
                for a, c, t, us in zip(told, context, text, at_us, strict=True)]  # fmt: skip
         friends = rows_of(users[COLUMNS[-1]], self.ids)
         theirs = [friends.at[a:z] for a, z in pairwise(friends.ptr.tolist())]
-        return Who.of(own, {name: t for t, name in enumerate(self.facts.known.names)}, theirs)
+        at = {name: t for t, name in enumerate(self.facts.known.names)}
+        last = [c[-1] if c else None for c in context], np.array([us[-1] if us else -1 for us in at_us], np.int64)
+        return Who.of(own, at, theirs, None if self.columns is None else self.columns.users(told, last))
 
     def ranked(self, found: TopK, wide: int, history: Seen, who: Who | None = None) -> TopK:
         """The first `wide` places of rankings, of which the first `depth` come in a new order, and `rank`: (S, W)
@@ -158,9 +169,17 @@ def _check(bundle: Bundle) -> None:
     """Raises: QualityError: the bundle's second stage was trained on other features than are made here."""
     about = bundle.about.get("second_stage") or {}
     made = (*FEATURES, *(Known.named(Traits.load(bundle.folder, ())) if about.get("sources") else ()))
+    columns = _columns(bundle)
+    made = (*made, *(columns.names if columns is not None else ()))
     if not about.get("features") or not set(about["features"]) <= set(made):
         raise QualityError("the second stage was trained on other features", where="bundle.json: second_stage",
                            value=about.get("features"), valid=list(made), next="mmrec learn --date D")  # fmt: skip
+
+
+def _columns(bundle: Bundle) -> Columns | None:
+    """Raises: QualityError: as `Columns.load`."""
+    told = (bundle.about.get("second_stage") or {}).get("columns")
+    return None if told is None else Columns.load(bundle.folder, told)
 
 
 def asked(depth: int, bundle: Bundle, when: date) -> bool:

@@ -7,7 +7,8 @@ The first stage was fitted before these cases, so its scores are what they will 
 cross-entropy over a case's pool (Cao et al., ICML 2007, top one), several targets weighing alike; a case of whose
 targets the pool holds none says nothing and is left out. The network begins as the first stage's own order (its score,
 and nothing added) and is kept as it was at the best epoch on a fifth of the users, who are not trained on: where
-nothing is learned, nothing is moved.
+nothing is learned, nothing is moved. There are five, one for each fifth, and what is served is their mean (bagging by
+cross-validation: Breiman, Machine Learning 24, 1996): one fit's luck is as large as what a source brings.
 Trade-off: it is fitted on validation windows alone and not again on the latest ones, because the latest ones judge it.
 
 Shape legend: B cases, C candidates, F features, R rows of a batch (cases x candidates), N items.
@@ -17,9 +18,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmrec.errors import QualityError
+from mmrec.errors import InputError, QualityError
 from mmrec.models.data import Fold, Items, Log
 from mmrec.models.pairs import Facts, features, source_of
 from mmrec.models.sketch import sketched
@@ -39,7 +40,7 @@ from mmrec.topk.seen import Seen
 from mmrec.train.small import Pace, learned, trunk, written
 
 _PACE = Pace(rate=1e-3, decay=1e-3, batch=64, epochs=100, patience=10)
-_HELD_OUT = 5  # every so many users are not trained on
+_PARTS = 5  # of users, each of which one member is not trained on
 _CASES = 32_768  # of all folds together, evenly spaced
 _BLOCK = 256
 _GRAPH, _NEXT = "second.onnx", "mmrec train --date D"
@@ -53,30 +54,44 @@ def _lift(name: str) -> bool:
     return source_of(name) in KINDS and not _liked(name)
 
 
-class _Net(nn.Module):
-    """(R, F) -> (R,): the first stage's score in a weight that is learned, and what a network adds."""
+class _Member(nn.Module):
+    """(R,) scores of the first stage and (R, F) in units of their spread -> (R,): the score in a weight that is
+    learned, and what a network adds."""
 
     def __init__(self, wide: int) -> None:
         super().__init__()
         self.added = trunk(wide)
         self.own = nn.Parameter(torch.ones(()))
+
+    def forward(self, score_R: torch.Tensor, z_RF: torch.Tensor) -> torch.Tensor:
+        return self.own * score_R + self.added(z_RF).squeeze(1)
+
+
+class _Net(nn.Module):
+    """(R, F) -> (R,): the mean of the members."""
+
+    def __init__(self, wide: int, members: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(_Member(wide) for _ in range(members))
         self.register_buffer("mean", torch.zeros(wide))
         self.register_buffer("spread", torch.ones(wide))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.own * x[:, 0] + self.added((x - self.mean) / self.spread).squeeze(1)
+    def forward(self, x: torch.Tensor, only: int | None = None) -> torch.Tensor:
+        z, members = (x - self.mean) / self.spread, self.members if only is None else self.members[only : only + 1]
+        return torch.stack([member(x[:, 0], z) for member in members]).mean(0)
 
 
 @dataclass(frozen=True)
 class _Told:
-    """Of a fit. `loss`: on users held out, of the first stage's order and of the network that is kept."""
+    """Of a fit. `epochs`: of each member. `loss`: of the first stage's order and of the members, each on the users that
+    it was not trained on."""
 
     features: tuple[str, ...]
     depth: int
     length: int
     cases: int
     left_out: int
-    epochs: int
+    epochs: tuple[int, ...]
     loss: tuple[float, float]
 
 
@@ -97,9 +112,9 @@ class Reranker:
     def load(cls, folder: Path) -> Reranker:
         """What `save` wrote."""
         told = json.loads((folder / "second.json").read_text())
-        net = _Net(len(told["features"]))
+        net = _Net(len(told["features"]), len(told["epochs"]))
         net.load_state_dict(load_file(folder / "second.safetensors"))
-        told |= {"features": tuple(told["features"]), "loss": tuple(told["loss"])}
+        told |= {k: tuple(told[k]) for k in ("features", "epochs", "loss")}
         return cls(net, _Told(**told))
 
     def export(self, folder: Path) -> dict[str, Any]:
@@ -110,11 +125,22 @@ class Reranker:
         parity = written(self.net, self.net.mean, self.net.spread, "value", folder / _GRAPH, _NEXT)
         return asdict(self.told) | {"parity": parity}
 
-    def values(self, x_BCF: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """(B, C) float32 of features of pairs, `names` of them among which its own are."""
-        x_RF = x_BCF[..., [names.index(own) for own in self.told.features]].reshape(-1, len(self.told.features))
+    def values(self, x_BCF: np.ndarray, names: Sequence[str], user_B: np.ndarray | None = None) -> np.ndarray:
+        """(B, C) float32 of features of pairs, `names` of them among which its own are.
+
+        Args:
+            user_B: where the cases are those that it was fitted on, their users: each is valued by the member that was
+                not trained on it.
+        """
+        x_BCF = x_BCF[..., [names.index(own) for own in self.told.features]]
+        part_B = None if user_B is None else _parts(user_B)
+        value_BC = np.empty(x_BCF.shape[:2], np.float32)
         with torch.no_grad():
-            return self.net(torch.from_numpy(x_RF)).numpy().reshape(x_BCF.shape[:2])
+            for part in (None,) if part_B is None else range(len(self.net.members)):
+                some = slice(None) if part_B is None else part_B == part
+                x = torch.from_numpy(x_BCF[some].reshape(-1, x_BCF.shape[2]))
+                value_BC[some] = self.net(x, part).numpy().reshape(-1, x_BCF.shape[1])
+        return value_BC
 
 
 def scorers(
@@ -145,10 +171,14 @@ class _Pool:
         self, model: Any, items: Items, log: Log, fold: Fold, depth: int, length: int, sources: Sources | None
     ) -> None:
         self.model, self.items, self.log, self.fold, self.depth, self.length = model, items, log, fold, depth, length
-        self.facts, self.sources, self.traits = Facts.of_fold(items, log, fold, _sketch(items)), sources, None
+        self.facts, self.sources = Facts.of_fold(items, log, fold, _sketch(items)), sources
+        self.traits, self.columns = None, None
         if sources is not None:
             self.traits = sources.counted(log, fold, items.n)
+            self.columns = sources.columns(log, fold, self.facts.popularity_N)
             self.facts = self.facts.knowing(self.traits, sources.entities_N, fold.catalogue)
+            if self.columns is not None:
+                self.facts = self.facts.telling(self.columns, sources.attributes_N, checked=False)
 
     def of(self, cases: slice) -> tuple[np.ndarray, TopK, np.ndarray]:
         """(B, N) scores of the first stage, its best, and (B, C, F)."""
@@ -158,7 +188,7 @@ class _Pool:
         top = select(score_BN, self.depth, seen=seen, allowed=self.fold.catalogue)
         who = None
         if self.sources is not None and self.traits is not None:
-            who = self.sources.who(self.log, self.fold, cases, self.traits, self.length)
+            who = self.sources.who(self.log, self.fold, cases, self.traits, self.length, self.columns)
         return score_BN, top, features(self.facts, top.item, top.score, self._history(cases), who)
 
     def _history(self, cases: slice) -> Seen:
@@ -183,7 +213,7 @@ def _sketch(items: Items) -> np.ndarray | None:
 
 def fit_second(
     model: Any, items: Items, log: Log, folds: Sequence[Fold], *, depth: int, length: int, seed: int = 0,
-    sources: Sources | None = None, using: Sequence[str] = (),
+    sources: Sources | None = None, using: Sequence[str] = (), kept: Sequence[str] = (),
 ) -> dict[str, Reranker]:  # fmt: skip
     """Fit on validation folds: the second stage under "", and beside it under `without_<source>` and `with_noise` what
     is compared with it, of the same cases and draws.
@@ -191,44 +221,94 @@ def fit_second(
     Args:
         model: the first stage, fitted before them; what is closed form is fitted again on each, as a night does.
         depth: candidates of a pool. length: events of a history that a night keeps. sources: what is known beside
-            behaviour; None: nothing. using: sources that the second stage looks at.
+            behaviour; None: nothing. using: sources that the second stage looks at. kept: features; empty: all.
 
-    Raises: QualityError: no case has a target in its pool, or the loss is not a number.
+    Raises: QualityError: no case has a target in its pool, or the loss is not a number. InputError: no such feature.
     """
     gathered = _gathered(model, items, log, folds, depth, length, sources)
     names = gathered[5]
     if not len(gathered[0]):
-        raise QualityError("no validation case has a target among its first candidates", where="second stage",
-                           value=f"{gathered[4]} cases, depth {depth}", valid="at least one",
-                           next="edit mmrec.toml: second_stage.depth")  # fmt: skip
+        raise _nothing(gathered, depth)
     using = using if sources is not None else ()
     asked = {"": using} | {f"without_{s}": [u for u in using if u != s] for s in using}
     asked |= {"with_noise": [*using, "noise"]} if using else {}
-    return {name: _fit(gathered, [f for f in names if source_of(f) in (None, *some)], depth, length, seed)
+    strange = sorted(set(kept) - set(names))
+    if strange:
+        raise InputError("no such feature", where="mmrec.toml: second_stage.kept", value=strange[0], valid=list(names),
+                         next="mmrec features rank")  # fmt: skip
+    seen = [f for f in names if not kept or f in kept or source_of(f) == "noise"]
+    return {name: _fit(gathered, [f for f in seen if source_of(f) in (None, *some)], depth, length, seed)
             for name, some in asked.items()}  # fmt: skip
+
+
+def looked_at(
+    model: Any, items: Items, log: Log, folds: Sequence[Fold], *, depth: int, length: int, seed: int = 0,
+    sources: Sources | None = None, using: Sequence[str] = (), tell: Callable[[int], None],
+) -> dict[str, Any]:  # fmt: skip
+    """What a second stage is fitted on, and its word on it, as evaluate/importance.py takes them: x_BCF, there_BC,
+    wanted_BC, user_B, names, values, without. A case is valued by the member that was not trained on it.
+
+    Args:
+        the others as `fit_second`. tell: is told before each fit how many were.
+
+    Raises: QualityError: as `fit_second`.
+    """
+    gathered = _gathered(model, items, log, folds, depth, length, sources)
+    if not len(gathered[0]):
+        raise _nothing(gathered, depth)
+    x_BCF, there_BC, wanted_BC, user_B, _, known = gathered
+    names = [f for f in known if source_of(f) in (None, *(using if sources is not None else ()))]
+    fits = count()
+
+    def fitted(features: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
+        tell(next(fits))
+        stage = _fit(gathered, features, depth, length, seed)
+        return lambda x: stage.values(x, names, user_B)
+
+    return {"x_BCF": np.ascontiguousarray(x_BCF[..., [known.index(f) for f in names]]), "there_BC": there_BC,
+            "wanted_BC": wanted_BC, "user_B": user_B, "names": names, "values": fitted(names),
+            "without": lambda f: fitted([own for own in names if own != names[f]])}  # fmt: skip
 
 
 def _fit(gathered: _Gathered, names: Sequence[str], depth: int, length: int, seed: int) -> Reranker:
     x_BCF, there_BC, wanted_BC, user_B, missed, known = gathered
     x_BCF = np.ascontiguousarray(x_BCF[..., [known.index(name) for name in names]])
-    torch.manual_seed(seed)
-    net = _Net(len(names))
-    held_B = user_B % _HELD_OUT == _HELD_OUT - 1
-    if held_B.all() or not held_B.any():  # too few users to hold any out
-        held_B = np.arange(len(user_B)) % _HELD_OUT == 0
-    seen_RF = x_BCF[~held_B][there_BC[~held_B]] if (~held_B).any() else x_BCF[there_BC]
-    net.mean.copy_(torch.from_numpy(seen_RF.mean(0, dtype=np.float64).astype(np.float32)))
-    spread_F = seen_RF.std(0, dtype=np.float64)
+    seen_RF = x_BCF[there_BC]
+    mean_F, spread_F = seen_RF.mean(0, dtype=np.float64), seen_RF.std(0, dtype=np.float64)
     # all lifts are in one unit, and so is all that is liked: what says little stays little
     for unit in (_lift, _liked):
         own = [n for n, name in enumerate(names) if unit(name)]
         spread_F[own] = spread_F[own].max(initial=0)
+    part_B = _parts(user_B)
+    torch.manual_seed(seed)
+    net = _Net(len(names), int(part_B.max()) + 1)
+    net.mean.copy_(torch.from_numpy(mean_F.astype(np.float32)))
     net.spread.copy_(torch.from_numpy(np.where(spread_F > 1e-6, spread_F, 1).astype(np.float32)))
-    sides = [_Side(*(torch.from_numpy(a[m]) for a in (x_BCF, there_BC, wanted_BC))) for m in (~held_B, held_B)]
-    train, held = sides
-    epochs, loss = learned(net, len(train.x_BCF), partial(train.loss, net), lambda: float(held.loss(net, slice(None))),
-                           _PACE, seed, ("second stage", _NEXT))  # fmt: skip
-    return Reranker(net.eval(), _Told(tuple(names), depth, length, len(x_BCF), missed, epochs, loss))
+    every = _Cases(*(torch.from_numpy(a) for a in (x_BCF[..., 0], x_BCF, there_BC, wanted_BC)))
+    every = replace(every, z_BCF=(every.z_BCF - net.mean) / net.spread)
+    fits = []
+    for part, member in enumerate(net.members):
+        train, held = every.of(part_B != part), every.of(part_B == part)
+        fits.append(learned(member, len(train.z_BCF), partial(train.loss, member),
+                            partial(lambda held, member: float(held.loss(member, slice(None))), held, member),
+                            _PACE, seed + part, ("second stage", _NEXT)))  # fmt: skip
+    loss = np.average([loss for _, loss in fits], axis=0, weights=np.bincount(part_B))
+    return Reranker(net.eval(), _Told(tuple(names), depth, length, len(x_BCF), missed, tuple(e for e, _ in fits),
+                                      (float(loss[0]), float(loss[1]))))  # fmt: skip
+
+
+def _nothing(gathered: _Gathered, depth: int) -> QualityError:
+    return QualityError("no validation case has a target among its first candidates", where="second stage",
+                        value=f"{gathered[4]} cases, depth {depth}", valid="at least one",
+                        next="edit mmrec.toml: second_stage.depth")  # fmt: skip
+
+
+def _parts(user_B: np.ndarray) -> np.ndarray:
+    """(B,) the member that is not trained on a case: all of a user's have one."""
+    part_B = np.unique(user_B, return_inverse=True)[1]
+    if part_B.max() < _PARTS - 1:  # too few users to hold any out
+        part_B = np.arange(len(user_B))
+    return part_B % _PARTS
 
 
 _Gathered = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, tuple[str, ...]]
@@ -269,15 +349,20 @@ def _gathered(
 
 
 @dataclass(frozen=True)
-class _Side:
-    """Cases that are trained on, or those that are not."""
+class _Cases:
+    """Cases to train on, or to judge by."""
 
-    x_BCF: torch.Tensor
+    score_BC: torch.Tensor
+    z_BCF: torch.Tensor
     there_BC: torch.Tensor
     wanted_BC: torch.Tensor
 
-    def loss(self, net: _Net, rows: torch.Tensor | slice) -> torch.Tensor:
-        x_BCF, there_BC, wanted_BC = self.x_BCF[rows], self.there_BC[rows], self.wanted_BC[rows]
-        value_BC = net(x_BCF.reshape(-1, x_BCF.shape[2])).reshape(there_BC.shape)
+    def of(self, some_B: np.ndarray) -> _Cases:
+        some = torch.from_numpy(np.flatnonzero(some_B))
+        return _Cases(self.score_BC[some], self.z_BCF[some], self.there_BC[some], self.wanted_BC[some])
+
+    def loss(self, member: _Member, rows: torch.Tensor | slice) -> torch.Tensor:
+        z_BCF, there_BC, wanted_BC = self.z_BCF[rows], self.there_BC[rows], self.wanted_BC[rows]
+        value_BC = member(self.score_BC[rows].reshape(-1), z_BCF.reshape(-1, z_BCF.shape[2])).reshape(there_BC.shape)
         log_BC = torch.log_softmax(value_BC.masked_fill(~there_BC, -1e9), 1)
         return -(torch.where(wanted_BC, log_BC, 0.0).sum(1) / wanted_BC.sum(1)).mean()

@@ -21,7 +21,7 @@ import numpy as np
 
 DEVICES = ("phone", "desktop", "tablet")
 SOCIAL_DAYS, WANTS_DAYS, RECENT = 7, 6, 5
-_COUNTRY, _DEVICE, _FRIENDS, _MAKER, _WANTS = 3.0, 4.0, 3.0, 4.0, 4.0  # log-odds
+_COUNTRY, _DEVICE, _FRIENDS, _MAKER, _WANTS = 3.0, 4.0, 3.0, 5.0, 4.0  # log-odds
 _HITS = 1 / 5
 _SPELL = 10  # days that a user holds one device
 _MAKES = 5  # items of a maker, of those that are there on the first day

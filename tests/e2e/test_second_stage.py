@@ -56,6 +56,8 @@ def staged(lived: Lived, tmp_path_factory: pytest.TempPathFactory) -> Staged:
     shutil.copytree(lived.home, home, symlinks=True)
     text = (home / "mmrec.toml").read_text()
     assert text.count("# depth = 0") == 1
+    assert text.count("# columns = {}") == 1
+    text = text.replace("# columns = {}", 'columns = { "items.price" = "log", "context.hour" = "cyclic 24" }')
     (home / "mmrec.toml").write_text(text.replace("# depth = 0", f"depth = {DEPTH}"))
     learned = json.loads(mmrec("learn", "--home", str(home), "--date", TRAINED, "--json").stdout)
     version = learned["register"]["model_version"]
@@ -76,6 +78,22 @@ def test_its_graph_is_sealed_with_the_bundle_and_says_what_it_sees(staged: Stage
     assert staged.night["counts"]["plan"]["config"]["second_stage"]["depth"] == DEPTH
 
 
+def test_the_shops_own_columns_are_sealed_with_it_and_ranked_beside_all_features(staged: Staged) -> None:
+    bundle = load(staged.home / "bundles" / staged.version)
+    told = bundle.about["second_stage"]
+    columns = {f for f in told["features"] if f.startswith("columns/")}
+    assert columns == {"columns/items.price", "columns/context.hour: sine", "columns/context.hour: cosine"}
+    assert "columns" in told["sources"]
+    assert (bundle.folder / "columns.json").is_file()
+    found = staged.json("features", "rank", "--date", TRAINED)
+    assert [r["name"] for r in found["features"]] != told["features"]
+    assert {r["name"] for r in found["features"]} == set(told["features"])
+    assert found["depth"] == DEPTH
+    lost = [r["permutation"][0] for r in found["features"]]
+    assert lost == sorted(lost, reverse=True)
+    assert [r["name"] for r in found["features"] if r["leak"]] == []
+
+
 def test_lists_carry_the_models_own_place_and_score(staged: Staged) -> None:
     moved = 0
     wishing = {r["user_id"] for r in remade(config.load(staged.home), staged.lake).users.to_pylist() if r["wishes"]}
@@ -87,7 +105,7 @@ def test_lists_carry_the_models_own_place_and_score(staged: Staged) -> None:
         assert scores == sorted(scores, reverse=True)
         assert user in wishing or all(r["ranked"] <= DEPTH for r in own)
         moved += [r["ranked"] for r in own] != sorted(r["ranked"] for r in own)
-    assert moved > 10 or load(staged.home / "bundles" / staged.version).about["second_stage"]["epochs"] == 0
+    assert moved > 10 or load(staged.home / "bundles" / staged.version).about["second_stage"]["epochs"] == [0] * 5
 
 
 def test_a_night_made_again_by_hand_has_its_order(staged: Staged) -> None:

@@ -173,20 +173,29 @@ def test_a_night_sees_of_users_and_items_what_a_fold_saw(seed: int, tmp_path: Pa
     fold = folds_of(items, log)[-1]
     rng = np.random.default_rng(seed)
     sketch = rng.integers(-80, 80, (items.n, 64)).astype(np.int8)
+    priced = [json.dumps({"price": float(rng.gamma(2, 20)), "colour": "xyz"[i % 3]}) for i in range(items.n)]
+    declared = {"items.price": "log", "items.colour": "target 2", "users.land": "vocabulary 5", "context.device": "hash 4",
+                "context.hour": "cyclic 24", "context.weekday": "vocabulary 7"}  # fmt: skip
+    sources = replace(sources, attributes_N=priced, declared=declared)
     made = sources.counted(log, fold, items.n).of_kinds(["attributes", "context", "reviews"])
-    facts = Facts.of_fold(items, log, fold, sketch).knowing(made, sources.entities_N, fold.catalogue)
+    facts = Facts.of_fold(items, log, fold, sketch)
+    columns = sources.columns(log, fold, facts.popularity_N)
+    assert columns is not None
+    facts = facts.knowing(made, sources.entities_N, fold.catalogue).telling(columns, priced, checked=False)
     there = slice(0, fold.n_cases)
-    who = sources.who(log, fold, there, made, 9)
+    who = sources.who(log, fold, there, made, 9, columns)
     made.save(tmp_path, items.ids)
+    columns.save(tmp_path)
     # the night has what is on offer alone
     offer = np.flatnonzero(fold.catalogue)
     place = np.full(items.n, -1)
     place[offer] = np.arange(len(offer))
     day = pa.table({"item_id": items.ids[offer], "categories": [[] for _ in offer], "n_users": [0] * len(offer),
                     "n_30d": [0] * len(offer), "n_90d": [0] * len(offer), "available_us": items.available_us[offer],
-                    "entities": pa.array([sources.entities_N[i] for i in offer], pa.list_(pa.string()))})  # fmt: skip
+                    "entities": pa.array([sources.entities_N[i] for i in offer], pa.list_(pa.string())),
+                    "attributes": [priced[i] for i in offer]})  # fmt: skip
     monkeypatch.setattr("mmrec.recommend.second.session", lambda *_: None)
-    told = {"features": list(facts.names), "sources": ["attributes"]}
+    told = {"features": list(facts.names), "sources": ["attributes", "columns"], "columns": columns.fingerprint}
     second = Second.over(Bundle(tmp_path, "", {"second_stage": told}), 5, day, sketch[offer], fold.fit_at_us)
     theirs = second.who(users_of(log, fold, sources, items.ids, 9))
     assert theirs is not None
@@ -199,9 +208,9 @@ def test_a_night_sees_of_users_and_items_what_a_fold_saw(seed: int, tmp_path: Pa
     night = features(second.facts, place[item_SC].astype(np.int32), score_SC, (ptr, place[np.concatenate(hist)]), theirs)
     assert second.facts.names == facts.names
     assert facts.names[len(FEATURES) :] == ("friends", "entities", "attributes/land", "attributes/land_like", "context/device",
-                                            "context/device_like", "reviews", "reviews_like")  # fmt: skip
+                                            "context/device_like", "reviews", "reviews_like", *columns.names)  # fmt: skip
     assert np.array_equal(ours[..., len(FEATURES) :], night[..., len(FEATURES) :])
-    assert (ours[..., len(FEATURES) :] != 0).any((0, 1)).sum() >= 4, "what is drawn at random says little"
+    assert (ours[..., len(FEATURES) :] != 0).any((0, 1)).sum() >= 12, "what is drawn at random says little"
 
 
 def test_friends_and_entities_are_what_their_words_say() -> None:
