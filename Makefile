@@ -19,13 +19,18 @@ up: .venv/installed
 down: .venv/installed
 	$(BIN)/python infra/local/stack.py down --home $(DEMO_HOME)
 
-# a file's tests stay in one process, because they share what took long to make
+# a file's tests stay in one process, because they share what took long to make; in the order of their names, so that
+# what is left for the end is short
+TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: lint
-	$(BIN)/python -m pytest --engine spark --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --engine spark $(TWO)
+	$(BIN)/python -m pytest $(TWO)
 
-# what takes an hour: nights under a real Airflow on SQLite and on PostgreSQL, with kills; figures to docs/evidence
+# what takes hours: tests that `make test` leaves out; nights under a real Airflow on SQLite and on PostgreSQL, with
+# kills; figures to docs/evidence
 soak: .venv/installed
+	$(BIN)/python -m pytest --deep -m deep --engine spark
+	$(BIN)/python -m pytest --deep -m deep
 	$(BIN)/python -m tests.soak.nights --db sqlite --out docs/evidence/nights-sqlite.json
 	$(BIN)/python -m tests.soak.nights --db postgres --out docs/evidence/nights-postgres.json
 	$(BIN)/python -m tests.soak.kills --kills 200 --seed 1 --out docs/evidence/kills.json

@@ -33,12 +33,13 @@ for name in ("COLUMNS", "LINES"):
 # An example that asks an engine is a job or two. They cost the embedded engine some 50 ms and Spark ten times that, so
 # tests that take their count from the profile get fewer there; what is drawn is the same kind of rows, and each of
 # the fixed worlds of those test files runs on both engines whole.
-settings.register_profile("local", deadline=None)  # nothing is timed
+settings.register_profile("local", deadline=None, max_examples=50)  # nothing is timed
 settings.register_profile("spark", deadline=None, max_examples=8)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", choices=ENGINES, default="local", help="the engine of the `spark` fixture")
+    parser.addoption("--deep", action="store_true", help="run what takes long, too: `make soak`")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,10 +48,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     def wanted(item: pytest.Item) -> bool:
+        if item.get_closest_marker("deep") is not None and not deep:
+            return False
         both = item.get_closest_marker("engines") is not None
         return not both if engine == "local" else both or "spark" in getattr(item, "fixturenames", ())
 
-    engine = config.getoption("--engine")
+    engine, deep = config.getoption("--engine"), config.getoption("--deep")
     left = [item for item in items if not wanted(item)]
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if wanted(item)]

@@ -222,7 +222,7 @@ def catalogue(rows: list[dict[str, Any]]) -> pa.Table:
     return rows_of(ITEMS, [r | {"row_hash": f"h{n}"} for n, r in enumerate(rows)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(ITEM, max_size=6), st.randoms(use_true_random=False), st.integers(1, 3), st.sampled_from(["plain", "large", "dictionary", "view"]))
 def test_the_content_hash_is_the_same_for_any_order_chunking_and_storage_type(rows: list[dict[str, Any]], rng: random.Random, chunk: int, storage: str) -> None:
     table = catalogue(rows)
@@ -238,7 +238,7 @@ def test_the_content_hash_is_the_same_for_any_order_chunking_and_storage_type(ro
     assert content_hash(moved, ITEMS) == content_hash(table, ITEMS)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(ITEM, min_size=1, max_size=2), st.lists(ITEM, min_size=1, max_size=2))
 @example([{"title": "ab"}, {"title": "c"}], [{"title": "a"}, {"title": "bc"}])
 @example([{"categories": ["a", "b"]}, {"categories": []}], [{"categories": ["a"]}, {"categories": ["b"]}])

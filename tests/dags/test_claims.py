@@ -73,7 +73,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ACTIONS)
 def test_any_sequence_of_claims_releases_and_waits_agrees_with_a_table_of_who_holds_what_since_when(
     actions: list[tuple[str, str, int, int]],

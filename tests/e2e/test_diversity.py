@@ -171,6 +171,7 @@ def test_why_not_says_that_others_came_first(diverse: Diverse) -> None:
     assert "diversity put others first" in " ".join(said.split())
 
 
+@pytest.mark.deep
 def test_a_night_before_any_that_can_be_judged_says_so_and_goes_on(lived: Lived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     shutil.copytree(lived.home, home, symlinks=True)

@@ -279,6 +279,7 @@ def lines(file: str, data: bytes) -> int:
     return max(0, count - 1) if file.endswith(".csv") else count
 
 
+@pytest.mark.deep
 def test_a_corrupt_or_truncated_source_file_is_quarantined_or_the_step_stops(tmp_path: Path, spark: Any, engine: str, tried: Callable[[str, object], None]) -> None:
     rng, root = Random(SEED), tmp_path / "source"
     root.mkdir()

@@ -113,6 +113,7 @@ def test_an_empty_delivery_stops_the_night(tmp_path: Path) -> None:
     assert json.loads(told) == [{"n": 0}]
 
 
+@pytest.mark.deep
 def test_a_delivery_of_mostly_bad_rows_stops_every_night_until_it_is_mended_or_allowed(
     tmp_path: Path, encoders_cache: Path
 ) -> None:

@@ -275,6 +275,7 @@ def test_what_history_does_not_tell_is_no_drift(lake: Lake, tmp_path: Path) -> N
     assert ingest(lake, FilesSource(shop), now=NOW)["interactions"] == 10
 
 
+@pytest.mark.deep
 def test_a_night_over_a_drifted_delivery_stops_with_the_difference_and_exit_code_three(tmp_path: Path) -> None:
     shop, home = tmp_path / "shop", tmp_path / "home"
     deliver(shop, 1, CSV, as_csv(events(1)))

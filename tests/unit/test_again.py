@@ -90,7 +90,7 @@ def naive(events: list[list[Event]], behind: list[list[int]], rules: list[Rule],
     return out
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(EVENTS, st.data(), st.integers(1, 8), REPEATS)
 def test_what_is_freed_is_what_a_look_at_every_event_frees(events: list[list[Event]], data: st.DataObject, n: int, told: list[Any]) -> None:
     behind = [data.draw(st.just([]) | st.lists(st.integers(0, 7), min_size=1, max_size=3, unique=True)) for _ in events]
@@ -106,7 +106,7 @@ def test_what_is_freed_is_what_a_look_at_every_event_frees(events: list[list[Eve
     assert {(int(r["user_id"][1:]), IDS.index(r["item_id"])): r["name"] for r in rows} == want
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(EVENTS, st.integers(0, 1000), REPEATS, RULES, st.booleans())
 def test_a_list_with_repeats_is_that_of_a_user_who_never_had_them_and_says_by_which_rule(events: list[list[Event]], seed: int, told: list[Any], more: list[Rule], model: bool) -> None:
     items, users = shop(8), people(events, [[]] * len(events))

@@ -13,7 +13,7 @@ from mmrec.content.batching import fill
 
 
 @given(st.lists(st.integers(1, 5), max_size=60), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_every_row_lands_in_its_place_and_batches_are_whole_but_the_last_of_a_shape(keys: list[int], threads: int) -> None:
     out = np.zeros((len(keys), 2), np.float32)
     seen: list[tuple[int, int]] = []

@@ -66,7 +66,7 @@ def test_what_was_sealed_is_what_is_loaded_and_the_name_of_the_folder_does_not_m
     assert load(built(tmp_path / "three", comment="another")).digest != one.digest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_one_flipped_bit_anywhere_is_refused_by_the_name_of_its_file(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -146,7 +146,7 @@ def test_a_misspelt_variable_is_named_and_not_passed_over(tmp_path: Path, monkey
 TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["😀", '"', "\\", "\x7f", "\u2028", "a\nb", "\x00"])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TEXT, TEXT, st.integers(1, 10**9), st.floats(1e-9, 1e18), st.booleans())
 def test_what_is_written_is_what_is_loaded(tmp_path: Path, zone: str, text: str, k: int, days: float, rooted: bool) -> None:
     root = Path("/data/fïlms 😀") if rooted else None

@@ -197,7 +197,7 @@ def test_of_too_many_users_the_same_ones_are_asked_whoever_else_there_is(tmp_pat
     assert contested.window(night(Config(home=tmp_path)), data, begin).name == "gate"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 2**20))
 def test_some_cases_of_a_fold_keep_their_histories_and_targets(seed: int, bits: int) -> None:
     items, log = random_shop(seed % 7)

@@ -345,7 +345,7 @@ def test_a_picture_or_sound_that_kills_its_decoder_is_one_refusal(lite0: Encoder
         assert not emb[1].any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 999), st.integers(1, 900), st.sampled_from([60, 8000, 44_100, 655_350, 2**31 - 1]), st.sampled_from([1e-3, 1, 1e30, np.inf]))
 def test_any_rate_length_and_level_give_a_unit_vector_or_a_reason(logmel: Encoder, seed: int, n: int, rate: int, level: float) -> None:
     samples = np.random.default_rng(seed).normal(0, 0.2, n).astype(np.float32)

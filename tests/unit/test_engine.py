@@ -80,7 +80,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 # draws
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 50), st.sampled_from([7, (3, 5)]))
 def test_negatives_are_numpys_own_weighted_choice_and_never_what_has_no_weight(seed: int, n: int, shape: Any) -> None:
     rng = np.random.default_rng(seed)
@@ -172,7 +172,7 @@ def test_parts_are_dropped_at_their_rate_by_item_and_step_and_never_all() -> Non
 # batches
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 12))
 def test_histories_are_the_last_rows_of_each_case(seed: int, length: int, at_least: int) -> None:
     items, log = random_shop(seed, users=9, rows=60)
@@ -561,7 +561,7 @@ def ranked_fold(rng: np.random.Generator, cases: int, n: int, targets: int) -> F
                 np.concatenate(picked).astype(np.int64), np.ones(n, bool))  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 9), st.booleans())
 def test_counting_places_gives_the_ndcg_of_sorted_lists(seed: int, n: int, cases: int, tied: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -673,7 +673,7 @@ def test_a_sampled_step_with_100_000_items_holds_at_most_a_tenth_of_a_whole_soft
     assert 3 * table < sampled < 4.5 * table
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 7), st.sampled_from([1, 5, 1 << 20]), st.booleans())
 def test_the_sampled_softmax_in_chunks_has_the_gradients_of_its_formula(
     seed: int, t: int, s: int, block: int, own: bool

@@ -106,7 +106,7 @@ def test_ties_go_to_the_smaller_item_id():
         assert got.ranked[c][got.ranked[c] >= 0].tolist() == free[:20]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 30), st.sampled_from([rolling, per_user, leave_one_out]))
 def test_near_duplicates_are_cold_together_or_not_at_all(seed, n_groups, protocol):
     items, log = random_shop(seed, users=8, n=40, rows=60)

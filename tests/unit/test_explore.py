@@ -98,7 +98,7 @@ def columns(lists: Lists) -> list[np.ndarray]:
     return [lists.item_BK, lists.score_BK, lists.model_BK, lists.place_BK, lists.rule_BK, lists.ranked_BK]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(HOWS, st.integers(0, 10_000), st.integers(0, 7), st.dates(), st.lists(st.text(max_size=5), min_size=7, max_size=7, unique=True))
 def test_lists_are_dealt_as_the_oracle_deals_them_whoever_else_is_there(how: Exploration, seed: int, n: int, day: date, ids: list[str]) -> None:
     rng, users = np.random.default_rng(seed), ids[:n]
@@ -159,7 +159,7 @@ def kept_by_all(rows: list[Row], user: Row, about: dict[str, Row], group: dict[s
     assert [r["place"] for r in placed] == np.cumsum([1 + sum(r["passed_n"] or ()) for r in placed]).tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 24), HOWS, st.integers(1, 4), st.booleans(), st.integers(0, 24), RECORDS)
 def test_lists_with_drawn_places_keep_every_rule_and_their_other_rows_are_those_of_a_list_without(seed: int, n_users: int, n_items: int, how: Exploration, block: int, model: bool, n_groups: int, records: list[Row]) -> None:
     users, items, v = ruled_world(seed, n_users, n_items)

@@ -135,7 +135,7 @@ def test_likeness_is_that_of_the_sets_of_words_within_some_hundredths(words: Enc
     assert np.std(error) < 0.06
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(max_size=40), max_size=8), st.randoms(use_true_random=False))
 def test_a_texts_vector_is_its_own_whatever_its_companions(texts: list[str], random: random.Random) -> None:
     found = fingerprint("text")

@@ -91,7 +91,7 @@ def naive(name: str, row: Row, items: list[Row], v: Vectors | None, sketch: np.n
     return best({n: float(unit[n] @ unit[history[-1]]) for n in may if np.isfinite(unit[n]).all()})
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 16), st.integers(1, 9), st.integers(2, 4),
        st.integers(1, 5), st.lists(st.sampled_from(NAMES), min_size=1, unique=True), st.booleans(), st.booleans())  # fmt: skip
 def test_each_so_many_th_place_is_a_generators_best_that_is_not_above(
@@ -160,7 +160,7 @@ def test_the_block_has_no_say_and_drawn_places_come_from_the_mixed_ranking(monke
     assert all(r["propensity"] == 1 for r in whole if r["source"] != DRAWN)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 16), st.integers(1, 9), st.integers(0, 12), RULES,
        st.lists(st.sampled_from(NAMES), min_size=1, unique=True))  # fmt: skip
 def test_whatever_else_brings_candidates_lists_keep_every_promise(

@@ -57,7 +57,7 @@ IMAGE = Kind("image", ["p0", "p1", "p2"], np.array([[1, 1, 0], [1, 1, 0.2], [0, 
 HASH = Kind("image", ["p0", "p1"], np.array([[1, -1, 1], [1, -1, 1]]), 0.8)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(st.integers(0, 31).flatmap(lambda n: st.tuples(
     st.permutations([f"i{k:02}" for k in range(n)]),
     st.lists(st.sampled_from([None, "t0", "t1", "t2", "t3", "no vector"]), min_size=n, max_size=n),

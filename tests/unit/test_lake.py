@@ -204,7 +204,7 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return made
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROW, min_size=1, max_size=5), st.integers(0, 5))
 @example([{"user_id": "a", "rank": 1, "score": 0.5, "propensity": 1.0, "source": "model"}], 0)
 def test_the_audit_finds_what_a_naive_reading_of_the_schema_finds(idle: Lake, rows: list[dict[str, Any]], cut: int) -> None:

@@ -24,7 +24,7 @@ from mmrec.content.media import BadMedia, decode_audio, decode_image
 
 IMAGE_CODES = {"empty", "not_an_image", "unsupported", "too_large", "truncated"}
 AUDIO_CODES = {"empty", "not_audio", "unsupported", "too_large", "truncated"}
-many = settings(max_examples=200, deadline=None)
+many = settings(max_examples=80, deadline=None)
 
 
 def refusal(decode: Callable[[bytes], Any], data: bytes) -> str:

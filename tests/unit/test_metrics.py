@@ -66,7 +66,7 @@ def test_empty_places_never_hit():
     assert all((v == 0).all() for v in got.values())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 100_000))
 def test_any_lists_agree_with_the_naive_definitions(seed):
     rng = np.random.default_rng(seed)

@@ -117,7 +117,7 @@ def test_weights_of_a_history_fall_with_age_to_their_base() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=0, max_size=12), min_size=1, max_size=5))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_only_the_last_event_of_an_item_counts(rows: list[list[int]]) -> None:
     width = max(1, *(len(r) for r in rows))
     item, mask = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), bool)

@@ -85,7 +85,7 @@ def lists(users: pa.Table, items: pa.Table, v: Any, told: Reasons | None, k: int
 # contributions
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 11), min_size=2, max_size=70), st.integers(3, 60))
 def test_of_the_linear_head_and_content_it_is_what_the_score_loses_without_the_item(seed: int, history: list[int], length: int) -> None:
     t = tower(seed, length=max(length, len(history)), base=0.05 if seed % 2 else 10.0)
@@ -227,7 +227,7 @@ def test_ease_adds_its_own_weights() -> None:
 # shares
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 7), st.booleans())
 def test_shares_fall_ties_go_by_item_and_parts_are_one(seed: int, h: int, whole: bool) -> None:
     g = RNG(seed)

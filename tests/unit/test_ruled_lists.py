@@ -191,7 +191,7 @@ def ruled_world(seed: int, n_users: int, n_items: int) -> tuple[pa.Table, pa.Tab
     return described(users, [about({"age": ["a", "b", ["a", "b"]], "n": [0, 1, 2, 3, 4, "1"]}) for _ in range(n_users)]), items, v
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 16), st.integers(1, 9), st.integers(1, 5), st.booleans(), st.integers(0, 20), RULES)
 def test_lists_are_the_oracles_whatever_the_rules_blocks_and_threads(seed: int, n_users: int, n_items: int, k: int, block: int, model: bool, n_groups: int, rules: list[Rule]) -> None:
     users, items, v = ruled_world(seed, n_users, n_items)
@@ -354,7 +354,7 @@ def test_the_last_look_accepts_them_and_finds_what_is_planted_by_its_name_and_no
     assert town.look(tmp_path, town.swapped(barred=False, over=False)) == U, "the swap itself is no fault"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 24), st.integers(1, 12), st.integers(0, 24))
 def test_without_any_rule_lists_are_as_before_and_say_where_rows_stand_in_the_ranking(seed: int, n_users: int, n_items: int, k: int, n_groups: int) -> None:
     users, items, v = world(seed, n_users, n_items)

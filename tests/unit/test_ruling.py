@@ -54,7 +54,7 @@ def books(draw: st.DrawFn) -> list[Rule]:
     return out
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=90, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(books(), ROWS, st.lists(st.tuples(st.sampled_from(IDS), st.none() | SOME), max_size=5))
 def test_a_ruling_is_what_a_look_at_every_item_and_user_finds(rules: list[Rule], rows: list[Any], people: list[Any]) -> None:
     things = [{"item": IDS[n], "title": t, "category": c, **more} for n, (t, c, more) in enumerate(rows)]

@@ -134,7 +134,7 @@ def naive(items: pa.Table, sketch: np.ndarray, item: list[int], score: list[floa
     return out
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6))
 def test_features_are_what_their_words_say(seed: int) -> None:
     items, sketch, facts = facts_of(seed, 40)
@@ -152,7 +152,7 @@ def test_features_are_what_their_words_say(seed: int) -> None:
         assert not made[u, :, PLAIN:].any()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 20))
 def test_the_first_places_come_in_the_order_of_their_values_and_ties_in_the_first_stages(seed: int, depth: int, wide: int) -> None:
     items, sketch, facts = facts_of(seed, 40)
@@ -203,7 +203,7 @@ def test_bits_depend_on_no_companion_and_a_longer_ranking_begins_with_the_shorte
         assert np.array_equal(second.ranked(part, 60, own).item, whole.item[some])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from(["mmr", "dpp"]), st.integers(2, 20), st.integers(2, 20), st.integers(1, 16))
 def test_diversity_puts_the_second_stages_order_in_another_and_places_stay_the_first_stages(seed: int, by: str, depth: int, pool: int, wide: int) -> None:
     """It is shown a ranking whose scores are those of the first stage's places."""

@@ -157,7 +157,7 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
     return out | draw(st.sampled_from([{}, {"from": days[0]}, {"until": days[1]}, {"from": days[0], "until": days[1]}, {"why": "so"}]))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(valid())
 def test_every_rule_outlives_its_file_and_its_manifest(tmp_path: Path, told: dict[str, Any]) -> None:
     (r,) = rules_of(tmp_path, told)
@@ -290,7 +290,7 @@ FILLING = ["2026-02-30", "2026-03-01T25:00:00", "~", "[]", "{}", "[[]]", "{x: [1
 PIECES = st.lists(st.sampled_from([*"[]{}:,-?!&*|>'\"%@` \n\t#~=<", "rules:", "- name: a", "  exclude: ", *FILLING]) | WORDS, max_size=30).map("".join)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mangled() | PIECES | WORDS | st.binary(max_size=30) | PIECES.map(lambda t: ONE + "  " + t))
 def test_any_file_is_read_or_refused_in_words(tmp_path: Path, text: str | bytes) -> None:
     try:

@@ -113,7 +113,7 @@ def world(seed: int, n_users: int, n_items: int) -> tuple[pa.Table, pa.Table, Ve
     return users_of(histories, seen), items_of(ids, rng.integers(0, 4, n_items).tolist()), Vectors(user_UD, item_ND)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 24), st.integers(1, 17), st.integers(1, 5), st.booleans(), st.integers(0, 24))
 def test_lists_are_the_oracles_whatever_the_blocks_and_threads(
     seed: int, n_users: int, n_items: int, k: int, block: int, model: bool, n_groups: int

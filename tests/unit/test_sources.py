@@ -28,7 +28,7 @@ EVENT = "user_id,item_id,event_type,event_ts\n"
 # what breaks readers comes often: quotes, delimiters, line ends of Unicode, NUL
 FIELD = st.text(st.sampled_from(list('a,;"\n\t|\x00\x0c\x1e\x85\u2028é😀 ')), max_size=8) | st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=8)  # fmt: skip
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def folder(root: Path, **files: str | bytes) -> Path:

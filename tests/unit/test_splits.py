@@ -67,7 +67,7 @@ def test_rolling_windows_touch_and_validation_lies_before_test():
     assert len({f.name for f in validation + test}) == 5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 40), st.integers(1, 6))
 def test_rolling_is_what_the_definition_says(seed, cuts, days, min_history):
     items, log = random_shop(seed)
@@ -80,7 +80,7 @@ def test_rolling_is_what_the_definition_says(seed, cuts, days, min_history):
         assert (log.available_us[fold.train] < cut).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["rolling", "per_user", "per_user/v", "loo", "loo/v"]))
 def test_what_holds_for_every_fold(seed, protocol):
     items, log = random_shop(seed)

@@ -118,6 +118,7 @@ def test_stations_one_by_one_give_the_lists_of_stations_together(home: Path, pub
     assert whole(home, published)
 
 
+@pytest.mark.deep
 def test_a_night_that_was_planned_before_there_were_wishes_is_made_without_them(home: Path, published: Path) -> None:
     steps(home, "plan")
     day, name, night = date.fromisoformat(DAY), "gold.user_sequences", Night(config.load(home), date.fromisoformat(DAY))
@@ -263,6 +264,7 @@ def test_a_recommend_that_is_killed_while_it_scores_leaves_nothing_to_publish_an
     assert whole(home, published)
 
 
+@pytest.mark.deep
 def test_a_recommend_that_is_killed_again_and_again_makes_every_block_once(home: Path, published: Path) -> None:
     steps(home, "plan", "features")
     people = Lake(home / "lake").day("gold.user_sequences", date.fromisoformat(DAY)).num_rows
@@ -282,6 +284,7 @@ def test_a_recommend_that_is_killed_again_and_again_makes_every_block_once(home:
     assert whole(home, published)
 
 
+@pytest.mark.deep
 def test_a_stage_that_maintenance_took_is_said_to_be_gone_and_made_again(home: Path, published: Path) -> None:
     steps(home, "plan", "features", "recommend")
     (waits,) = (home / "lake" / "gold" / "recommendations").glob("stage-*")
@@ -311,6 +314,7 @@ main()
 """
 
 
+@pytest.mark.deep
 def test_a_publish_that_another_attempt_outruns_ends_well(home: Path, published: Path) -> None:
     steps(home, "plan", "features", "recommend")
     told = job("steps", "publish", "--home", str(home), "--date", DAY, "--json", code=FASTER)

@@ -160,7 +160,7 @@ def test_nothing_to_rank():
     assert (none_allowed.dropped_users, none_allowed.dropped_items) == (0, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 60), st.integers(1, 4), st.integers(1, 12))
 def test_any_small_world(seed, block, n, d, k):
     rng = np.random.default_rng(seed)

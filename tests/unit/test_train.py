@@ -40,7 +40,7 @@ TINY = replace(RECIPES["small"], d=8, epochs=2, schedule=2, context=8, length=12
 # batches
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 80), st.integers(0, 3), st.floats(0, 1))
 def test_batches_are_whole_histories_of_train_rows_cut_into_windows(
     seed: int, context: int, tokens: int, epoch: int, share: float
@@ -121,7 +121,7 @@ def naive_loss(user: Any, target: Any, ids: list[int], negative: Any, drawn: lis
     return total / len(ids)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 7))
 def test_the_loss_is_the_naive_loop_with_corrections_and_accidental_hits_left_out(seed: int, t: int, s: int) -> None:
     rng = np.random.default_rng(seed)

@@ -60,7 +60,7 @@ def test_traits_are_named_by_their_kind_each_once() -> None:
     assert traits_of(None, None) == traits_of("{}", None, []) == []
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6))
 def test_choices_are_counted_under_the_traits_of_their_moment(seed: int) -> None:
     items, log, sources = known_shop(seed)
@@ -90,7 +90,7 @@ def test_choices_are_counted_under_the_traits_of_their_moment(seed: int) -> None
         assert (t in made.names) != rare or t.startswith("reviews/"), "a word may be grammar, too"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.booleans())
 def test_lift_and_likes_are_what_their_words_say(seed: int, some: bool) -> None:
     items, log, sources = known_shop(seed)

@@ -123,7 +123,7 @@ def shares(*some: float) -> Any:
     return st.sampled_from(some)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from(["mmr", "dpp"]), shares(0, 0.1, 0.4), shares(0, 0.2), shares(0, 0.1), shares(0, 0.2),
        st.sampled_from(["category", "kind"]), st.integers(2, 12), st.integers(1, 8))  # fmt: skip
 def test_every_place_is_the_formulas(seed: int, by: str, strength: float, calibration: float, novelty: float, serendipity: float, over: str, pool: int, places: int) -> None:
@@ -202,7 +202,7 @@ def test_sketches_keep_cosines_and_are_whole_numbers() -> None:
     assert both.shape == (500, 64)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 16), st.integers(1, 9), st.sampled_from(["mmr", "dpp"]), st.integers(2, 20), st.booleans(), st.integers(0, 12), RULES)
 def test_rules_are_kept_over_the_new_order_as_over_any_other(seed: int, n_users: int, n_items: int, k: int, by: str, pool: int, drawn: bool, n_groups: int, rules: list[Rule]) -> None:
     """Lists of a ranking in another order are those of a model that ranks so itself."""

@@ -53,7 +53,7 @@ def lists(users: pa.Table, items: pa.Table, v: Vectors | None, k: int, wishes: W
     return pa.Table.from_batches(made, schema.table("gold.recommendations").arrow).to_pylist()
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 14), st.integers(1, 8), st.integers(1, 4), st.booleans(), st.data())
 def test_lists_are_what_a_plain_look_makes_of_wishes(seed: int, n_users: int, n_items: int, k: int, places: int, model: bool, data: st.DataObject) -> None:
     users, items, v = world(seed, n_users, n_items)
