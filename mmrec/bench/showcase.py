@@ -6,8 +6,8 @@ The policy shows the most popular items that a user is not known to have had, by
 is wanted stands higher, so that place and relevance go together. What is known of a day is what was delivered before
 its midnight: choices, clicks, items on offer; texts as they came with the item.
     numbers     of a pair: models/pairs.py over all items on offer, EASE of that morning as the first stage, and RATES
-    vectors     of a user, then of an item: ALS factors of the days before the slates (users folded in anew each day),
-                words as 64 hashed counts (of the user: the mean of the last 20), counts of either, and its rate
+    vectors     of a user, then of an item: ALS factors of the days before the slates, users folded in anew each day;
+                counts of either, and its rate
 Trade-off: EASE and the factors have settings that nobody chose: the heads are compared, not first stages.
 
 Shape legend: U users, N items, Q impressions, F features, E events, V columns of a sketch.
@@ -19,7 +19,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from mmrec.models.data import Fold, Items, Log
 from mmrec.models.ease import EASE
 from mmrec.models.factors import ALS
 from mmrec.models.shown import NEVER, RATES, Impressions
-from mmrec.models.sketch import ONE, WIDE, sketched
+from mmrec.models.sketch import WIDE, sketched
 from mmrec.topk.exact import select
 from mmrec.worlds.builtin import World
 from mmrec.worlds.state import State
@@ -40,7 +39,7 @@ from mmrec.worlds.state import State
 PLACES = 10  # of a slate that the world looks at
 _DAY = 86_400_000_000
 _NOISE = 0.3  # of the policy's draw, in units of log users
-_LAM, _FACTORS, _LATEST = 50.0, 16, 20
+_LAM, _FACTORS = 50.0, 32
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,12 @@ class Showcase:
             place_UN = np.full((users, self.items.n + 1), -1)
             np.put_along_axis(place_UN, top.item.astype(np.int64), np.arange(top.item.shape[1])[None], 1)
             numbers.append(np.concatenate([x_UCF[user_Q, place_UN[user_Q, item_Q]], rates_QF[rows]], 1))
+            factor_UK = als.fold_in(history_matrix(self.log, fold, slice(0, users), self.items.n))
+            known_NF = np.stack([facts.popularity_N, facts.trend_N, facts.cold_N, facts.age_N], 1)
             vectors.append(np.concatenate([
-                als.fold_in(history_matrix(self.log, fold, slice(0, users), self.items.n))[user_Q],
-                _mean_words(words_NV, ptr, item[on])[user_Q], np.log1p(np.diff(ptr))[user_Q, None],
-                rates_QF[rows, :1], als.item_NK[item_Q], words_NV[item_Q] / ONE, facts.popularity_N[item_Q, None],
-                facts.trend_N[item_Q, None], facts.cold_N[item_Q, None], facts.age_N[item_Q, None],
-                rates_QF[rows, 1:2]], 1).astype(np.float32))  # fmt: skip
-        of_user, of_item = ([f"{side}_factor{n}" for n in range(_FACTORS)] + [f"{side}_word{n}" for n in range(WIDE)]
-                            for side in ("user", "item"))  # fmt: skip
+                factor_UK[user_Q], np.log1p(np.diff(ptr))[user_Q, None], rates_QF[rows, :1],
+                als.item_NK[item_Q], known_NF[item_Q], rates_QF[rows, 1:2]], 1).astype(np.float32))  # fmt: skip
+        of_user, of_item = ([f"{side}_factor{n}" for n in range(_FACTORS)] for side in ("user", "item"))
         of_user += ["history", "user_rate"]
         named = (*of_user, *of_item, "popularity", "trend", "cold", "age", "item_rate")
         return {"pair": (np.concatenate(numbers), (*pairs.FEATURES, *RATES), 0),
@@ -191,12 +188,6 @@ def _log(user_ids: list[str], events: list[tuple[int, int, str, int, int, int]])
     user, item, event, ts_us, known_us, weight = (c[order] for c in (user, item, event, ts_us, known_us, weight))
     return Log(np.array(user_ids, object), types, user.astype(np.int32), item.astype(np.int32), ts_us,
                weight.astype(np.float32), event.astype(np.int16), known_us)  # fmt: skip
-
-
-def _mean_words(words_NV: np.ndarray, ptr: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """(U, V) of the latest events of histories."""
-    return np.array([words_NV[item[max(a, z - _LATEST) : z]].sum(0) / (ONE * max(min(z - a, _LATEST), 1))
-                     for a, z in pairwise(ptr.tolist())])  # fmt: skip
 
 
 def _us(moment: str) -> int:

@@ -36,8 +36,8 @@ from mmrec.models.shown import Shown
 from mmrec.train.small import Pace, learned, trunk, written
 
 FORMS = ("pair", "bilinear")
-_PACE = Pace(rate=1e-3, decay=1e-2, batch=512, epochs=60, patience=8)
-_D = 32
+_PACE = Pace(rate=2e-3, decay=0.1, batch=2048, epochs=60, patience=8)
+_D = 8
 _GRAPH, _NEXT = "click.onnx", "mmrec bench clicks"
 _LEAST, _MOST = 0.02, 0.98  # of a look at a place, where the fit begins
 
@@ -50,7 +50,8 @@ class _Pair(nn.Module):
         self.of_user = of_user
         self.register_buffer("mean", torch.zeros(wide))
         self.register_buffer("scale", torch.ones(wide))  # 0 of what never varies
-        self.base = nn.Parameter(torch.zeros(()))
+        self.register_buffer("base", torch.zeros(()))
+        self.more = nn.Parameter(torch.zeros(()))
         self.trunk = trunk(wide) if form == "pair" else None
         if form == "bilinear":
             self.user, self.item = nn.Linear(of_user, _D), nn.Linear(wide - of_user, _D)
@@ -60,8 +61,8 @@ class _Pair(nn.Module):
     def odds(self, x: torch.Tensor) -> torch.Tensor:
         x = (x - self.mean) * self.scale
         if self.trunk is not None:
-            return self.base + self.trunk(x).squeeze(1)
-        return self.base + (self.user(x[:, : self.of_user]) * self.item(x[:, self.of_user :])).sum(1)
+            return self.base + self.more + self.trunk(x).squeeze(1)
+        return self.base + self.more + (self.user(x[:, : self.of_user]) * self.item(x[:, self.of_user :])).sum(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(self.odds(x))
@@ -73,11 +74,11 @@ class _Net(nn.Module):
     def __init__(self, pair: _Pair, look_SP: np.ndarray, sure: int) -> None:
         super().__init__()
         self.pair, self.sure = pair, sure
-        look = torch.from_numpy(np.clip(look_SP, _LEAST, _MOST)).float().reshape(-1)
-        self.look = nn.Parameter(torch.log(look / (1 - look)))
+        self.register_buffer("look", torch.from_numpy(_odds(np.clip(look_SP, _LEAST, _MOST)).reshape(-1)).float())
+        self.more = nn.Parameter(torch.zeros(len(self.look)))  # apart, so that decay draws to the rates, not to a half
 
     def forward(self, x: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-        log_look = nn.functional.logsigmoid(self.look)[cell].where(cell != self.sure, torch.zeros(()))
+        log_look = nn.functional.logsigmoid(self.look + self.more)[cell].where(cell != self.sure, torch.zeros(()))
         log_p = log_look + nn.functional.logsigmoid(self.pair.odds(x))
         log_p = log_p.clamp(-30, -1e-6)
         return log_p - torch.log(-torch.expm1(log_p))
@@ -201,7 +202,7 @@ def fit_click(train: Shown, valid: Shown, *, form: str = "pair", keep: float = 1
         torch.manual_seed(seed)
         pair = _Pair(form, *train.x_QF.shape[1:], train.of_user)
     net = _Net(pair, rate_SP / rate_SP[sure, 0], sure * places)
-    pair.base.data.fill_(float(_odds(rate_SP[sure, 0])))
+    pair.base.fill_(float(_odds(rate_SP[sure, 0])))
     drawn_Q = np.random.default_rng([seed, 1]).random(len(cell_Q)) < keep
     kept = np.flatnonzero(train.clicked | drawn_Q)
     x_QF, y_Q, at_Q = (torch.from_numpy(a[kept]) for a in (train.x_QF, train.clicked.astype(np.float32), cell_Q))
@@ -213,7 +214,7 @@ def fit_click(train: Shown, valid: Shown, *, form: str = "pair", keep: float = 1
     want_Q = torch.from_numpy(valid.clicked).float()
     epochs, loss = learned(net, len(kept), lambda rows: bce(net(x_QF[rows], at_Q[rows]) - more, y_Q[rows]),
                            lambda: float(bce(net(*held), want_Q)), _PACE, seed, ("click head", _NEXT))  # fmt: skip
-    look_SP = torch.sigmoid(net.look.detach()).double().numpy().reshape(shape)
+    look_SP = torch.sigmoid((net.look + net.more).detach()).double().numpy().reshape(shape)
     look_SP[sure, 0] = 1.0
     examined = {s: [float(v) if n else None for v, n in zip(look_P, n_P, strict=True)]
                 for s, look_P, n_P in zip(train.surfaces, look_SP, many, strict=True)}  # fmt: skip
