@@ -68,15 +68,15 @@ def table(told: dict[str, Any]) -> Table:
     """What `bench` returns, for a person."""
     about = told["settings"]
     grid = Table(title=f"the built-in world, {about['size']}: {about['weeks']['test']} test weeks; 95% over users")
-    for head in ("seed", "model", "AUC", "log loss", "F1", "ECE", "AUC less bias's"):
+    for head in ("seed", "model", "AUC", "loss", "F1", "ECE", "AUC less bias's"):
         grid.add_column(head, justify="left" if head == "model" else "right", no_wrap=True)
     for seed, each in [*told["seeds"].items(), ("mean", told["mean"])]:
         for model in _MODELS:
             less = each["minus"][model]["bias"]["auc"] if model in each.get("minus", {}) else None
             apart = "{:+.3f} ({:+.3f} to {:+.3f})".format(*less) if less else ""
             own = each[model]
-            grid.add_row(seed, model, f"{own['auc']:.3f}", f"{own['log_loss']:.4f}", f"{own['f1']:.3f}",
-                         f"{own['ece']:.4f}", apart, style="bold" if model == "pair" else "",
+            cells = f"{own['auc']:.3f}", f"{own['log_loss']:.4f}", f"{own['f1']:.3f}", f"{own['ece']:.4f}", apart
+            grid.add_row(seed, model, *(c.replace("0.", ".") for c in cells), style="bold" if model == "pair" else "",
                          end_section=model == _MODELS[-1])  # fmt: skip
     return grid
 

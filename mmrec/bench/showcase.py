@@ -39,7 +39,7 @@ from mmrec.worlds.state import State
 PLACES = 10  # of a slate that the world looks at
 _DAY = 86_400_000_000
 _NOISE = 0.3  # of the policy's draw, in units of log users
-_LAM, _FACTORS = 50.0, 32
+_LAM, _FACTORS = 50.0, 16
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from mmrec.train.small import Pace, learned, trunk, written
 FORMS = ("pair", "bilinear")
 _PACE = Pace(rate=2e-3, decay=0.1, batch=2048, epochs=60, patience=8)
 _D = 8
+_FAST = 10.0  # Adam moves any number by the rate a step: log-odds of a look have further to go than a weight
 _GRAPH, _NEXT = "click.onnx", "mmrec bench clicks"
 _LEAST, _MOST = 0.02, 0.98  # of a look at a place, where the fit begins
 
@@ -61,8 +62,8 @@ class _Pair(nn.Module):
     def odds(self, x: torch.Tensor) -> torch.Tensor:
         x = (x - self.mean) * self.scale
         if self.trunk is not None:
-            return self.base + self.more + self.trunk(x).squeeze(1)
-        return self.base + self.more + (self.user(x[:, : self.of_user]) * self.item(x[:, self.of_user :])).sum(1)
+            return self.base + _FAST * self.more + self.trunk(x).squeeze(1)
+        return self.base + _FAST * self.more + (self.user(x[:, : self.of_user]) * self.item(x[:, self.of_user :])).sum(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(self.odds(x))
@@ -77,8 +78,11 @@ class _Net(nn.Module):
         self.register_buffer("look", torch.from_numpy(_odds(np.clip(look_SP, _LEAST, _MOST)).reshape(-1)).float())
         self.more = nn.Parameter(torch.zeros(len(self.look)))  # apart, so that decay draws to the rates, not to a half
 
+    def odds(self) -> torch.Tensor:
+        return self.look + _FAST * self.more
+
     def forward(self, x: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-        log_look = nn.functional.logsigmoid(self.look + self.more)[cell].where(cell != self.sure, torch.zeros(()))
+        log_look = nn.functional.logsigmoid(self.odds())[cell].where(cell != self.sure, torch.zeros(()))
         log_p = log_look + nn.functional.logsigmoid(self.pair.odds(x))
         log_p = log_p.clamp(-30, -1e-6)
         return log_p - torch.log(-torch.expm1(log_p))
@@ -214,7 +218,7 @@ def fit_click(train: Shown, valid: Shown, *, form: str = "pair", keep: float = 1
     want_Q = torch.from_numpy(valid.clicked).float()
     epochs, loss = learned(net, len(kept), lambda rows: bce(net(x_QF[rows], at_Q[rows]) - more, y_Q[rows]),
                            lambda: float(bce(net(*held), want_Q)), _PACE, seed, ("click head", _NEXT))  # fmt: skip
-    look_SP = torch.sigmoid((net.look + net.more).detach()).double().numpy().reshape(shape)
+    look_SP = torch.sigmoid(net.odds().detach()).double().numpy().reshape(shape)
     look_SP[sure, 0] = 1.0
     examined = {s: [float(v) if n else None for v, n in zip(look_P, n_P, strict=True)]
                 for s, look_P, n_P in zip(train.surfaces, look_SP, many, strict=True)}  # fmt: skip
@@ -232,7 +236,8 @@ def _checked(form: str, wide: int, of_user: int, where: str) -> None:
 
 
 def _platt(odds_Q: np.ndarray, valid: Shown) -> tuple[float, float]:
-    """What log-odds are multiplied by, and what is added: 1 and 0 where it does not help users it was not fitted on."""
+    """What log-odds are multiplied by, above 0, and what is added: 1 and 0 where it does not help users it was not
+    fitted on."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
@@ -240,7 +245,8 @@ def _platt(odds_Q: np.ndarray, valid: Shown) -> tuple[float, float]:
         if not 0 < valid.clicked[rows].sum() < rows.sum():
             return 1.0, 0.0
         made = LogisticRegression(C=np.inf).fit(odds_Q[rows, None], valid.clicked[rows])
-        return float(made.coef_[0, 0]), float(made.intercept_[0])
+        slope, shift = float(made.coef_[0, 0]), float(made.intercept_[0])
+        return (slope, shift) if slope > 0 else (1.0, 0.0)  # few clicks can't turn an order round
 
     half_Q = valid.user % 2 == 0
     out_Q = np.zeros(len(odds_Q))
