@@ -60,10 +60,10 @@ class _Pair(nn.Module):
             nn.init.zeros_(self.item.bias)
 
     def odds(self, x: torch.Tensor) -> torch.Tensor:
-        x = (x - self.mean) * self.scale
+        x, base = (x - self.mean) * self.scale, self.base + _FAST * self.more
         if self.trunk is not None:
-            return self.base + _FAST * self.more + self.trunk(x).squeeze(1)
-        return self.base + _FAST * self.more + (self.user(x[:, : self.of_user]) * self.item(x[:, self.of_user :])).sum(1)
+            return base + self.trunk(x).squeeze(1)
+        return base + (self.user(x[:, : self.of_user]) * self.item(x[:, self.of_user :])).sum(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(self.odds(x))
