@@ -110,9 +110,10 @@ def bench(
                                         "libraries; recommend: a night's scoring, part by part; "
                                         "slate: what rules, diversity and draws cost beside the search; "
                                         "features: the feature job beside SQL by hand in DuckDB; "
-                                        "ratings: the rating head beside biases, factors and neighbours")],
+                                        "ratings: the rating head beside biases, factors and neighbours; "
+                                        "clicks: the click head beside places and rates, in the built-in world")],
     rounds: Annotated[int, typer.Option(min=1, help="of each side, interleaved; bench recommend has one; "
-                                                     "seeds, of bench ratings")] = 3,
+                                                     "seeds, of bench ratings and clicks")] = 3,
     rows: Annotated[int, typer.Option(min=1, help="rows of a commit, of bench lake")] = 1_000_000,
     source: Annotated[Path | None, typer.Option("--source", "--root",
                                                 help="films as MovieLens has them, of bench embed and ratings; Amazon "
@@ -130,7 +131,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure a hot path beside its peers, after a check that all give the same answer."""
-    from mmrec.bench import embed, features, jvm, lake, ratings, recommend, slate, topk, train
+    from mmrec.bench import clicks, embed, features, jvm, lake, ratings, recommend, slate, topk, train
 
     films = {"source": source, "texts": texts, "pictures": pictures, "threads": threads}
     timed = {"source": source, "threads": threads, "seconds": seconds, "minutes": minutes,
@@ -140,13 +141,14 @@ def bench(
              "topk": partial(topk.bench, users=users or 8192, items=items, threads=threads),
              "recommend": lambda _, tell: recommend.bench(tell, users=users or 100_000, items=items, threads=threads),
              "slate": partial(slate.bench, users=users or 100_000, items=items), "features": features.bench,
-             "ratings": partial(ratings.bench, root=source)}  # fmt: skip
+             "ratings": partial(ratings.bench, root=source), "clicks": clicks.bench}  # fmt: skip
     if name not in rooms:
         raise InputError("no such benchmark", where="bench", value=name, valid=list(rooms), next="mmrec bench jvm")
     with progress(err, as_json) as tell:
         told = rooms[name](rounds, tell)
-    if name == "ratings" and not as_json:
-        out.print(ratings.table(told))
+    tables = {"ratings": ratings.table, "clicks": clicks.table}
+    if name in tables and not as_json:
+        out.print(tables[name](told))
         return
     show_json(told) if as_json else screen.print_counts(out, f"bench {name}", told)
 

@@ -70,13 +70,8 @@ class World:
         self, seed: int, size: str = "small", first_day: date = date(2026, 1, 1), history_days: int = 60
     ) -> None:
         if size not in _SIZES:
-            raise InputError(
-                "no such size of the built-in world",
-                where="source.size",
-                value=size,
-                valid=sorted(_SIZES),
-                next="edit mmrec.toml",
-            )
+            raise InputError("no such size of the built-in world", where="source.size", value=size,
+                             valid=sorted(_SIZES), next="edit mmrec.toml")  # fmt: skip
         self.seed, self.size, self.first_day, self.history_days = seed, _SIZES[size], first_day, history_days
         self.user_ids = [f"u{u:05d}" for u in range(self.size.users)]
         rng = np.random.default_rng([seed, 1])
@@ -102,7 +97,7 @@ class World:
         rows: dict[str, list[Any]] = {}
         counts: Counter[str] = Counter()
         for n in range(self.history_days):
-            for kind, more in self._simulate(self.first_day + timedelta(days=n), state, None).items():
+            for kind, more in self.simulate(self.first_day + timedelta(days=n), state, None).items():
                 rows.setdefault(kind, []).extend(more)
         rows["users"] = [self._user(u) for u in range(self.size.users)]
         rows["relations"] = [*self._social(), *rows.get("relations", [])]
@@ -113,7 +108,7 @@ class World:
     def write_day(self, folder: Path, day: date, slate: pa.Table | None = None) -> dict[str, int]:
         """Deliver one day after the history. `slate`: rows of gold.recommendations shown that day, if any."""
         state = State.load(folder, day - timedelta(days=1))
-        rows = self._simulate(day, state, slate)
+        rows = self.simulate(day, state, slate)
         counts = deliver(folder / str(day), day, rows, self.seed, self._kind)
         state.save(folder, day)
         return counts
@@ -155,9 +150,8 @@ class World:
             out[b, real] = utility[u, items[real]]
             last = (last_items or [None] * len(users))[b]
             if last and last[1:].isdigit():
-                follows = (
-                    self._kinds(int(items.max()) + 1)[items[real], 3] == self.follow_K[self._kind(int(last[1:]))[3]]
-                )
+                third = self._kinds(int(items.max()) + 1)[items[real], 3]
+                follows = third == self.follow_K[self._kind(int(last[1:]))[3]]
                 out[b, real] += _FOLLOWS * follows
             if more is not None:
                 out[b] += more(user_ids[b])
@@ -179,6 +173,16 @@ class World:
         return made + s.known(friends_N) + s.wanted(want, self._kinds(len(maker))[item_N, 0])
 
     # truth
+
+    @staticmethod
+    def examined(place: int) -> float:
+        """Chance that a place of a slate, from 0, is looked at."""
+        return _BIAS**place
+
+    @staticmethod
+    def wanted(utility_N: np.ndarray, item: int | np.ndarray) -> Any:
+        """Chance that an item, or each of some, is clicked once it is looked at, by a user's log-odds of a choice."""
+        return 0.5 / (1 + np.exp(-(utility_N[item] - np.quantile(utility_N, 0.97))))
 
     def n_items(self, day: date) -> int:
         """Items on offer at the end of a day."""
@@ -228,7 +232,8 @@ class World:
 
     # a day
 
-    def _simulate(self, day: date, state: State, slate: pa.Table | None) -> dict[str, list[Any]]:
+    def simulate(self, day: date, state: State, slate: pa.Table | None) -> dict[str, list[Any]]:
+        """Rows of a day by kind; `state`, as the day before left it, is moved on."""
         rng = np.random.default_rng([self.seed, 6, day.toordinal()])
         n = self.n_items(day)
         kinds, utility = self._kinds(n), self._utility(day, n)
@@ -283,8 +288,7 @@ class World:
             "propensity": row.get("propensity", 1.0)})  # fmt: skip
         if not 0 <= item < utility.shape[1] or state.day_UN[u, item]:
             return
-        want = 1 / (1 + np.exp(-(utility[u, item] - np.quantile(utility[u], 0.97))))
-        if rng.random() < _BIAS**place and rng.random() < 0.5 * want:
+        if rng.random() < self.examined(place) and rng.random() < self.wanted(utility[u], item):
             state.choose(u, item, midnight.date())
             self._events(rows, rng, u, item, when + timedelta(seconds=30), "home", state)
 
@@ -378,9 +382,8 @@ class World:
 
 def _by_user(slate: pa.Table | None) -> dict[str, list[dict[str, Any]]]:
     shown: dict[str, list[dict[str, Any]]] = {}
-    for row in (
-        slate.sort_by([("user_id", "ascending"), ("rank", "ascending")]).to_pylist() if slate is not None else []
-    ):
+    order = [("user_id", "ascending"), ("rank", "ascending")]
+    for row in slate.sort_by(order).to_pylist() if slate is not None else []:
         shown.setdefault(row["user_id"], []).append(row)
     return shown
 

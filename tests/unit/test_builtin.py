@@ -209,7 +209,7 @@ def test_in_the_rich_world_every_signal_draws_choices_and_the_oracle_knows_them(
         friends, had, recent = state.lately(day)[world.follows_UF].any(1), state.day_UN > 0, state.recent_UR.copy()
         wants = [state.wants(u, day) for u in range(world.size.users)]
         seen: set[int] = set()
-        rows = sorted(world._simulate(day, state, None)["interactions"], key=lambda r: r["event_ts"])
+        rows = sorted(world.simulate(day, state, None)["interactions"], key=lambda r: r["event_ts"])
         kinds, maker = world._kinds(n), np.array([world._maker(i) for i in range(n)])
         for r in rows:
             u, i = int(r["user_id"][1:]), int(r["item_id"][1:])

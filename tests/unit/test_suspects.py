@@ -177,7 +177,7 @@ def world() -> list[dict[str, Any]]:
     state = State.empty(built.size.users)
     rows = []
     for n in range(built.history_days):
-        for r in built._simulate(built.first_day + timedelta(days=n), state, None)["interactions"]:
+        for r in built.simulate(built.first_day + timedelta(days=n), state, None)["interactions"]:
             at, come = (datetime.fromisoformat(r[c]) for c in ("event_ts", "available_at"))
             rows.append(event(r["user_id"], r["item_id"], at, event_type=r["event_type"], available_at=come, row_hash=f"h{len(rows)}"))
     return rows
