@@ -10,30 +10,27 @@ Trade-off: a feature's worth is that beside all the others: of two that say the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import date
-from typing import Any
 
 from mmrec import trained
 from mmrec.config import Config
 from mmrec.context import Night
 from mmrec.dataset import dataset, folds
 from mmrec.errors import InputError
-from mmrec.evaluate.importance import ranked
+from mmrec.evaluate.importance import Ranked, ranked
 from mmrec.staged import may_have, using
 
 _DEPTH = 100  # where the settings have no second stage
 _TRUSTED = ("score", "place")  # are the first stage's, which was fitted before these windows
 
 
-def worth(config: Config, when: date, tell: Callable[[str, int, int], None], *, drop: bool = False) -> dict[str, Any]:
-    """Features of pairs, ranked.
+def worth(
+    config: Config, when: date, tell: Callable[[str, int, int], None], *, drop: bool = False
+) -> tuple[int, list[Ranked]]:
+    """How many candidates of a ranking were looked at, and features of pairs, ranked.
 
     Args:
         drop: fit again without each, too.
-
-    Returns: run_date, depth, and features: name, mutual_information (nats), permutation, dropped (what ndcg@10 loses:
-        mean, low, high), redundant_with, leak each.
 
     Raises: InputError: nothing was trained for this run_date. QualityError: no case to look at.
     """
@@ -57,5 +54,4 @@ def worth(config: Config, when: date, tell: Callable[[str, int, int], None], *, 
     )  # fmt: skip
     if not drop:
         del seen["without"]
-    found = ranked(**seen, trusted=_TRUSTED, seed=config.train.seed)
-    return {"run_date": str(when), "depth": depth, "features": [asdict(r) for r in found]}
+    return depth, ranked(**seen, trusted=_TRUSTED, seed=config.train.seed)

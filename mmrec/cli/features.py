@@ -5,6 +5,7 @@ In: typed words. Out: tables for people, JSON for programs. Trade-off: as nights
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -55,5 +56,6 @@ def rank(
     from mmrec.worth import worth
 
     with progress(err, as_json) as tell:
-        found = worth(settings.load(home), dates.parse(day), tell, drop=drop)
-    show_json(found) if as_json else out.print(table(found["features"]))
+        depth, found = worth(settings.load(home), dates.parse(day), tell, drop=drop)
+    told = {"run_date": day, "depth": depth, "features": [asdict(r) for r in found]}
+    show_json(told) if as_json else out.print(table(found))
