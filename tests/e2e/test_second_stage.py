@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -58,6 +59,7 @@ def staged(lived: Lived, tmp_path_factory: pytest.TempPathFactory) -> Staged:
     assert text.count("# depth = 0") == 1
     assert text.count("# columns = {}") == 1
     text = text.replace("# columns = {}", 'columns = { "items.price" = "log", "context.hour" = "cyclic 24" }')
+    text = re.sub(r"(?m)^# sources = .*", 'sources = ["context", "social"]', text)  # each costs a fit more
     (home / "mmrec.toml").write_text(text.replace("# depth = 0", f"depth = {DEPTH}"))
     learned = json.loads(mmrec("learn", "--home", str(home), "--date", TRAINED, "--json").stdout)
     version = learned["register"]["model_version"]
@@ -83,7 +85,7 @@ def test_the_shops_own_columns_are_sealed_with_it_and_ranked_beside_all_features
     told = bundle.about["second_stage"]
     columns = {f for f in told["features"] if f.startswith("columns/")}
     assert columns == {"columns/items.price", "columns/context.hour: sine", "columns/context.hour: cosine"}
-    assert "columns" in told["sources"]
+    assert told["sources"] == ["columns", "context", "social"]
     assert (bundle.folder / "columns.json").is_file()
     found = staged.json("features", "rank", "--date", TRAINED)
     assert [r["name"] for r in found["features"]] != told["features"]
