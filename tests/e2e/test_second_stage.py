@@ -162,6 +162,7 @@ def test_a_model_without_one_is_refused_when_the_night_is_planned(lived: Lived, 
     assert "a second stage is fitted over mmrec's own model alone" in " ".join(done.stderr.split())
 
 
+@pytest.mark.deep
 def test_with_diversity_places_and_scores_stay_the_models_and_why_not_knows_who_moved_it(staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     shutil.copytree(staged.home, home, symlinks=True)

@@ -268,6 +268,7 @@ def test_an_attempt_that_meets_a_failing_disk_leaves_the_stage_to_the_attempt_th
         assert held(made) == {"r": 2}
 
 
+@pytest.mark.deep
 def test_a_stage_whose_publishing_met_a_failing_disk_is_there_for_the_next_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = Lake(template(tmp_path / "lake"))
     folder = stage.stage_arrow(lake, LIST, slates("r"), "r").folder
@@ -393,6 +394,7 @@ except MmrecError as error:
 """
 
 
+@pytest.mark.deep
 def test_a_zombie_process_that_was_stopped_wakes_after_its_successor_and_is_refused(tmp_path: Path) -> None:
     lake = Lake(template(tmp_path / "lake"))
     zombie = subprocess.Popen([sys.executable, "-c", ZOMBIE, str(lake.root)], stdout=subprocess.PIPE, text=True)

@@ -112,6 +112,7 @@ def test_stations_run_in_the_order_given_and_share_one_session(home: Path) -> No
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["ingest", "monitor"]
 
 
+@pytest.mark.deep
 def test_stations_one_by_one_give_the_lists_of_stations_together(home: Path, published: Path) -> None:
     for name in NIGHT:
         mmrec(name, "--home", str(home), "--date", DAY)
@@ -157,6 +158,7 @@ def test_a_published_date_is_left_alone_unless_it_is_forced(published: Path, tmp
     assert Lake(published / "lake").versions() == after
 
 
+@pytest.mark.deep
 def test_a_forced_plan_is_followed_only_by_stations_that_are_forced_too(home: Path) -> None:
     first = steps(home, *NIGHT)["plan"]["run_id"]
     second = steps(home, "plan", "--force")["plan"]["run_id"]
