@@ -82,17 +82,17 @@ def spark(engine: str) -> Iterator[object]:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all processes of a test run."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
-def encoders_cache(shared: Path) -> Path:
+def encoders_cache(of_the_run: Path) -> Path:
     """Where encoders are exported to, once for all processes and homes of a test run."""
-    folder = shared / "encoders"
-    with FileLock(shared / "encoders.lock"):
+    folder = of_the_run / "encoders"
+    with FileLock(of_the_run / "encoders.lock"):
         folder.mkdir(exist_ok=True)
         encoder("minilm", folder).encode(["a"])
         assert encoder("efficientnet-lite0", folder).dim
@@ -144,10 +144,10 @@ def share_encoders(home: Path, cache: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def lived(shared: Path, tmp_path_factory: pytest.TempPathFactory, encoders_cache: Path) -> Lived:
+def lived(of_the_run: Path, tmp_path_factory: pytest.TempPathFactory, encoders_cache: Path) -> Lived:
     """Made by the process that asks first; each has a copy of its own, which nobody else writes to."""
-    made, told = shared / "lived-home", shared / "lived.json"
-    with FileLock(shared / "lived.lock"):
+    made, told = of_the_run / "lived-home", of_the_run / "lived.json"
+    with FileLock(of_the_run / "lived.lock"):
         if not told.is_file():
             mmrec("init", "--home", str(made), "--size", "tiny")
             share_encoders(made, encoders_cache)
