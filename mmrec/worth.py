@@ -49,9 +49,7 @@ def worth(
     validation, _ = folds(night, data)["rolling"]
     seen = looked_at(
         trained.kept(folder), data.items, data.log, validation, depth=depth, length=config.night.sequence_length,
-        seed=config.train.seed, sources=data.sources, using=using(config),
-        tell=lambda done: night.progress("fits", done, 0),
+        seed=config.train.seed, sources=data.sources, using=using(config), drop=drop,
+        tell=lambda done, of: night.progress("fits", done, of),
     )  # fmt: skip
-    if not drop:
-        del seen["without"]
     return depth, ranked(**seen, trusted=_TRUSTED, seed=config.train.seed)

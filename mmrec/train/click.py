@@ -21,25 +21,23 @@ Shape legend: Q impressions, R rows of a batch, F features, S surfaces, P places
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmrec.errors import InputError
 from mmrec.models.shown import Shown
-from mmrec.train.small import Pace, learned, trunk, written
+from mmrec.train.small import Head, Pace, learned, trunk
 
 FORMS = ("pair", "bilinear")
 _PACE = Pace(rate=2e-3, decay=0.1, batch=2048, epochs=60, patience=8)
 _D = 8
 _FAST = 10.0  # Adam moves any number by the rate a step: log-odds of a look have further to go than a weight
-_GRAPH, _NEXT = "click.onnx", "mmrec bench clicks"
+_NEXT = "mmrec bench clicks"
 _LEAST, _MOST = 0.02, 0.98  # of a look at a place, where the fit begins
 
 
@@ -105,11 +103,12 @@ class _Told:
 
 
 @dataclass(frozen=True)
-class ClickHead:
+class ClickHead(Head):
     """A fitted head; `told`: what is known of the fit, for bundle.json."""
 
     net: _Pair
     told: _Told
+    name, output, then = "click", "relevance", _NEXT
 
     def relevance(self, x_QF: np.ndarray) -> np.ndarray:
         """(Q,) float32: what a list is ranked by; of any place.
@@ -145,32 +144,14 @@ class ClickHead:
         p_Q = self.looked(shown.surfaces, shown.surface, shown.place) * self.relevance(shown.x_QF)
         return _stretched(_odds(p_Q), self.told.stretch)
 
-    def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and what is told (JSON)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.net.state_dict().items()}, folder / "click.safetensors")
-        (folder / "click.json").write_text(json.dumps(asdict(self.told)))
-
     @classmethod
     def load(cls, folder: Path) -> ClickHead:
         """What `save` wrote. Raises: InputError: of a form that there is not."""
-        told = json.loads((folder / "click.json").read_text())
-        told |= {k: tuple(told[k]) for k in ("features", "stretch", "loss")}
+        told, weights = cls.read(folder)
         _checked(told["form"], len(told["features"]), told["of_user"], str(folder / "click.json"))
         net = _Pair(told["form"], len(told["features"]), told["of_user"])
-        net.load_state_dict(load_file(folder / "click.safetensors"))
+        net.load_state_dict(weights)
         return cls(net, _Told(**told))
-
-    def export(self, folder: Path) -> dict[str, Any]:
-        """Write `click.onnx`: x (R, F) float32 -> relevance (R,). Returns: fields for bundle.json, `parity` with torch
-        among them.
-
-        Raises: QualityError: the graph differs from torch.
-        """
-        scale_F = self.net.scale
-        spread_F = 1 / torch.where(scale_F > 0, scale_F, 1.0)
-        parity = written(self.net, self.net.mean, spread_F, "relevance", folder / _GRAPH, _NEXT)
-        return asdict(self.told) | {"parity": parity}
 
 
 def fit_click(train: Shown, valid: Shown, *, form: str = "pair", keep: float = 1.0, seed: int = 0) -> ClickHead:

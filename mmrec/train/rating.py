@@ -12,22 +12,20 @@ Shape legend: Q pairs, R rows of a batch, F features.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmrec.errors import InputError
 from mmrec.models.rated import FEATURES, Known, Parts, Sample
-from mmrec.train.small import Pace, learned, trunk, written
+from mmrec.train.small import Head, Pace, learned, trunk
 
 _PACE = Pace(rate=2e-3, decay=1e-3, batch=512, epochs=60, patience=8)
-_GRAPH, _NEXT = "rating.onnx", "mmrec bench ratings --root FOLDER"
+_NEXT = "mmrec bench ratings --root FOLDER"
 
 
 class _Net(nn.Module):
@@ -57,11 +55,12 @@ class _Told:
 
 
 @dataclass(frozen=True)
-class RatingHead:
+class RatingHead(Head):
     """A fitted head; `told`: what is known of the fit, for bundle.json."""
 
     net: _Net
     told: _Told
+    name, output, then = "rating", "residual", _NEXT
 
     @property
     def parts(self) -> Parts:
@@ -77,32 +76,15 @@ class RatingHead:
         """(Q,) float64 ratings; `known`: with `parts`. Raises: InputError: a pair that it can't know."""
         return self.rate(*known.features(user_Q, item_Q, ts_us_Q))
 
-    def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and what is told (JSON)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.net.state_dict().items()}, folder / "rating.safetensors")
-        (folder / "rating.json").write_text(json.dumps(asdict(self.told)))
-
     @classmethod
     def load(cls, folder: Path) -> RatingHead:
         """What `save` wrote. Raises: InputError: it was fitted on other features than there are now."""
-        net, told = _Net(), json.loads((folder / "rating.json").read_text())
-        if tuple(told["features"]) != FEATURES:
+        (told, weights), net = cls.read(folder), _Net()
+        if told["features"] != FEATURES:
             raise InputError("the head was fitted on other features", where=str(folder / "rating.json"),
                              value=told["features"], valid=FEATURES, next=_NEXT)  # fmt: skip
-        net.load_state_dict(load_file(folder / "rating.safetensors"))
-        return cls(net, _Told(**told | {k: tuple(told[k]) for k in ("features", "without", "bounds", "loss")}))
-
-    def export(self, folder: Path) -> dict[str, Any]:
-        """Write `rating.onnx`: x (R, F) float32 -> residual (R,). Returns: fields for bundle.json, `parity` with torch
-        among them.
-
-        Raises: QualityError: the graph differs from torch.
-        """
-        scale_F = self.net.scale
-        spread_F = 1 / torch.where(scale_F > 0, scale_F, 1.0)
-        parity = written(self.net, self.net.mean, spread_F, "residual", folder / _GRAPH, _NEXT)
-        return asdict(self.told) | {"parity": parity}
+        net.load_state_dict(weights)
+        return cls(net, _Told(**told))
 
 
 def fit_rating(

@@ -16,9 +16,8 @@ Shape legend: B cases, C candidates, F features, R rows of a batch (cases x cand
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
@@ -26,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmrec.errors import InputError, QualityError
@@ -37,13 +35,13 @@ from mmrec.models.sources import Sources
 from mmrec.models.traits import KINDS
 from mmrec.topk.exact import TopK, select
 from mmrec.topk.seen import Seen
-from mmrec.train.small import Pace, learned, trunk, written
+from mmrec.train.small import Head, Pace, learned, trunk
 
 _PACE = Pace(rate=1e-3, decay=1e-3, batch=64, epochs=100, patience=10)
 _PARTS = 5  # of users, each of which one member is not trained on
 _CASES = 32_768  # of all folds together, evenly spaced
 _BLOCK = 256
-_GRAPH, _NEXT = "second.onnx", "mmrec train --date D"
+_NEXT = "mmrec train --date D"
 
 
 def _liked(name: str) -> bool:
@@ -74,10 +72,10 @@ class _Net(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(_Member(wide) for _ in range(members))
         self.register_buffer("mean", torch.zeros(wide))
-        self.register_buffer("spread", torch.ones(wide))
+        self.register_buffer("scale", torch.ones(wide))  # 1 of what never varies
 
     def forward(self, x: torch.Tensor, only: int | None = None) -> torch.Tensor:
-        z, members = (x - self.mean) / self.spread, self.members if only is None else self.members[only : only + 1]
+        z, members = (x - self.mean) * self.scale, self.members if only is None else self.members[only : only + 1]
         return torch.stack([member(x[:, 0], z) for member in members]).mean(0)
 
 
@@ -96,34 +94,20 @@ class _Told:
 
 
 @dataclass(frozen=True)
-class Reranker:
+class Reranker(Head):
     """A fitted second stage; `told`: what is known of the fit, for bundle.json."""
 
     net: _Net
     told: _Told
-
-    def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and what is told (JSON)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.net.state_dict().items()}, folder / "second.safetensors")
-        (folder / "second.json").write_text(json.dumps(asdict(self.told)))
+    name, output, then = "second", "value", _NEXT
 
     @classmethod
     def load(cls, folder: Path) -> Reranker:
         """What `save` wrote."""
-        told = json.loads((folder / "second.json").read_text())
+        told, weights = cls.read(folder)
         net = _Net(len(told["features"]), len(told["epochs"]))
-        net.load_state_dict(load_file(folder / "second.safetensors"))
-        told |= {k: tuple(told[k]) for k in ("features", "epochs", "loss")}
+        net.load_state_dict(weights)
         return cls(net, _Told(**told))
-
-    def export(self, folder: Path) -> dict[str, Any]:
-        """Write `second.onnx`. Returns: fields for bundle.json, `parity` with torch among them.
-
-        Raises: QualityError: the graph differs from torch.
-        """
-        parity = written(self.net, self.net.mean, self.net.spread, "value", folder / _GRAPH, _NEXT)
-        return asdict(self.told) | {"parity": parity}
 
     def values(self, x_BCF: np.ndarray, names: Sequence[str], user_B: np.ndarray | None = None) -> np.ndarray:
         """(B, C) float32 of features of pairs, `names` of them among which its own are.
@@ -243,13 +227,14 @@ def fit_second(
 
 def looked_at(
     model: Any, items: Items, log: Log, folds: Sequence[Fold], *, depth: int, length: int, seed: int = 0,
-    sources: Sources | None = None, using: Sequence[str] = (), tell: Callable[[int], None],
+    sources: Sources | None = None, using: Sequence[str] = (), drop: bool = False, tell: Callable[[int, int], None],
 ) -> dict[str, Any]:  # fmt: skip
     """What a second stage is fitted on, and its word on it, as evaluate/importance.py takes them: x_BCF, there_BC,
     wanted_BC, user_B, names, values, without. A case is valued by the member that was not trained on it.
 
     Args:
-        the others as `fit_second`. tell: is told before each fit how many were.
+        the others as `fit_second`. drop: whether there is a `without`; else it is None. tell: is told after each fit
+            how many there were, and are.
 
     Raises: QualityError: as `fit_second`.
     """
@@ -258,16 +243,16 @@ def looked_at(
         raise _nothing(gathered, depth)
     x_BCF, there_BC, wanted_BC, user_B, _, known = gathered
     names = [f for f in known if source_of(f) in (None, *(using if sources is not None else ()))]
-    fits = count()
+    fits = count(1)
 
     def fitted(features: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
-        tell(next(fits))
         stage = _fit(gathered, features, depth, length, seed)
+        tell(next(fits), 1 + drop * len(names))
         return lambda x: stage.values(x, names, user_B)
 
     return {"x_BCF": np.ascontiguousarray(x_BCF[..., [known.index(f) for f in names]]), "there_BC": there_BC,
             "wanted_BC": wanted_BC, "user_B": user_B, "names": names, "values": fitted(names),
-            "without": lambda f: fitted([own for own in names if own != names[f]])}  # fmt: skip
+            "without": (lambda f: fitted([own for own in names if own != names[f]])) if drop else None}  # fmt: skip
 
 
 def _fit(gathered: _Gathered, names: Sequence[str], depth: int, length: int, seed: int) -> Reranker:
@@ -283,9 +268,9 @@ def _fit(gathered: _Gathered, names: Sequence[str], depth: int, length: int, see
     torch.manual_seed(seed)
     net = _Net(len(names), int(part_B.max()) + 1)
     net.mean.copy_(torch.from_numpy(mean_F.astype(np.float32)))
-    net.spread.copy_(torch.from_numpy(np.where(spread_F > 1e-6, spread_F, 1).astype(np.float32)))
+    net.scale.copy_(torch.from_numpy((1 / np.where(spread_F > 1e-6, spread_F, 1)).astype(np.float32)))
     every = _Cases(*(torch.from_numpy(a) for a in (x_BCF[..., 0], x_BCF, there_BC, wanted_BC)))
-    every = replace(every, z_BCF=(every.z_BCF - net.mean) / net.spread)
+    every = replace(every, z_BCF=(every.z_BCF - net.mean) * net.scale)
     fits = []
     for part, member in enumerate(net.members):
         train, held = every.of(part_B != part), every.of(part_B == part)

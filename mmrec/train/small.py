@@ -1,6 +1,7 @@
-"""Small networks over numbers of a pair, which begin as nothing added: the second stage and the rating head.
+"""Small networks over numbers of a pair, which begin as nothing added: the second stage, the rating and the click head.
 
-In: numbers, a loss. Out: a trunk to build on, the best epoch's weights, a graph that was compared with torch.
+In: numbers, a loss. Out: a trunk to build on, the best epoch's weights; what is fitted, saved, and exported as a graph
+that was compared with torch.
 Trade-off: all are 64 and 32 wide and learn by one recipe but for its pace; decision 0025 has other sizes.
 
 Shape legend: R rows of a batch, F features.
@@ -8,13 +9,16 @@ Shape legend: R rows of a batch, F features.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmrec.errors import QualityError
@@ -87,22 +91,52 @@ def learned(
     return at, (first, best)
 
 
-def written(net: nn.Module, mean_F: torch.Tensor, spread_F: torch.Tensor, output: str, file: Path, then: str) -> float:
-    """Write a graph x (R, F) -> (R,); returns how far it is from torch, in the values' spread.
+@dataclass(frozen=True)
+class Head:
+    """A fitted network, (R, F) -> (R,), and what is told of its fit. Each kind has names: of its files, of what it
+    gives, and of the command to type where its graph differs.
 
-    Args:
-        mean_F, spread_F: of what it is compared on. output: its name. then: the command to type where it differs.
-
-    Raises: QualityError: the graph differs from torch.
+    Attributes:
+        net: has buffers `mean` and `scale`, one over the spread, 0 of what it does not look at. told: a dataclass, for
+            bundle.json.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_graph(net.eval(), (torch.zeros(2, len(mean_F)),), ["x"], [output], {}, file)
-    x = mean_F + 2 * spread_F * torch.randn(4096, len(mean_F), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        wanted = net(x).numpy()
-    (got,) = session(file).run(None, {"x": x.numpy()})
-    worst = float(np.abs(got - wanted).max()) / max(float(wanted.std()), 1e-9)
-    if not worst <= _SCALE:
-        raise QualityError("ONNX and torch disagree: the model is not registered", where=file.name, value=worst,
-                           valid=f"at most {_SCALE} of the values' spread", next=then)  # fmt: skip
-    return worst
+
+    net: Any
+    told: Any
+    name: ClassVar[str]
+    output: ClassVar[str]
+    then: ClassVar[str]
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and what is told (JSON)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {k: v.contiguous() for k, v in self.net.state_dict().items()}
+        save_file(weights, folder / f"{self.name}.safetensors")
+        (folder / f"{self.name}.json").write_text(json.dumps(asdict(self.told)))
+
+    @classmethod
+    def read(cls, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What `save` wrote: what is told, lists as tuples, and weights."""
+        told = json.loads((folder / f"{cls.name}.json").read_text())
+        told = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+        return told, load_file(folder / f"{cls.name}.safetensors")
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """Write the graph, x (R, F) float32. Returns: fields for bundle.json, among them `parity`: how far it is from
+        torch, in the values' spread.
+
+        Raises: QualityError: the graph differs from torch.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        file, mean_F, scale_F = folder / f"{self.name}.onnx", self.net.mean, self.net.scale
+        write_graph(self.net.eval(), (torch.zeros(2, len(mean_F)),), ["x"], [self.output], {}, file)
+        spread_F = 1 / torch.where(scale_F > 0, scale_F, 1.0)
+        x = mean_F + 2 * spread_F * torch.randn(4096, len(mean_F), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            wanted = self.net(x).numpy()
+        (got,) = session(file).run(None, {"x": x.numpy()})
+        worst = float(np.abs(got - wanted).max()) / max(float(wanted.std()), 1e-9)
+        if not worst <= _SCALE:
+            raise QualityError("ONNX and torch disagree: the model is not registered", where=file.name, value=worst,
+                               valid=f"at most {_SCALE} of the values' spread", next=self.then)  # fmt: skip
+        return asdict(self.told) | {"parity": worst}

@@ -282,7 +282,7 @@ def test_a_head_is_saved_and_exported_to_the_same_numbers(fitted: tuple, tmp_pat
     (tmp_path / "a" / "rating.json").write_text(json.dumps(told | {"features": ["age"]}))
     with pytest.raises(InputError, match="other features") as caught:
         RatingHead.load(tmp_path / "a")
-    assert caught.value.value == ["age"]
+    assert caught.value.value == ("age",)
 
 
 def test_where_nothing_can_be_learned_the_head_is_the_baseline() -> None:

@@ -337,16 +337,18 @@ def test_a_column_from_the_future_is_named_and_the_first_stages_score_is_not(mon
     sold = np.bincount(fold.target_item, minlength=items.n)
     told = [json.dumps({"sold_next": int(sold[i]), "size": int(i * 7 % 11)}) for i in range(items.n)]
     sources = Sources([None] * 120, {}, [None] * items.n, 7, 5, told, {"items.sold_next": "log", "items.size": "standardise"})
-    counted: list[int] = []
+    counted: list[tuple[int, int]] = []
     monkeypatch.setattr(room, "_PACE", replace(room._PACE, rate=1e-2, epochs=20))  # thirteen fits of seventeen cases
-    seen = looked_at(Drawn(1), items, log, [fold], depth=40, length=50, sources=sources, using=("columns",), tell=counted.append)
+    seen = looked_at(Drawn(1), items, log, [fold], depth=40, length=50, sources=sources, using=("columns",), drop=True,
+                     tell=lambda done, of: counted.append((done, of)))  # fmt: skip
     found = ranked(**seen, trusted=("score", "place"))
     assert {r.name: r.leak is not None for r in found} == {n: n == "columns/items.sold_next" for n in seen["names"]}
     assert seen["names"] == [*FEATURES, "columns/items.size", "columns/items.sold_next"]
     (future,) = (r for r in found if r.name == "columns/items.sold_next")
     assert future.dropped is not None
     assert future.dropped[1] > 0  # and so does the fit: it is worth the more, the more it knows
-    assert counted == list(range(1 + len(seen["names"])))  # a fit with all, and one without each
+    fits = 1 + len(seen["names"])  # one with all, and one without each
+    assert counted == [(n + 1, fits) for n in range(fits)]
 
 
 def test_only_kept_features_are_looked_at_and_a_strangers_name_is_refused() -> None:
