@@ -148,7 +148,7 @@ class TrainConfig(_Part):
         " content_nn, item_knn, user_knn, ease, als, bpr, lightgcn, gru4rec, sasrec",
     )  # fmt: skip
     recipe: str = Field(
-        "default", description="of the champion alone: default, small, sparse, or NAME of the home's recipes/NAME.toml"
+        "default", description="of the champion alone: one of `mmrec recipes`"
     )
     seed: int = Field(0, description="seed of initialisation, order and negatives")
     processes: int = Field(1, ge=1, description="processes that share the training of a model; with cuda, GPUs")

@@ -123,7 +123,8 @@ def _train(night: Night) -> dict[str, Any]:
     if night.again is None:
         config.runs.mkdir(parents=True, exist_ok=True)
         (config.runs / "last-training.json").write_text(json.dumps({"as_of": night.as_of.isoformat()}))
-    told = {"fits": done, "chosen": chosen["rolling"]}
+    told = {"fits": done, "chosen": chosen["rolling"], "model": config.train.model}
+    told |= {"recipe": config.train.recipe} if state["model"] == "champion" else {}
     return told | ({"left_out": data.left_out} if data.left_out else {})
 
 

@@ -29,7 +29,7 @@ def new(config: Config) -> Callable[[dict[str, Any]], Any]:
 
     told = config.train
     if told.model == Champion.name:
-        recipe = recipe_named(told.recipe, "config: train.recipe", "edit mmrec.toml", config.recipes)
+        recipe = recipe_named(told.recipe, "config: train.recipe", "mmrec recipes", config.recipes)
         return lambda chosen: Champion(recipe.fixed(chosen), told.seed, device=config.device, processes=told.processes)
     most = config.evaluate.ease_items
     return lambda chosen: Rival(Plan(told.model, chosen), told.seed, partial(tune, ease_items=most), ease_items=most)

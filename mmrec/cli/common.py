@@ -49,6 +49,7 @@ Engine = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 HOME = Path("mmrec-home")
+STATIONS = "Stations, in the order of the night"
 
 
 def leave(code: int) -> None:

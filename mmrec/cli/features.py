@@ -12,7 +12,7 @@ import typer
 
 from mmrec import config as settings
 from mmrec import dates
-from mmrec.cli.common import HOME, Day, Engine, Home, Json, app, err, out, show_json
+from mmrec.cli.common import HOME, STATIONS, Day, Engine, Home, Json, app, err, out, show_json
 from mmrec.cli.nights import station
 from mmrec.errors import InputError
 from mmrec.screen import progress
@@ -20,7 +20,7 @@ from mmrec.steps import step
 
 _SUMMARY = step("features").summary
 group = typer.Typer(invoke_without_command=True)
-app.add_typer(group, name="features", rich_help_panel="Stations, in the order of the night",
+app.add_typer(group, name="features", rich_help_panel=STATIONS,
               help=f"{_SUMMARY[0].upper()}{_SUMMARY[1:]}; `rank`: what features are worth.")  # fmt: skip
 
 

@@ -26,6 +26,25 @@ Share = Annotated[float | None, typer.Option("--share", help="of the users that 
 By = Annotated[str | None, typer.Option("--by", help="who asks; else who is logged in")]
 
 
+@app.command("recipes", rich_help_panel="The models")
+def recipes(home: Home = HOME, as_json: Json = False) -> None:
+    """Recipes of a fit: what each changes, and what it reached and cost here."""
+    from mmrec.recipes import recipes as told
+
+    rows = told(settings.load(home), lake_of(home))
+    if as_json:
+        show_json(rows)
+        return
+    grid = Table("recipe", "ndcg@10", "minutes", "version", "unlike default")
+    for r in rows:
+        apart = r["wrong"] or ", ".join(f"{k} {_worded(v)}" for k, v in r["changed"].items())
+        here = [_number(r["ndcg@10"]), r["minutes"], r["version"]] if r["version"] else ["not measured", "", ""]
+        grid.add_row(*map(cell, (r["name"] + (" (next)" if r["next"] else ""), *here, apart)))
+    out.print(grid)
+    out.print(f"ndcg@10 is of rolling test windows of the newest version that was trained with it here; next: "
+              f"mmrec train --recipe NAME --date D --home {home}", soft_wrap=True)  # fmt: skip
+
+
 @group.command("list")
 def listed(home: Home = HOME, as_json: Json = False) -> None:
     """Every version: who serves, who waits, their numbers and the gate's word."""

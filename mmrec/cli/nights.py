@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mmrec import config as settings
 from mmrec import dates, schema, screen
 from mmrec.cli import common
-from mmrec.cli.common import HOME, Day, Engine, Home, Json, app, err, out, show_json
+from mmrec.cli.common import HOME, STATIONS, Day, Engine, Home, Json, app, err, out, show_json
 from mmrec.errors import InputError
 from mmrec.screen import progress
 from mmrec.steps import STEPS
@@ -255,21 +255,33 @@ def steps(
     show_json(told) if as_json else screen.print_counts(out, "steps", told)
 
 
-def station(name: str, day: str, home: Path, engine: str | None, as_json: bool) -> None:
-    """One station of a run_date, and its counts."""
+def station(name: str, day: str, home: Path, engine: str | None, as_json: bool, **more: Any) -> None:
+    """One station of a run_date, and its counts. `more`: settings for this once."""
     from mmrec import run as nights
 
     with progress(err, as_json) as tell:
-        counts = nights.station(settings.load(home, engine=engine), name, dates.parse(day), tell)
+        counts = nights.station(settings.load(home, engine=engine, **more), name, dates.parse(day), tell)
     show_json(counts) if as_json else screen.print_counts(out, name, counts)
+
+
+def train(
+    day: Day,
+    home: Home = HOME,
+    recipe: Annotated[str | None, typer.Option(help="settings of this fit, in place of mmrec.toml's train.recipe: one "
+                                                    "of mmrec recipes, or FILE.toml")] = None,
+    engine: Engine = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    more = {} if recipe is None else {"train": {"model": "champion", "recipe": recipe}}
+    station("train", day, home, engine, as_json, **more)
 
 
 def _command(name: str, summary: str) -> None:
     def command(day: Day, home: Home = HOME, engine: Engine = None, as_json: Json = False) -> None:
         station(name, day, home, engine, as_json)
 
-    command.__doc__ = summary[0].upper() + summary[1:] + "."
-    app.command(name, rich_help_panel="Stations, in the order of the night")(command)
+    function = train if name == "train" else command
+    app.command(name, help=f"{summary[0].upper()}{summary[1:]}.", rich_help_panel=STATIONS)(function)
 
 
 for _step in STEPS:

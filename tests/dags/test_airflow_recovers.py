@@ -6,8 +6,10 @@ import pytest
 
 from tests.soak import nights
 
+pytestmark = pytest.mark.deep
 
-@pytest.mark.parametrize(("db", "kill"), [pytest.param("sqlite", "scheduler", marks=pytest.mark.deep), ("postgres", "worker")])
+
+@pytest.mark.parametrize(("db", "kill"), [("sqlite", "scheduler"), ("postgres", "worker")])
 def test_a_scheduled_night_and_its_training_are_green_and_a_killed_night_recovers(
     db: str, kill: str, tmp_path: Path, encoders_cache: Path
 ) -> None:

@@ -205,3 +205,32 @@ def test_a_version_whose_recipe_is_another_by_now_or_that_does_not_say_its_setti
     del about["settings"]
     seal(folder, about)
     assert "does not say its settings" in mmrec("models", "reproduce", "1", "--home", str(own), ok=(2,)).stderr
+
+
+def test_a_training_takes_another_recipe_for_once_and_recipes_say_which_was_measured(home: Path) -> None:
+    """`small` is the only one that trained here; a file's first training is not registered, so nothing is measured."""
+    (home / "recipes").mkdir(exist_ok=True)
+    (home / "recipes" / "short.toml").write_text('start = "small"\nepochs = 1\n')
+    (home / "recipes" / "torn.toml").write_text('start = "small"\nepoch = 1\n')
+    settings = (home / "mmrec.toml").read_text()
+    shutil.rmtree(home / "training", ignore_errors=True)
+    told = json.loads(mmrec("train", "--home", str(home), "--date", NIGHTS[3], "--recipe", "short", "--json").stdout)
+    assert (told["recipe"], told["chosen"]["epochs"]) == ("short", 1)
+    state = json.loads((home / "training" / NIGHTS[3] / "state.json").read_text())
+    assert state["settings"]["recipe"]["epochs"] == 1
+    assert (home / "mmrec.toml").read_text() == settings
+    rows = {r["name"]: r for r in json.loads(mmrec("recipes", "--home", str(home), "--json").stdout)}
+    assert list(rows) == ["default", "small", "short", "torn"]
+    assert rows["short"]["changed"]["epochs"] == 1
+    assert rows["short"]["file"] == str(home / "recipes" / "short.toml")
+    assert "epoch" in rows["torn"]["wrong"]
+    measured = {name: r["version"] for name, r in rows.items()}
+    assert measured == {"default": None, "small": "1", "short": None, "torn": None}
+    (first,) = [r for r in listed(config.load(home), Lake(home / "lake")) if r["version"] == "1"]
+    assert rows["small"]["ndcg@10"] == first["ndcg@10"]
+    assert rows["small"]["minutes"] > 0
+
+
+def test_a_recipe_that_is_not_there_is_refused_with_those_that_are(home: Path) -> None:
+    done = mmrec("train", "--home", str(home), "--date", NIGHTS[3], "--recipe", "brave", ok=(2,))
+    assert all(word in done.stderr for word in ("brave", "default", "small", "mmrec recipes"))
