@@ -45,6 +45,7 @@ class NightConfig(_Part):
     k: int = Field(20, ge=1, description="items in a list")
     sequence_length: int = Field(1024, ge=1, description="a user's last interactions that features keep")
     half_life_days: float = Field(30, gt=0, description="half-life of popularity, days")
+    interests: int = Field(10, ge=0, description="interests a user in gold.user_profiles; 0: none are derived")
     min_share: float = Field(0.5, description="lists below this share of the last night's are refused")
     text: str = Field("minilm", description="text encoder: a name, folder, owner/model or table:FILE; empty: none")
     image: str = Field("efficientnet-lite0", description="image encoder: the same")

@@ -34,7 +34,8 @@ from mmrec.publish import GROUPS, ruling_of, twins, twins_on_offer
 from mmrec.withdrawn import recorded
 
 SILVER = ("items", "users", "interactions", "relations", "impressions", "wishes")
-TARGETS = ("gold.user_sequences", "gold.item_features", "gold.user_vectors", "gold.recommendations", "ops.freshness")
+TARGETS = ("gold.user_sequences", "gold.item_features", "gold.user_profiles", "gold.user_vectors",
+           "gold.recommendations", "ops.freshness")  # fmt: skip
 
 
 def world(night: Night) -> dict[str, Any]:
@@ -146,7 +147,7 @@ def plan(night: Night) -> dict[str, Any]:
 
 
 def features(night: Night) -> dict[str, Any]:
-    """Write the day's user_sequences and item_features from the pinned silver tables, and who is suspect."""
+    """Write the day's features of users and items from the pinned silver tables, and who is suspect."""
     from mmrec.features import asof, fused, suspects
     from mmrec.lake.scratch import kept
 

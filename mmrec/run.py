@@ -221,7 +221,7 @@ def replay(config: Config, when: date, tell: Tell) -> dict[str, Any]:
                 _timed(name, night, counts, seconds, tell)
         hashes = {
             t: [content.content_hash(lk.day(t, when), t) for lk in (lake, night.out)]
-            for t in ("gold.user_sequences", "gold.item_features", "gold.recommendations")
+            for t in ("gold.user_sequences", "gold.item_features", "gold.user_profiles", "gold.recommendations")
         }
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

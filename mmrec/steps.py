@@ -55,7 +55,7 @@ STEPS: tuple[Step, ...] = (
          ("ops.promotions", "ops.serving"), "mmrec.learn:promote", nightly=False),
     Step("plan", "pin everything the night reads", _SILVER, (), "mmrec.night:plan"),
     Step("features", "fuse behaviour and content as of run_date", _SILVER,
-         ("gold.user_sequences", "gold.item_features", "ops.suspects"), "mmrec.night:features"),
+         ("gold.user_sequences", "gold.item_features", "gold.user_profiles", "ops.suspects"), "mmrec.night:features"),
     Step("recommend", "score every user and stage the lists",
          ("gold.user_sequences", "gold.item_features", "gold.item_embeddings", "silver.item_groups"),
          ("gold.user_vectors",),

@@ -62,12 +62,13 @@ def items(df: DataFrame, as_of: datetime, on_offer: bool = True) -> DataFrame:
     return newest.where((F.col("valid_from") < moment) & ~gone)
 
 
-def users(df: DataFrame, as_of: datetime, here: bool = True) -> DataFrame:
-    """The newest version of every user known before `as_of`: those who are here, or those who left."""
+def users(df: DataFrame, as_of: datetime, everyone: bool = False) -> DataFrame:
+    """The newest version of every user known before `as_of` who is here; with `everyone`, also of those who left, and
+    a column `left` that tells them apart."""
     moment = F.lit(as_of)
     newest = _newest(df.where(F.col("available_at") < moment), "user_id")
     left = F.coalesce(F.col("withdrawn_at") < moment, F.lit(False))
-    return newest.where(~left if here else left)
+    return newest.withColumn("left", left) if everyone else newest.where(~left)
 
 
 def wishes(df: DataFrame, as_of: datetime) -> DataFrame:

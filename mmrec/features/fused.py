@@ -1,7 +1,7 @@
-"""The two frames of a night's features, from the silver tables it pinned.
+"""The frames of a night's features, from the silver tables it pinned.
 
-In: events and frames of silver tables, a moment, the night's settings. Out: frames of gold.user_sequences and
-gold.item_features.
+In: events and frames of silver tables, a moment, the night's settings. Out: frames of gold.user_sequences,
+gold.item_features and gold.user_profiles.
 Trade-off: nothing is computed here; each frame is computed where it is staged.
 """
 
@@ -12,8 +12,9 @@ from datetime import date, datetime
 from typing import Any
 
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
-from mmrec.features import asof, sequences, windows
+from mmrec.features import asof, profiles, sequences, windows
 
 
 def fused(
@@ -25,20 +26,21 @@ def fused(
     Args:
         events: what asof.events gives for `as_of`.
         silver: items, users; relations and wishes, where the night reads any.
-        settings: sequence_length and half_life_days; candidates and second_stage, where they are on; entities, where
-            models know of them; rules, where there are any.
+        settings: sequence_length and half_life_days; interests, where any are derived; candidates and second_stage,
+            where they are on; entities, where models know of them; rules, where there are any.
         text_fields: see windows.item_features.
     """
-    users, left = (asof.users(silver["users"], as_of, here=here) for here in (True, False))
-    theirs = events.join(left.select("user_id"), "user_id", "left_anti")  # who left gets no list
+    users = asof.users(silver["users"], as_of, everyone=True)
     wishes = asof.wishes(silver["wishes"], as_of) if "wishes" in silver else None
     social, asked = None, asked_social(settings)
     if asked is not None:
+        left = users.where(F.col("left")).select("user_id")  # whoever was linked to them
+        theirs = events.join(left, "user_id", "left_anti")
         social = sequences.social(theirs, asof.edges(silver["relations"], as_of), as_of, asked)
     entities = asof.entities(silver["relations"], as_of) if settings.get("entities") else None
-    return {
+    made = {
         "gold.user_sequences": sequences.user_sequences(
-            theirs, users, run_date, as_of, settings["sequence_length"], run_id, wishes, social,
+            events, users, run_date, as_of, settings["sequence_length"], run_id, wishes, social,
             bool(asked_about(settings)),
         ),
         "gold.item_features": windows.item_features(
@@ -46,6 +48,12 @@ def fused(
             text_fields, attributes="rules" in settings, entities=entities,
         ),
     }  # fmt: skip
+    if settings.get("interests"):
+        known = asof.items(silver["items"], as_of, on_offer=False)
+        made["gold.user_profiles"] = profiles.user_profiles(
+            events, users, known, run_date, settings["interests"], run_id, entities
+        )
+    return made
 
 
 def asked_social(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:

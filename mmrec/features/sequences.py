@@ -28,14 +28,14 @@ def user_sequences(
     """Rows of gold.user_sequences; order within a user is (event time, item id, event type).
 
     Args:
-        interactions, users: what asof.interactions and asof.users give for `as_of`.
+        interactions, users: what asof.interactions and asof.users, of everyone, give for `as_of`.
         as_of: aware instant, exclusive. length: events kept a user, at least 1.
         wishes: what asof.wishes gives; None: the column is null, as before there were wishes.
         social: of `social`; None: the column is null, as where nobody asks for it.
         about: with contexts and texts of events, which `interactions` then has.
 
-    Returns: one row for every user of interactions and users, unordered; gap_s is whole seconds, rounded down; windows
-        are `[as_of - n days, as_of)`; weights beyond 9e12 are cut to that.
+    Returns: one row for every user of interactions and users who did not leave, unordered; gap_s is whole seconds,
+        rounded down; windows are `[as_of - n days, as_of)`; weights beyond 9e12 are cut to that.
     """
     now = F.lit(micros(as_of)).cast("bigint")
     events = interactions.select(
@@ -53,23 +53,17 @@ def user_sequences(
     )
     # ranks first and alone: Spark then drops what is beyond `length` before it moves rows, however many a user has
     newest = events.withColumn("n", F.row_number().over(last)).where(F.col("n") <= length)
+    entry = F.struct(
+        F.col("us"),
+        F.col("item_id"),
+        F.col("event_type"),
+        F.col("weight_micro"),
+        F.expr("gap_us div 1000000").alias("gap_s"),
+        *((F.col("context"), F.col("text")) if about else ()),
+    )
+    gap = F.coalesce(F.lag("us").over(last), now) - F.col("us")
     kept = (
-        newest.withColumn("gap_us", F.coalesce(F.lag("us").over(last), now) - F.col("us"))
-        .groupBy("user_id")
-        .agg(
-            F.sort_array(
-                F.collect_list(
-                    F.struct(
-                        F.col("us"),
-                        F.col("item_id"),
-                        F.col("event_type"),
-                        F.col("weight_micro"),
-                        F.expr("gap_us div 1000000").alias("gap_s"),
-                        *((F.col("context"), F.col("text")) if about else ()),
-                    )
-                )
-            ).alias("e")
-        )
+        newest.withColumn("gap_us", gap).groupBy("user_id").agg(F.sort_array(F.collect_list(entry)).alias("e"))
     )
     age = now - F.col("us")
     counts = events.groupBy("user_id").agg(
@@ -77,8 +71,9 @@ def user_sequences(
         F.count(F.lit(1)).alias("n_interactions"),
         *(F.count(F.when(age <= days * _DAY, F.lit(1))).alias(f"n_{days}d") for days in (7, 30, 90)),
     )
-    known = users.select("user_id", "attributes")
+    known = users.select("user_id", "attributes", "left")
     rows = counts.join(kept, "user_id").join(known, "user_id", "full_outer")
+    rows = rows.where(~F.coalesce(F.col("left"), F.lit(False)))  # who left gets no list
     if wishes is not None:
         entry = F.concat(F.col("wish"), F.lit(" "), F.col("field"), F.lit("="), F.col("value"))
         asked = wishes.groupBy("user_id").agg(F.sort_array(F.collect_set(entry)).alias("wishes"))

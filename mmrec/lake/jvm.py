@@ -65,6 +65,8 @@ def spark_sql(spark: SparkConfig) -> dict[str, str]:
         "spark.databricks.delta.properties.defaults.writePartitionColumnsToParquet": "false",
         "spark.driver.memory": spark.memory,
         "spark.ui.enabled": "false",
+        # where a column was made in Python, for messages that nobody reads at night: as much again as making it
+        "spark.python.sql.dataFrameDebugging.enabled": "false",
         "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
         "spark.ui.showConsoleProgress": "false",
     }

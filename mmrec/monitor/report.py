@@ -298,8 +298,9 @@ def _examples(
         once: dict[str, dict[str, Any]] = {}
         for row in page.history:
             once.setdefault(row["item_id"], row)
-        shown.append({"user_id": page.user_id, "attributes": page.attributes, "n": length.get(page.user_id, 0),
-                      "history": list(once.values())[:_HISTORY], "slate": page.slate[:_OFFERED]})  # fmt: skip
+        shown.append({"user_id": page.user_id, "attributes": page.attributes, "interests": page.interests,
+                      "n": length.get(page.user_id, 0), "history": list(once.values())[:_HISTORY],
+                      "slate": page.slate[:_OFFERED]})  # fmt: skip
     wanted = {r["image_sha256"] for u in shown for r in (*u["history"], *u["slate"]) if r["image_sha256"]}
     pictures = _pictures(lake, wanted, still)
     for user in shown:

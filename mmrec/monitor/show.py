@@ -28,7 +28,7 @@ from mmrec.lake.store import Lake
 
 _LAST = 10
 _WIDE = 110  # columns from which two tables fit beside each other
-_NAME = "gold.recommendations"
+_NAME, _PROFILES = "gold.recommendations", "gold.user_profiles"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class UserPage:
 
     Attributes:
         attributes: as of run_date.
+        interests: label -> how often the user's events fall on it, for once that everybody's do; the strongest first.
         history: newest first: when (aware, in the asked zone), event, item_id, title, weight, image_sha256.
         slate: by rank: rank, item_id, title, score, source, reason, model_version, image_sha256. Empty where the
             user had no list that day.
@@ -45,6 +46,7 @@ class UserPage:
     user_id: str
     run_date: date
     attributes: dict[str, Any]
+    interests: dict[str, float]
     history: list[dict[str, Any]]
     slate: list[dict[str, Any]]
 
@@ -90,6 +92,7 @@ def user_pages(
         slates[row["user_id"]].append(row)
     histories = _histories(lake, user_ids, at, pinned.get("silver.interactions"), last)
     about = _attributes(lake, user_ids, run_date, at, pinned.get("silver.users"))
+    drawn = _interests(lake, user_ids, run_date)
     for user in user_ids:
         if not slates[user] and not histories[user] and user not in about:
             raise _unknown(lake, user, run_date)
@@ -118,7 +121,7 @@ def user_pages(
             for r in slates[user]
             if r["arm"] == slates[user][0]["arm"]
         ]  # fmt: skip
-        pages.append(UserPage(user, run_date, about.get(user, {}), history, slate))
+        pages.append(UserPage(user, run_date, about.get(user, {}), drawn.get(user, {}), history, slate))
     return pages
 
 
@@ -144,7 +147,8 @@ def render(page: UserPage) -> RenderableType:
         *([("  model version ", "dim"), plain(", ".join(versions))] if versions else []),
         *([("  ", ""), (about, "dim")] if about else []),
     )  # fmt: skip
-    return Group(head, sides)
+    drawn = ", ".join(f"{label} ({lift:.1f} times as often as all)" for label, lift in page.interests.items())
+    return Group(head, *([Text.assemble(("is drawn to ", "dim"), drawn)] if drawn else []), sides)
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,14 @@ def _before(at: datetime, *columns: str) -> ds.Expression:
     for column in columns[1:]:
         condition &= ds.field(column) < moment
     return condition
+
+
+def _interests(lake: Lake, users: list[str], run_date: date) -> dict[str, dict[str, float]]:
+    if not lake.exists(_PROFILES):  # a home of an earlier release
+        return {}
+    rows = lake.arrow(_PROFILES, where=(ds.field("run_date") == run_date) & ds.field("user_id").isin(users)).to_pylist()
+    return {r["user_id"]: {plain(label): micro / 1e6 for label, micro in
+                           zip(r["interests"], r["lifts_micro"], strict=True)} for r in rows}  # fmt: skip
 
 
 def _histories(

@@ -57,10 +57,10 @@ def test_every_gold_table_had_one_event_with_the_run_date_for_teams_that_schedul
     about = {"run_date": DAY}
     assert gold == {
         "gold.item_embeddings": ("embed", about), "gold.user_sequences": ("lists", about),
-        "gold.item_features": ("lists", about), "gold.user_vectors": ("lists", about),
+        "gold.item_features": ("lists", about), "gold.user_profiles": ("lists", about), "gold.user_vectors": ("lists", about),
         "gold.recommendations": ("publish", about),
     }  # fmt: skip
-    assert len([e for e in events if e["asset"].startswith("gold.")]) == 5
+    assert len([e for e in events if e["asset"].startswith("gold.")]) == 6
 
 
 def test_training_learned_as_of_the_local_day_it_was_due_and_its_gate_decided(lived_under_airflow: tuple[Path, Told]) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import functions as F
 
 from mmrec.dates import micros
 from mmrec.features import asof, sequences, windows
@@ -70,7 +71,7 @@ def written(folder: Path, kind: str, hot: int) -> pa.Table:
 def frames(spark: Any, folder: Path) -> dict[str, Any]:
     read = {n: spark.read.parquet(str(folder / f"{n}.parquet")) for n in ("interactions", "users", "items")}
     events = asof.events(read["interactions"], NOW)
-    return {"user": sequences.user_sequences(events, read["users"], DAY, NOW, LENGTH, "r"),
+    return {"user": sequences.user_sequences(events, read["users"].withColumn("left", F.lit(False)), DAY, NOW, LENGTH, "r"),
             "item": windows.item_features(events, read["items"], DAY, NOW, HALF_LIFE, "r")}  # fmt: skip
 
 

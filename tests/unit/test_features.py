@@ -132,8 +132,9 @@ def within(rows, days):
 
 def naive_sequences(interactions, users, about=False):
     made = []
-    known = {u["user_id"]: u["attributes"] for u in users}
-    for user in sorted({r["user_id"] for r in interactions} | set(known)):
+    known = {u["user_id"]: u["attributes"] for u in present(users)}
+    left = {u["user_id"] for u in users} - set(known)
+    for user in sorted(({r["user_id"] for r in interactions} | set(known)) - left):
         own = [r for r in interactions if r["user_id"] == user]
         own.sort(key=lambda r: (r["event_ts"], r["item_id"], r["event_type"]))
         last = own[-LENGTH:]
@@ -179,7 +180,7 @@ def build(spark, interactions, items, users, now=NOW, about=False):
     more = ("context", "text") if about else ()
     seen = asof.events(frame(spark, "silver.interactions", interactions), now, more)
     offered = asof.items(frame(spark, "silver.items", items), now)
-    known = asof.users(frame(spark, "silver.users", users), now)
+    known = asof.users(frame(spark, "silver.users", users), now, everyone=True)
     made = sequences.user_sequences(seen, known, DAY, now, LENGTH, "r", about=about)
     about = windows.item_features(seen, offered, DAY, now, HALF_LIFE, "r", attributes=True)
     return rows_of("gold.user_sequences", made, "user_id"), rows_of("gold.item_features", about, "item_id")
@@ -231,10 +232,10 @@ def test_features_are_those_of_a_loop(spark, seed):
     interactions, items, users = shop(seed)
     made_users, made_items = build(spark, interactions, items, users)
     seen = naive_interactions(interactions)
-    assert made_users == naive_sequences(seen, present(newest(users, "user_id")))
+    assert made_users == naive_sequences(seen, newest(users, "user_id"))
     assert made_items == naive_item_features(seen, naive_items(items))
     told, _ = build(spark, interactions, items, users, about=True)
-    assert told == naive_sequences(seen, present(newest(users, "user_id")), about=True)
+    assert told == naive_sequences(seen, newest(users, "user_id"), about=True)
     # the fuzz reaches what it is for: cold users and items, long and short histories, an item without text
     assert any(not r["item_ids"] for r in made_users)
     assert any(r["n_interactions"] > LENGTH for r in made_users)
@@ -276,7 +277,7 @@ def test_features_of_any_few_rows_with_ties_corrections_and_odd_values_are_those
     users = [{c: r[c] for c in ("available_at", "withdrawn_at", "attributes")} | {"user_id": r["id"], "source": "s", "row_hash": f"h{n % 3}{n}"} for n, r in enumerate(people)]
     made_users, made_items = build(spark, interactions, items, users)
     seen = naive_interactions(interactions)
-    assert made_users == naive_sequences(seen, present(newest(users, "user_id")))
+    assert made_users == naive_sequences(seen, newest(users, "user_id"))
     assert made_items == naive_item_features(seen, naive_items(items))
 
 
@@ -398,7 +399,7 @@ def test_wishes_stand_in_the_sequences_of_users_that_are_there_and_make_no_other
     wishes = [wish("a", said, v, T0 + US, f) for said in ("more", "hide") for f, v in [("item", "x"), *(("farbe ü", w) for w in words)]]
     wishes += [wish("a", "less", v, T0, "category") for v in words] + [wish("cold", "hide", "x", T0, "item"), wish("nobody", "hide", "x", T0, "item")]
     seen = asof.interactions(frame(spark, "silver.interactions", [event("a"), event("b")]), NOW)
-    known = asof.users(frame(spark, "silver.users", people), NOW)
+    known = asof.users(frame(spark, "silver.users", people), NOW, everyone=True)
 
     def made(rows):
         held = None if rows is None else asof.wishes(frame(spark, "silver.wishes", rows), NOW)
@@ -430,7 +431,7 @@ def test_what_those_whom_a_user_is_linked_to_had_lately_by_a_plain_count(spark, 
     edges = [{"kind": rng.choice(["user", "user", "user", "item"]), "subject_id": rng.choice([*people, "alone"]), "relation": rng.choice(["follows", "friend"]),
               "object_id": rng.choice(people), "available_at": rng.choice([NOW - US, NOW - US, NOW]), "source": "s", "row_hash": str(n)} for n in range(40)]  # fmt: skip
     seen = asof.interactions(frame(spark, "silver.interactions", events), NOW)
-    known = asof.users(frame(spark, "silver.users", []), NOW)
+    known = asof.users(frame(spark, "silver.users", []), NOW, everyone=True)
     linked = asof.edges(frame(spark, "silver.relations", edges), NOW)
     made = sequences.social(seen, linked, NOW, {"social_days": days, "depth": depth})
     got = {r["user_id"]: r["social_item_ids"] for r in rows_of("gold.user_sequences", sequences.user_sequences(seen, known, DAY, NOW, LENGTH, "r", None, made), "user_id")}
@@ -529,7 +530,7 @@ def test_every_rating_of_the_films_is_counted_once(spark):
               "audio_sha256": None, "source": "s", "row_hash": i} for i in ids]  # fmt: skip
     seen = asof.interactions(spark.createDataFrame(table), NOW)
     offered = asof.items(frame(spark, "silver.items", items), NOW)
-    known = asof.users(frame(spark, "silver.users", []), NOW)
+    known = asof.users(frame(spark, "silver.users", []), NOW, everyone=True)
     made = sequences.user_sequences(seen, known, DAY, NOW, 50, "r").toArrow()
     about = windows.item_features(seen, offered, DAY, NOW, 180.0, "r").toArrow()
     assert made.num_rows == 610
