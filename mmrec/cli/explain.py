@@ -1,10 +1,11 @@
-"""`mmrec explain`: why a row is in a list, and whether such reasons are true.
+"""`mmrec explain`: why a row is in a list, and whether such reasons are true; `mmrec score`: pairs that are asked for.
 
 In: typed words. Out: tables for people, JSON for programs. Trade-off: as nights.py.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from mmrec.cli.common import HOME, Home, Json, app, cell, err, lake_of, out, sho
 from mmrec.errors import InputError
 from mmrec.screen import progress
 
+_SHOWN = 20
 _WORDS = {"contributions": "what the reasons say", "nearest": "the nearest item", "most_recent": "the most recent item"}
 
 
@@ -45,6 +47,32 @@ def explain(
     with progress(err, as_json) as tell:
         found = faithful.study(cfg, lake_of(home), 500 if users is None else users, when, seed, tell)
     show_json(found) if as_json else _study(found)
+
+
+@app.command(rich_help_panel="The lists")
+def score(
+    file: Annotated[Path, typer.Argument(help="pairs: .csv or .parquet with user_id and item_id")],
+    home: Home = HOME,
+    day: Annotated[str | None, typer.Option("--date", help="run_date; else the newest published one")] = None,
+    as_json: Json = False,
+) -> None:
+    """Scores of chosen pairs of a user and an item, into gold.pair_scores."""
+    from mmrec.scored import scored
+
+    with progress(err, as_json) as tell:
+        told = scored(settings.load(home), lake_of(home), file, dates.parse(day) if day else None, tell)
+    if as_json:
+        show_json(told)
+        return
+    grid = Table("user", "item", "score", "rank", "why not")
+    for r in told["rows"][:_SHOWN]:
+        number = "" if r["score"] is None else f"{r['score']:.4g}"
+        grid.add_row(*map(cell, (r["user_id"], r["item_id"], number, r["rank"], r["why"])))
+    out.print(grid)
+    more = f", the first {_SHOWN} above" if told["pairs"] > _SHOWN else ""
+    out.print(cell(f"run_date {told['run_date']}, model version {', '.join(told['model_versions'])}: {told['pairs']:,} "
+                   f"pairs{more}, {told['scored']:,} with a score, {told['added']:,} new in gold.pair_scores; next: "
+                   'mmrec sql "select * from pair_scores order by user_id, rank"'), soft_wrap=True)  # fmt: skip
 
 
 def _show(told: dict[str, Any]) -> None:

@@ -164,4 +164,20 @@ GOLD = (
          "item_named": "item_id <> ''"},
         partition="run_date", retention_days=400,
     ),
+    Table(
+        "gold.pair_scores", "one user and item that somebody asked about, of one run",
+        "Scores of chosen pairs by the model of a published night, before rules and whatever else orders a list.",
+        "score", "append_new", ("run_id", "user_id", "item_id"),
+        (
+            _c("run_date", "DATE", "the night"),
+            _c("user_id", _STR, "external user id"),
+            _c("item_id", _STR, "external item id"),
+            _c("score", "DOUBLE", "what the model's ranking goes by; null: see why", nullable=True),
+            _c("rank", "BIGINT", "its place among all that was on offer, 1 is best; null: see why", nullable=True),
+            _c("why", _STR, "why there is no score; null: there is one", nullable=True),
+            _c("model_version", _STR, "version that served the user that night"),
+            _c("run_id", _STR, "the night's run"),
+        ),
+        {"pair_named": "user_id <> '' AND item_id <> ''"},
+    ),
 )  # fmt: skip

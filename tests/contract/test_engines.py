@@ -23,7 +23,8 @@ pytestmark = pytest.mark.engines
 DAYS = NIGHTS[:2]
 OTHER = dict(zip(ENGINES, reversed(ENGINES), strict=True))
 # where two nights of a shop without a trained model have no rows
-EMPTY = {"silver.item_groups", "gold.user_vectors", "ops.promotions", "ops.alerts", "ops.schema_changes", "ops.suspects", "ops.reviews", "ops.serving"}
+EMPTY = {"silver.item_groups", "gold.user_vectors", "ops.promotions", "ops.alerts", "ops.schema_changes", "ops.suspects", "ops.reviews", "ops.serving",
+         "gold.pair_scores"}  # fmt: skip
 
 
 @dataclass(frozen=True)

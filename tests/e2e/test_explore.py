@@ -182,3 +182,10 @@ def test_draws_tell_what_a_list_that_was_never_shown_would_have_earned(explored:
     for wrong in (1.0, 1 / (2 * how.pool)):
         mean, low, high = log.estimate(wrong)
         assert not low < log.truth < high, "with other probabilities it would tell something else"
+
+
+def test_a_night_of_popularity_alone_scores_no_pairs(explored: Explored, tmp_path: Path) -> None:
+    first = explored.day(SECOND).to_pylist()[0]
+    (tmp_path / "pairs.csv").write_text(f"user_id,item_id\n{first['user_id']},{first['item_id']}\n")
+    done = mmrec("score", str(tmp_path / "pairs.csv"), "--home", str(explored.home), ok=(2,))
+    assert "a popularity model scores no pairs" in done.stderr
