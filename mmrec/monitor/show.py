@@ -147,8 +147,9 @@ def render(page: UserPage) -> RenderableType:
         *([("  model version ", "dim"), plain(", ".join(versions))] if versions else []),
         *([("  ", ""), (about, "dim")] if about else []),
     )  # fmt: skip
-    drawn = ", ".join(f"{label} ({lift:.1f} times as often as all)" for label, lift in page.interests.items())
-    return Group(head, *([Text.assemble(("is drawn to ", "dim"), drawn)] if drawn else []), sides)
+    drawn = ", ".join(f"{label} {lift:.1f}" for label, lift in page.interests.items())
+    interests = [Text.assemble(("drawn to, times as often as all: ", "dim"), drawn)] if drawn else []
+    return Group(head, *interests, sides)
 
 
 @dataclass(frozen=True)
