@@ -118,6 +118,7 @@ def test_a_night_that_one_engine_published_is_replayed_by_the_other_to_the_same_
     assert told["content_hash"] == home.nights[1]["counts"]["publish"]["content_hash"]
 
 
+@pytest.mark.deep
 def test_a_home_goes_on_under_the_other_engine_as_if_nothing_had_changed(homes: dict[str, Home], tmp_path: Path) -> None:
     """The spark home's third night on the embedded engine is the local home's third night."""
     told = {}

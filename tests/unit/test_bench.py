@@ -77,6 +77,7 @@ def test_an_unknown_benchmark_or_no_round_is_exit_two() -> None:
 
 
 @pytest.mark.engines
+@pytest.mark.deep
 def test_one_real_round_tells_seconds_of_both_starts_and_their_ratio() -> None:
     told = json.loads(mmrec("bench", "jvm", "--rounds", "1", "--json").stdout)
     assert set(told) == KEYS

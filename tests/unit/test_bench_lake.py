@@ -80,6 +80,7 @@ def test_the_rows_are_lists_of_twenty_places_the_same_each_time() -> None:
 
 
 @pytest.mark.engines
+@pytest.mark.deep
 def test_one_real_round_tells_both_engines_medians_ratios_and_parts() -> None:
     told = json.loads(mmrec("bench", "lake", "--rounds", "1", "--rows", "2000", "--json").stdout)
     assert set(told) == KEYS
