@@ -18,7 +18,7 @@ from mmrec.config import Config
 from mmrec.errors import InputError
 from mmrec.lake.store import Lake
 from mmrec.learn import CHAIN
-from mmrec.train.recipe import RECIPES, recipe_named
+from mmrec.train.recipe import RECIPES, Recipe, recipe_named
 
 
 def recipes(config: Config, lake: Lake) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def recipes(config: Config, lake: Lake) -> list[dict[str, Any]]:
         usual = asdict(RECIPES["default"])
         row["changed"] = {k: v for k, v in fields.items() if v != usual[k]}
         told = json.loads(json.dumps(fields))
-        same = (v for v in trained if (made[v["version"]] or {}).get("recipe") == told)
+        same = (v for v in trained if made[v["version"]] and Recipe.recorded(made[v["version"]]["recipe"]) == told)
         if (newest := next(same, None)) is not None:
             row |= {k: newest[k] for k in ("version", "as_of", "ndcg@10")}
             row["minutes"] = _minutes(lake, newest["version"])

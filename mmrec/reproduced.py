@@ -27,6 +27,7 @@ from mmrec.context import Again, Night
 from mmrec.errors import InputError
 from mmrec.evaluate.contest import Contest, is_version
 from mmrec.lake.store import Lake
+from mmrec.train.recipe import Recipe
 
 _KEY = ("protocol", "split", "slice", "model", "metric")
 WITHIN = 1e-6  # of a metric; threads and instructions of another class of machine may add in another order
@@ -48,7 +49,7 @@ def reproduce(config: Config, version: str, tell: Callable[[str, int, int], None
                          where=str(bundle.folder), value=bundle.kind, valid="a version that this release trained",
                          next="mmrec models list")  # fmt: skip
     told = dict(told)
-    recipe = told.pop("recipe")
+    recipe = Recipe.recorded(told.pop("recipe"))
     if "second_stage" in told:  # where it names no sources, it is of before a second stage looked at any
         told["second_stage"] = {"sources": []} | told["second_stage"]
     again = room.load(config.home, **told, engine=config.engine, mlflow_uri=config.mlflow_uri)

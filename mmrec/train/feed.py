@@ -26,6 +26,7 @@ from mmrec.train.inputs import Tensors, event_inputs
 from mmrec.train.recipe import Recipe
 
 _NEGATIVES, _DROPPED, _DROPOUT = 1, 2, 3  # what a seed is for
+_MOST = 10.0  # that an item weighs, of the mean
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Part:
     """A share of a batch. `items`: inputs of the item tower, N items. Places in these: `input_K`, of what stands at
     `place_K` of (B * L,); `target_T`, what is asked for at `asked_T` of (B * L,); `negative_S`, shared, or (T, S).
     `side`: other inputs of the user tower. `target_id_T`, `negative_id_S`: indices in the catalogue, under the whole
-    softmax places among its items. `log_expected_S`: see losses.py."""
+    softmax places among its items. `log_expected_S`, `weight_T`: see losses.py."""
 
     items: tuple[Any, ...]
     side: tuple[torch.Tensor, ...]
@@ -45,6 +46,7 @@ class Part:
     negative_S: torch.Tensor
     negative_id_S: torch.Tensor
     log_expected_S: torch.Tensor | None
+    weight_T: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,21 @@ class Negatives:
         return np.searchsorted(self.sums_C, rng.random(shape), side="right")
 
 
+def propensities(count_C: np.ndarray, power: float) -> np.ndarray | None:
+    """(C,) float32: what an item weighs as a target, its inverse propensity; None where all weigh alike.
+
+    What is shown often is chosen often, so a choice of what is seldom shown tells more of its user. Propensity is taken
+    to be popularity to `power` (Yang et al., RecSys 2018). Weights are cut at ten times their mean over all events
+    (Ionides, JCGS 2008) and have a mean of one after that (Swaminathan and Joachims, NeurIPS 2015).
+    """
+    if not power:
+        return None
+    there = count_C > 0
+    weight_C = np.where(there, np.maximum(count_C, 1) ** -power, 0)
+    weight_C = np.minimum(weight_C, _MOST * np.average(weight_C, weights=count_C))
+    return (weight_C / np.average(weight_C, weights=count_C)).astype(np.float32)
+
+
 class Feed:
     """See the module.
 
@@ -86,6 +103,7 @@ class Feed:
         self.steps = max(1, -(-self.batches.count(0) // recipe.accumulate))
         count_C = np.bincount(log.item[rows], minlength=len(tensors.index)).astype(np.float64)
         self.negatives = Negatives(np.where(count_C > 0, count_C**recipe.negative_power, 0))
+        self.weight_C = propensities(count_C, recipe.propensity)
         self.warm = np.flatnonzero(count_C)
         self.drawn_from = len(self.warm)
 
@@ -157,6 +175,7 @@ class Feed:
             *(self._tensor(x) for x in (where_C[item_K], place_K, asked_T, where_C[target_T],
                                         target_id_T.astype(np.int64), where_C[negative], negative)),
             None if expected is None else self._tensor(expected),
+            None if self.weight_C is None else self._tensor(self.weight_C[target_T]),
         )  # fmt: skip
 
     def _tensor(self, x: np.ndarray) -> torch.Tensor:

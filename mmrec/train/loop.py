@@ -193,11 +193,11 @@ class _Fit:
         user_TD = user_BLD.float().flatten(0, 1)[part.asked_T]
         negative_SD = _rows(vector_ND, part.negative_S)
         if r.loss == "full":
-            return full_softmax(user_TD, negative_SD, part.target_id_T)
+            return full_softmax(user_TD, negative_SD, part.target_id_T, part.weight_T)
         both = user_TD, _rows(vector_ND, part.target_T), part.target_id_T, negative_SD, part.negative_id_S
         if part.log_expected_S is None:
-            return gbce(*both, self.feed.drawn_from)
-        return sampled_softmax(*both, part.log_expected_S)
+            return gbce(*both, self.feed.drawn_from, weight_T=part.weight_T)
+        return sampled_softmax(*both, part.log_expected_S, part.weight_T)
 
     # validation
 

@@ -34,6 +34,7 @@ class Recipe:
     loss: str = "sampled"  # softmax over a sample; "full": over all items; "gbce"
     own_negatives: bool = False  # drawn for each position, not for the batch
     negative_power: float = 0.5  # negatives are drawn by popularity to this power
+    propensity: float = 0.0  # targets weigh by popularity to minus this power, at most ten times the mean; 0: alike
     tokens: int = 1024
     negatives: int = 1024
     lr: float = 6e-3
@@ -71,6 +72,11 @@ class Recipe:
         """The recipe with what a validation chose."""
         return replace(self, **{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()})
 
+    @staticmethod
+    def recorded(fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields as they were recorded, and those that came later as they were before they came."""
+        return {"propensity": 0.0, **fields}
+
     def pace(self, events: float) -> dict[str, Any]:
         """Fields that data of so many train events a user asks for; with them it goes at that pace ever after."""
         return (_SPARSE if events < self.sparse_under else {}) | {"sparse_under": 0.0}
@@ -91,7 +97,8 @@ RECIPES: dict[str, Recipe] = {
 # what a file may set, and from where to where; `blend` and `blend_weights` are for a validation alone to choose
 _BOUNDS: dict[str, tuple[float, float]] = {
     "d": (8, 1024), "layers": (1, 12), "heads": (1, 16), "context": (1, 4096), "length": (1, 65_536),
-    "dropout": (0, 0.95), "part_dropout": (0, 0.95), "warm": (0, 10), "negative_power": (0, 1), "tokens": (16, 2**20),
+    "dropout": (0, 0.95), "part_dropout": (0, 0.95), "warm": (0, 10), "negative_power": (0, 1),
+    "propensity": (0, 1), "tokens": (16, 2**20),
     "negatives": (1, 2**20), "lr": (1e-6, 1), "weight_decay": (0, 10), "warmup": (1, 10**6), "epochs": (1, 10_000),
     "every": (1, 1000), "patience": (1, 10_000), "lam": (1e-3, 1e6), "rank": (1, 8192), "head_content": (0, 1e6),
     "content_rank": (1, 4096), "tau": (1e-3, 1e6), "base": (0, 1), "half_life_days": (1e-3, 1e5), "linear": (0, 1e6),
