@@ -26,10 +26,11 @@ def recipes(config: Config, lake: Lake) -> list[dict[str, Any]]:
 
     Returns: name; file (None: mmrec's own); next: whether the next training takes it; changed: field -> value, where
         it is not `default`'s; wrong: why it can't be used, or None; version, as_of, ndcg@10 (of rolling test windows)
-        and minutes (of all stations of that training) of the newest version that was trained with it as it is now:
-        None where there is none.
+        and minutes (of all stations of that training) of the newest version that was trained with it as it is now, and
+        measured: None where there is none.
     """
-    trained = [v for v in versions.listed(config, lake) if v["on_disk"] and v["kind"] == "two_tower"]
+    known = versions.listed(config, lake)
+    trained = [v for v in known if v["on_disk"] and v["kind"] == "two_tower" and v["ndcg@10"] is not None]
     made = {v["version"]: versions.shown(config, lake, v["version"])["about"].get("settings") for v in trained}
     files = {f.stem: f for f in sorted(config.recipes.glob("*.toml")) if f.stem not in RECIPES}
     rows = []

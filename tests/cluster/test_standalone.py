@@ -89,6 +89,7 @@ def test_two_workers_give_the_rows_of_local_and_lose_nothing_when_one_is_killed_
     assert len(cluster.alive()) == 1
 
 
+@pytest.mark.deep
 def test_the_cluster_left_with_one_worker_gives_the_rows_of_local(
     cluster: Cluster, planned: Path, want: dict[str, str], tmp_path: Path
 ) -> None:

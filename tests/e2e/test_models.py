@@ -176,6 +176,7 @@ def test_a_night_is_planned_with_what_the_lake_says_and_puts_back_an_alias_that_
     assert "put back version 1 serves" in said
 
 
+@pytest.mark.deep
 def test_a_version_is_trained_again_to_the_same_numbers_and_files_and_the_home_is_as_before(lived: Lived, home: Path) -> None:
     before = {p: p.read_bytes() for f in ("runs", "bundles") for p in sorted((home / f).rglob("*")) if p.is_file()}
     versions = Lake(home / "lake").versions()
@@ -207,6 +208,7 @@ def test_a_version_whose_recipe_is_another_by_now_or_that_does_not_say_its_setti
     assert "does not say its settings" in mmrec("models", "reproduce", "1", "--home", str(own), ok=(2,)).stderr
 
 
+@pytest.mark.deep
 def test_a_training_takes_another_recipe_for_once_and_recipes_say_which_was_measured(home: Path) -> None:
     """`small` is the only one that trained here; a file's first training is not registered, so nothing is measured."""
     (home / "recipes").mkdir(exist_ok=True)
