@@ -154,6 +154,7 @@ def naive(home: Path, days: list[str]) -> dict[str, list[tuple[str, float, float
     return found
 
 
+@pytest.mark.deep
 def test_arms_are_compared_by_what_their_users_chose_and_the_canary_ends_in_one_command(home: Path) -> None:
     night(home, NEXT)
     told = json.loads(mmrec("models", "canary", "--home", str(home), "--json").stdout)

@@ -99,6 +99,7 @@ def test_a_history_without_an_item_has_its_gap_in_the_one_before() -> None:
     assert _without(row, "a")["gap_s"] == [5, 4, 5], "before the first there is nothing"
 
 
+@pytest.mark.deep
 def test_another_language_changes_words_alone_and_is_repeated(lived: Lived, rows: list[Row], tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(lived.home, home, symlinks=True)

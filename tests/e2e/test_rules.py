@@ -191,6 +191,7 @@ def test_why_not_follows_an_item_to_where_it_fell(ruled: Ruled) -> None:
     assert "it is in the list at rank" in " ".join(told.split())
 
 
+@pytest.mark.deep
 def test_every_item_fell_somewhere_and_what_was_passed_over_is_what_the_list_says(ruled: Ruled) -> None:
     (row,) = (r for r in ruled.day("user_sequences") if r["user_id"] == ruled.user)
     cfg, lake = config.load(ruled.home), Lake(ruled.home / "lake")

@@ -6,6 +6,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mmrec import config, dataset
 from mmrec.bundle.bundle import load
@@ -14,6 +15,8 @@ from mmrec.lake.store import Lake
 from mmrec.models.ease import EASE
 from mmrec.topk.exact import select
 from tests.conftest import NIGHTS, Lived, mmrec, serve
+
+pytestmark = pytest.mark.deep
 
 DAY = "2026-03-06"
 

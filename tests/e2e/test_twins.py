@@ -27,6 +27,8 @@ from mmrec.run import replay
 from mmrec.verify import verify
 from tests.conftest import mmrec, share_encoders
 
+pytestmark = pytest.mark.deep
+
 FIRST, SECOND, OLD = "2026-03-02", "2026-03-03", "2026-03-04"
 GROUPS, LISTS = "silver.item_groups", "gold.recommendations"
 Twice = tuple[Path, tuple[str, ...], list[dict[str, Any]]]
