@@ -1,6 +1,6 @@
 """gold.user_profiles: what a user is drawn to, in words an analyst can read.
 
-In: as-of interactions and items, and what items are linked to. Out: one row a user who is drawn to something.
+In: as-of interactions and items, and what items are linked to. Out: one row a user, who may be drawn to nothing.
 An interest is a label of items, category=NAME or relation=ENTITY, that a user's events fall on more often than
 everybody's do: lift = (n_ul + K p_l) / (n_u + K) / p_l, the user's share of events, smoothed by a Dirichlet prior of K
 events at everybody's shares (Zhai and Lafferty, SIGIR 2001, section 3.2), over everybody's share p_l. Few events say
@@ -33,8 +33,9 @@ def user_profiles(
             give for one moment. most: interests a user, at least 1.
         entities: what asof.entities gives; None: categories alone.
 
-    Returns: one row a user who did not leave and has an interest, unordered; interests by (lift, events, both
-        descending, label). Lifts are whole millionths, rounded down; shares are of all events, of whatever item.
+    Returns: one row for every user of interactions and users who did not leave, unordered; interests by (lift, events,
+        both descending, label), empty where there are none. Lifts are whole millionths, rounded down; shares are of
+        all events, of whatever item.
     """
     pairs = interactions.groupBy("user_id", "item_id").agg(F.count(F.lit(1)).alias("n"))
     empty = F.array().cast("array<string>")
@@ -62,10 +63,13 @@ def user_profiles(
     order = Window.partitionBy("user_id").orderBy(F.col("lift").desc(), F.col("n").desc(), F.col("label"))
     first = drawn.withColumn("place", F.row_number().over(order)).where(F.col("place") <= most)
     entries = F.sort_array(F.collect_list(F.struct("place", "label", "n", "lift"))).alias("e")
-    made = first.groupBy("user_id").agg(entries, F.max("of_user").alias("n_interactions"))
+    known = users.where(~F.col("left")).select("user_id")
+    made = whole.join(known, "user_id", "full_outer").join(first.groupBy("user_id").agg(entries), "user_id", "left")
+    parts = {"interests": ("label", "string"), "events": ("n", "bigint"), "lifts_micro": ("lift", "bigint")}
     rows = made.select(
-        F.lit(run_date).alias("run_date"), "user_id", F.col("e.label").alias("interests"), F.col("e.n").alias("events"),
-        F.col("e.lift").alias("lifts_micro"), "n_interactions", F.lit(run_id).alias("run_id"),
+        F.lit(run_date).alias("run_date"), "user_id",
+        *(F.coalesce(F.col(f"e.{p}"), F.array().cast(f"array<{kind}>")).alias(c) for c, (p, kind) in parts.items()),
+        F.coalesce(F.col("of_user"), F.lit(0)).alias("n_interactions"), F.lit(run_id).alias("run_id"),
     )  # fmt: skip
     t = schema.table("gold.user_profiles")
     return rows.select([F.col(c.name).cast(c.type.lower()).alias(c.name) for c in t.columns])

@@ -98,13 +98,14 @@ GOLD = (
         partition="run_date", retention_days=400,
     ),
     Table(
-        "gold.user_profiles", "one user as of one run_date, of those who are drawn to something",
+        "gold.user_profiles", "one user as of one run_date",
         "What users are drawn to, in words: labels of items that their events fall on more often than everybody's.",
         "features", "replace_partition", ("run_date", "user_id"),
         (
             _c("run_date", "DATE", "the day the features are made for"),
             _c("user_id", _STR, "external user id"),
-            _c("interests", "ARRAY<STRING>", "category=NAME or, of silver.relations, relation=ENTITY; strongest first"),
+            _c("interests", "ARRAY<STRING>", "category=NAME or, of silver.relations, relation=ENTITY, the strongest first;"
+               " empty: none"),
             _c("events", "ARRAY<BIGINT>", "the user's events on items of each"),
             _c("lifts_micro", "ARRAY<BIGINT>", "the user's share of events on each over everybody's, smoothed, 1e-6"),
             _c("n_interactions", "BIGINT", "events in the whole history"),
