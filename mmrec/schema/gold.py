@@ -104,7 +104,7 @@ GOLD = (
         (
             _c("run_date", "DATE", "the day the features are made for"),
             _c("user_id", _STR, "external user id"),
-            _c("interests", "ARRAY<STRING>", "category=NAME or, of silver.relations, relation=ENTITY, the strongest first;"
+            _c("interests", "ARRAY<STRING>", "category=NAME or, of silver.relations, relation=ENTITY; strongest first,"
                " empty: none"),
             _c("events", "ARRAY<BIGINT>", "the user's events on items of each"),
             _c("lifts_micro", "ARRAY<BIGINT>", "the user's share of events on each over everybody's, smoothed, 1e-6"),
