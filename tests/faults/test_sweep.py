@@ -48,7 +48,7 @@ def of_a_day(tmp_path_factory: pytest.TempPathFactory, library: Path) -> list[di
     return swept(library, tmp_path_factory.mktemp("day"), "--write", "replace_partition")
 
 
-@pytest.mark.parametrize("write", ["replace_partition", "append_new", "replace_all"])
+@pytest.mark.parametrize("write", ["replace_partition", "append_new", pytest.param("replace_all", marks=pytest.mark.deep)])
 def test_kill_9_or_a_failed_call_at_any_moment_of_a_commit_leaves_the_old_rows_or_the_new(tmp_path: Path, library: Path, tried: Callable[[str, object], None], write: str, request: pytest.FixtureRequest) -> None:
     lines = request.getfixturevalue("of_a_day") if write == "replace_partition" else swept(library, tmp_path, "--write", write)
     tried(f"fault points of a commit, Arrow rows, {write}", figures(lines))

@@ -45,6 +45,7 @@ def test_texts_are_distinct_titles_and_sentences_first(films: Path) -> None:
     assert len(embed._pictures(None, 5)) == 5
 
 
+@pytest.mark.deep
 def test_real_sides_on_a_few_inputs() -> None:
     words = ("bench", "embed", "--texts", "40", "--pictures", "6", "--rounds", "2", "--json")
     told: dict[str, Any] = json.loads(mmrec(*words).stdout)
