@@ -17,6 +17,8 @@ from tests.cluster.standalone import Cluster, events
 from tests.conftest import Lived, mmrec, serve
 from tests.waiting import until
 
+pytestmark = pytest.mark.deep
+
 DAY, BEFORE = "2026-03-06", ("world", "ingest", "validate", "embed", "plan")
 GOLD = ("gold.user_sequences", "gold.item_features", "gold.user_vectors", "gold.recommendations")
 
@@ -89,7 +91,6 @@ def test_two_workers_give_the_rows_of_local_and_lose_nothing_when_one_is_killed_
     assert len(cluster.alive()) == 1
 
 
-@pytest.mark.deep
 def test_the_cluster_left_with_one_worker_gives_the_rows_of_local(
     cluster: Cluster, planned: Path, want: dict[str, str], tmp_path: Path
 ) -> None:

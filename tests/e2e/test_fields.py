@@ -6,6 +6,8 @@ import shutil
 from datetime import date
 from pathlib import Path
 
+import pytest
+
 from mmrec import config
 from mmrec.bundle.bundle import load
 from mmrec.lake.store import Lake
@@ -27,6 +29,7 @@ def plant(folder: Path) -> int:
     return len(own[:-1:3])
 
 
+@pytest.mark.deep
 def test_a_model_of_pooled_fields_serves_nights_that_replay_after_the_settings_moved_on(tmp_path: Path, encoders_cache: Path) -> None:
     home = tmp_path / "home"
     mmrec("init", "--home", str(home), "--size", "tiny")
