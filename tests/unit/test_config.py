@@ -387,8 +387,8 @@ def test_steps_and_tables_name_each_other() -> None:
         assert step(s.name) is s
         assert s.summary
     for t in TABLES.values():
-        # what every station leaves behind is written by whatever runs it, and what people decide by their command
-        assert t.step in ("run", "review") or t.name in step(t.step).writes, t.name
+        # what every station leaves behind is written by whatever runs it, and what people decide or ask for by their command
+        assert t.step in ("run", "review", "score") or t.name in step(t.step).writes, t.name
     # nightly stations run in the list's order: what one reads, an earlier one or an earlier night has written
     written: set[str] = set()
     for s in (s for s in STEPS if s.nightly and s.name != "world"):

@@ -663,7 +663,7 @@ def test_a_sampled_step_with_100_000_items_holds_at_most_a_tenth_of_a_whole_soft
 ) -> None:
     recipe = Recipe(d=64, context=32, tokens=1024, negatives=1024)
     sampled = most_held(large, recipe)
-    monkeypatch.setattr(loop, "full_softmax", lambda user, item, target: F.cross_entropy(user @ item.T, target))
+    monkeypatch.setattr(loop, "full_softmax", lambda user, item, target, _weight: F.cross_entropy(user @ item.T, target))
     plain = most_held(large, replace(recipe, loss="full"))
     # the whole one can't do with less than its logits and their gradient
     assert plain > 2 * 4 * 1000 * 100_000
