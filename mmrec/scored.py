@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from mmrec import schema
 from mmrec.config import Config
 from mmrec.errors import InputError
-from mmrec.lake import commit
+from mmrec.lake import commit, evolve
 from mmrec.lake.store import Lake
 from mmrec.remade import Remade, remade
 from mmrec.topk.seen import Seen
@@ -42,8 +42,8 @@ def scored(
     """Score every pair of a file and append what is not there yet.
 
     Args:
-        file: .csv or .parquet with user_id and item_id, of anything else that it has nothing is read. when: a
-            published run_date; None: the newest.
+        file: .csv or .parquet with user_id and item_id; other columns are not read. when: a published run_date; None:
+            the newest.
 
     Returns: run_date; model_versions; pairs (distinct), scored, added; rows of gold.pair_scores, in the file's order,
         of which why says what has no score.
@@ -64,17 +64,19 @@ def scored(
         found += _of_arm(made, left.filter(mine), lambda n, before=before: tell("score", before + n, total))
         left = left.filter(pc.invert(mine))
     rows = pa.concat_tables(found)
-    order = pc.index_in(_key(rows), _key(asked))
-    rows = rows.take(pc.sort_indices(order))
-    lake.create(NAME)
+    rows = rows.take(pc.sort_indices(pc.index_in(_key(rows, asked), _key(asked, asked))))
+    evolve.absorb(lake)  # a home of an earlier release has no such table
     added = commit.append(lake, NAME, rows, f"{rows['run_id'][0].as_py()}-pairs")
     return {"run_date": str(rows["run_date"][0].as_py()), "pairs": rows.num_rows, "added": added,
             "model_versions": sorted(set(rows["model_version"].to_pylist())),
             "scored": rows.num_rows - rows["score"].null_count, "rows": rows.to_pylist()}  # fmt: skip
 
 
-def _key(rows: pa.Table) -> pa.Array:
-    return pc.binary_join_element_wise(rows["user_id"], rows["item_id"], "\0").combine_chunks()
+def _key(rows: pa.Table, among: pa.Table) -> pa.Array:
+    """int64: a number of its own for each pair of `among`; no text stands between ids that could be in them."""
+    ids = {c: among[c].unique() for c in _COLUMNS}
+    user, item = (pc.index_in(rows[c], ids[c]).combine_chunks().cast(pa.int64()) for c in _COLUMNS)
+    return pc.add(pc.multiply(user, len(ids["item_id"])), item)
 
 
 def _pairs(file: Path) -> pa.Table:
@@ -100,7 +102,7 @@ def _pairs(file: Path) -> pa.Table:
         if len(empty):
             raise InputError("a pair names nobody, or nothing", where=f"{file}: row {empty[0].as_py() + 1}: {name}",
                              value="", valid=f"a {name}", next=f"edit {file}")  # fmt: skip
-    first = np.unique(_key(rows).dictionary_encode().indices.to_numpy(), return_index=True)[1]
+    first = np.unique(_key(rows, rows).to_numpy(), return_index=True)[1]
     return rows.take(np.sort(first))
 
 

@@ -34,7 +34,7 @@ def fused(
     wishes = asof.wishes(silver["wishes"], as_of) if "wishes" in silver else None
     social, asked = None, asked_social(settings)
     if asked is not None:
-        left = users.where(F.col("left")).select("user_id")  # whoever was linked to them
+        left = users.where(F.col("left")).select("user_id")  # what they had is no hint for those they were linked to
         theirs = events.join(left, "user_id", "left_anti")
         social = sequences.social(theirs, asof.edges(silver["relations"], as_of), as_of, asked)
     entities = asof.entities(silver["relations"], as_of) if settings.get("entities") else None

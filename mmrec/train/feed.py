@@ -81,8 +81,7 @@ def propensities(count_C: np.ndarray, power: float) -> np.ndarray | None:
     """
     if not power:
         return None
-    there = count_C > 0
-    weight_C = np.where(there, np.maximum(count_C, 1) ** -power, 0)
+    weight_C = np.where(count_C > 0, np.maximum(count_C, 1) ** -power, 0)
     weight_C = np.minimum(weight_C, _MOST * np.average(weight_C, weights=count_C))
     return (weight_C / np.average(weight_C, weights=count_C)).astype(np.float32)
 

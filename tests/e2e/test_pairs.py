@@ -84,3 +84,18 @@ def test_a_file_that_can_not_be_read_is_refused(home: Path, name: str, text: str
     assert all(w in done.stderr for w in words), done.stderr
     assert Lake(home / "lake").versions() == before
 
+
+
+def test_ids_that_hold_what_could_stand_between_two_are_pairs_of_their_own(home: Path) -> None:
+    told = asked(home, [("a\0b", "c"), ("a", "b\0c")], "parquet")
+    assert [(r["user_id"], r["item_id"]) for r in told["rows"]] == [("a\0b", "c"), ("a", "b\0c")]
+
+
+def test_a_home_without_the_table_gets_it_on_record(home: Path, tmp_path: Path) -> None:
+    older = tmp_path / "home"
+    shutil.copytree(home, older, symlinks=True)
+    shutil.rmtree(older / "lake" / "gold" / "pair_scores")
+    row = night(older, "gold.recommendations")[0]
+    assert asked(older, [(row["user_id"], row["item_id"])])["added"] == 1
+    changes = Lake(older / "lake").arrow("ops.schema_changes").to_pylist()
+    assert "gold.pair_scores" in {r["table_name"] for r in changes}
